@@ -1,0 +1,24 @@
+//! What a retrying layer tells the balancer about the attempt in hand.
+
+use std::time::Instant;
+
+use crate::endpoint::EndpointId;
+
+/// A request extension: which attempt this is. Failover writes it, balance reads it; without it a
+/// request is a first attempt.
+///
+/// # Defaults
+///
+/// Number 0, nothing tried, no deadline, no hash key.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// The number of attempts before this one.
+    pub number: u32,
+    /// The endpoints that were tried before; they are avoided while others are left.
+    pub tried: Vec<EndpointId>,
+    /// When the answer is of no more use.
+    pub deadline: Option<Instant>,
+    /// The hash of the request's key, for policies that hash.
+    pub hash: Option<u64>,
+}

@@ -1,0 +1,47 @@
+//! Picks an endpoint for each request.
+//!
+//! The pick happens in `call`, with the request in hand, because hashing, stickiness and the
+//! exclusion of endpoints that were tried need it; `poll_ready` is the readiness of the inner
+//! client. One shared picker serves every clone, so no `Buffer` is needed.
+//!
+//! The chosen endpoint is leased: it counts as in flight until the response body has ended, failed
+//! or been dropped. A dropped body or future is a cancellation, not a failure. The URI of the
+//! request gets the scheme and authority of the endpoint, and the [`Chosen`] extension names it
+//! for [`Upstream`]; the `Host` header stays as it was.
+//!
+//! When the cluster has no usable endpoint, the answer is a 503 that carries a
+//! [`Refusal`](crate::refusal::Refusal).
+//!
+//! [`Chosen`]: crate::member::Chosen
+//! [`Upstream`]: https://docs.rs/tower-gateway/latest/tower_gateway/upstream/struct.Upstream.html
+//!
+//! # Examples
+//!
+//! ```
+//! use tower::{Layer, service_fn};
+//! use tower_gateway::{balance::BalanceLayer, cluster::Cluster, pick::RoundRobin};
+//!
+//! let users = Cluster::fixed("users", RoundRobin::new(), ["127.0.0.1:9001".parse()?]);
+//! let client = service_fn(async |_: http::Request<String>| {
+//!     Ok::<_, std::convert::Infallible>(http::Response::new(String::from("hello")))
+//! });
+//! let service = BalanceLayer::new(users).layer(client);
+//! # Ok::<(), tower_gateway::endpoint::InvalidAddress>(())
+//! ```
+//!
+//! Endpoints that speak TLS:
+//!
+//! ```
+//! use http::uri::Scheme;
+//! # use tower_gateway::{balance::BalanceLayer, cluster::Cluster, pick::RoundRobin};
+//! # let users = Cluster::fixed("users", RoundRobin::new(), []);
+//! let layer = BalanceLayer::new(users).scheme(Scheme::HTTPS);
+//! ```
+
+pub mod body;
+pub mod future;
+mod layer;
+mod service;
+
+pub use layer::BalanceLayer;
+pub use service::Balance;

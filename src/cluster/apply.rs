@@ -1,0 +1,163 @@
+//! How a list of endpoints becomes the next members: a pure function.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use crate::{
+    endpoint::{Endpoint, EndpointId},
+    event::Event,
+    load::Totals,
+    member::Member,
+};
+
+/// The next members and what changed.
+pub(super) struct Applied {
+    pub(super) members: Arc<[Arc<Member>]>,
+    pub(super) events: Vec<Event>,
+}
+
+/// Makes the members for `endpoints`, in their order, and carries over the live state of every
+/// instance that was there before.
+pub(super) fn apply(
+    previous: &[Arc<Member>],
+    endpoints: &[Arc<Endpoint>],
+    totals: &Arc<Totals>,
+    now: Instant,
+) -> Applied {
+    let mut known: HashMap<&EndpointId, &Arc<Member>> = previous
+        .iter()
+        .map(|member| (&member.endpoint().id, member))
+        .collect();
+    let mut events = Vec::new();
+    let mut members: Vec<Arc<Member>> = Vec::with_capacity(endpoints.len());
+    let mut taken = std::collections::HashSet::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        if !taken.insert(&endpoint.id) {
+            continue;
+        }
+        let member = match known.remove(&endpoint.id) {
+            Some(member) if **member.endpoint() == **endpoint => Arc::clone(member),
+            Some(member) if member.endpoint().is_same_instance(endpoint) => {
+                events.push(Event::Updated(Arc::clone(endpoint)));
+                Arc::new(member.updated(Arc::clone(endpoint)))
+            }
+            found => {
+                if let Some(member) = found {
+                    events.push(Event::Removed(Arc::clone(member.endpoint())));
+                }
+                events.push(Event::Added(Arc::clone(endpoint)));
+                Arc::new(Member::new(Arc::clone(endpoint), Arc::clone(totals), now))
+            }
+        };
+        members.push(member);
+    }
+    let removed = previous
+        .iter()
+        .filter(|member| known.contains_key(&member.endpoint().id))
+        .map(|member| Event::Removed(Arc::clone(member.endpoint())));
+    events.extend(removed);
+    Applied {
+        members: members.into(),
+        events,
+    }
+}
+
+/// The members that take new picks: not draining, of positive weight, and of the most preferred
+/// priority that has any.
+pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Arc<Member>]> {
+    let open = |member: &&Arc<Member>| {
+        let endpoint = member.endpoint();
+        endpoint.weight > 0 && !endpoint.draining
+    };
+    let preferred = members
+        .iter()
+        .filter(open)
+        .map(|member| member.endpoint().priority)
+        .min();
+    members
+        .iter()
+        .filter(open)
+        .filter(|member| Some(member.endpoint().priority) == preferred)
+        .cloned()
+        .collect()
+}
+
+#[cfg(all(test, not(tower_gateway_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn endpoint((id, port, weight): (u8, u16, u32)) -> Arc<Endpoint> {
+        let address: Endpoint = format!("127.0.0.1:{}", 1 + port).parse().unwrap();
+        Arc::new(address.id(id.to_string()).weight(weight))
+    }
+
+    fn lists() -> impl Strategy<Value = Vec<Vec<(u8, u16, u32)>>> {
+        let entry = (0_u8..6, 0_u16..3, 0_u32..3);
+        proptest::collection::vec(proptest::collection::vec(entry, 0..8), 1..12)
+    }
+
+    proptest! {
+        #[test]
+        fn identity_keeps_its_live_state(lists in lists()) {
+            let totals = Arc::new(Totals::default());
+            let now = crate::time::now();
+            let mut members: Arc<[Arc<Member>]> = Arc::default();
+            for list in lists {
+                let endpoints: Vec<_> = list.into_iter().map(endpoint).collect();
+                let applied = apply(&members, &endpoints, &totals, now);
+
+                let mut expected: Vec<&Arc<Endpoint>> = Vec::new();
+                for endpoint in &endpoints {
+                    if !expected.iter().any(|other| other.id == endpoint.id) {
+                        expected.push(endpoint);
+                    }
+                }
+                let listed: Vec<_> = applied.members.iter().map(|m| m.endpoint()).collect();
+                prop_assert_eq!(&listed, &expected);
+
+                for member in applied.members.iter() {
+                    let before = members.iter().find(|m| m.endpoint().id == member.endpoint().id);
+                    let same = before.is_some_and(|m| m.endpoint().is_same_instance(member.endpoint()));
+                    let kept = before.is_some_and(|m| m.shares_state_with(member));
+                    prop_assert_eq!(kept, same);
+                }
+
+                let count = |wanted: fn(&Event) -> bool| {
+                    applied.events.iter().filter(|event| wanted(event)).count()
+                };
+                let added = count(|event| matches!(event, Event::Added(_)));
+                let removed = count(|event| matches!(event, Event::Removed(_)));
+                prop_assert_eq!(members.len() + added, applied.members.len() + removed);
+                members = applied.members;
+            }
+        }
+    }
+
+    fn ids(members: &[Arc<Member>]) -> Vec<&str> {
+        members.iter().map(|m| m.endpoint().id.as_str()).collect()
+    }
+
+    #[test]
+    fn the_most_preferred_priority_with_an_open_member_takes_the_picks() {
+        let member = |endpoint: Endpoint| {
+            Arc::new(Member::new(
+                Arc::new(endpoint),
+                Arc::default(),
+                crate::time::now(),
+            ))
+        };
+        let at = |id: &str, priority| {
+            let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+            endpoint.id(id).priority(priority)
+        };
+        let members = [
+            member(at("drained", 0).draining()),
+            member(at("heavy", 0).weight(0)),
+            member(at("backup", 2)),
+            member(at("near", 1)),
+            member(at("near too", 1).weight(9)),
+        ];
+        assert_eq!(ids(&candidates(&members)), ["near", "near too"]);
+        assert_eq!(ids(&candidates(&members[..2])), Vec::<&str>::new());
+    }
+}

@@ -1,0 +1,45 @@
+//! The task that follows discovery for a cluster.
+
+use std::sync::{Arc, Weak};
+
+use tokio::task::AbortHandle;
+
+use super::Shared;
+use crate::discover::{ServiceWatch, State};
+
+/// The running task; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Follower(AbortHandle);
+
+impl Follower {
+    pub(super) fn start(shared: &Arc<Shared>, watch: ServiceWatch) -> Self {
+        let task = tokio::spawn(follow(Arc::downgrade(shared), watch));
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch) {
+    loop {
+        let found = watch.changed().await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        // A source that has said nothing yet replaces nothing.
+        if found.state != State::Pending {
+            shared.discovered(&found);
+            tracing::debug!(
+                event = "endpoints",
+                cluster = &*shared.name,
+                endpoints = found.endpoints.len(),
+                state = found.state.as_str(),
+                "endpoints applied"
+            );
+        }
+    }
+}

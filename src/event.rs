@@ -1,0 +1,19 @@
+//! What happened in a cluster, for logs, metrics and recovery.
+
+use std::sync::Arc;
+
+use crate::{discover::State, endpoint::Endpoint};
+
+/// A change in a cluster. Receivers that fall behind lose the oldest events, never the state.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// An endpoint joined.
+    Added(Arc<Endpoint>),
+    /// Attributes of an endpoint changed; its live state is kept.
+    Updated(Arc<Endpoint>),
+    /// An endpoint left. What it has in flight is finished.
+    Removed(Arc<Endpoint>),
+    /// Discovery changed its state.
+    Discovery(State),
+}

@@ -1,0 +1,214 @@
+//! Which endpoint takes the next request.
+//!
+//! A [`Policy`] is what a user chooses; it makes a [`Picker`] for each set of candidates. The
+//! cluster publishes the picker together with its members, so that a pick never sees a torn set.
+//! What must outlive a set, such as the place in a rotation, belongs to the policy and is shared
+//! with its pickers.
+//!
+//! Everything here is pure: randomness comes in with the [`Pick`].
+//!
+//! # A policy of one's own
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tower_gateway::{member::Member, pick::{Pick, Picker, Policy}};
+//!
+//! /// Always the first candidate that was not tried yet.
+//! #[derive(Debug)]
+//! struct First;
+//!
+//! impl Policy for First {
+//!     fn name(&self) -> &str {
+//!         "first"
+//!     }
+//!
+//!     fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+//!         Box::new(FirstPicker(Arc::clone(candidates)))
+//!     }
+//! }
+//!
+//! #[derive(Debug)]
+//! struct FirstPicker(Arc<[Arc<Member>]>);
+//!
+//! impl Picker for FirstPicker {
+//!     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
+//!         self.0.iter().position(|member| pick.allows(member))
+//!     }
+//! }
+//! ```
+
+mod random;
+mod round_robin;
+mod stride;
+mod weighted_random;
+mod weighted_round_robin;
+
+use std::{fmt, sync::Arc};
+
+pub use random::Random;
+pub use round_robin::RoundRobin;
+pub use weighted_random::WeightedRandom;
+pub use weighted_round_robin::WeightedRoundRobin;
+
+pub(crate) use stride::Schedule;
+
+use crate::{endpoint::EndpointId, member::Member};
+
+/// A way to choose endpoints.
+pub trait Policy: fmt::Debug + Send + Sync + 'static {
+    /// The name that configuration files and metrics use.
+    fn name(&self) -> &str;
+
+    /// Makes the picker for one set of candidates. All of them may take new requests: none is
+    /// draining or has weight 0. The set may be empty.
+    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker>;
+}
+
+impl Policy for Arc<dyn Policy> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+        (**self).picker(candidates)
+    }
+}
+
+/// Chooses among one set of candidates; shared by every request in flight.
+pub trait Picker: fmt::Debug + Send + Sync + 'static {
+    /// The index of the chosen candidate; `None` when the pick allows none of them.
+    fn pick(&self, pick: &Pick<'_>) -> Option<usize>;
+}
+
+/// What a picker may know of a request.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Pick<'a> {
+    /// Random bits, fresh for each pick.
+    pub entropy: u64,
+    /// The hash of the request's key, when there is one.
+    pub hash: Option<u64>,
+    /// Endpoints that were tried before.
+    pub tried: &'a [EndpointId],
+}
+
+impl<'a> Pick<'a> {
+    /// A pick with these random bits, nothing tried and no hash.
+    #[must_use]
+    pub fn new(entropy: u64) -> Self {
+        Self {
+            entropy,
+            hash: None,
+            tried: &[],
+        }
+    }
+
+    /// Sets the endpoints that were tried before.
+    #[must_use]
+    pub fn tried(mut self, tried: &'a [EndpointId]) -> Self {
+        self.tried = tried;
+        self
+    }
+
+    /// Sets the hash of the request's key.
+    #[must_use]
+    pub fn hash(mut self, hash: Option<u64>) -> Self {
+        self.hash = hash;
+        self
+    }
+
+    /// Whether this endpoint was not tried yet.
+    #[must_use]
+    pub fn allows(&self, member: &Member) -> bool {
+        self.tried.is_empty() || !self.tried.contains(&member.endpoint().id)
+    }
+}
+
+/// The first candidate from `start` on, in a circle, that the pick allows.
+fn next_allowed(candidates: &[Arc<Member>], start: usize, pick: &Pick<'_>) -> Option<usize> {
+    let count = candidates.len();
+    (0..count)
+        .map(|step| {
+            let index = start + step;
+            if index < count { index } else { index - count }
+        })
+        .find(|index| pick.allows(&candidates[*index]))
+}
+
+/// Maps random bits onto `0..bound` by multiplication (Lemire, arXiv 1805.10941, without the
+/// rejection step: the bias is below `bound / 2^64`).
+fn scale(entropy: u64, bound: usize) -> usize {
+    ((u128::from(entropy) * bound as u128) >> 64) as usize
+}
+
+#[cfg(all(test, not(tower_gateway_loom)))]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{endpoint::Endpoint, load::Totals, time};
+
+    /// Members with these weights, named `0`, `1`, …
+    pub(crate) fn members(weights: &[u32]) -> Arc<[Arc<Member>]> {
+        let totals = Arc::new(Totals::default());
+        let member = |(index, weight): (usize, &u32)| {
+            let endpoint: Endpoint = format!("127.0.0.1:{}", index + 1).parse().unwrap();
+            let endpoint = endpoint.id(index.to_string()).weight(*weight);
+            Arc::new(Member::new(
+                Arc::new(endpoint),
+                Arc::clone(&totals),
+                time::now(),
+            ))
+        };
+        weights.iter().enumerate().map(member).collect()
+    }
+
+    /// How often each of `count` candidates is picked in `picks` picks.
+    pub(crate) fn tally(picker: &dyn Picker, count: usize, picks: usize) -> Vec<usize> {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut tally = vec![0; count];
+        for _ in 0..picks {
+            tally[picker.pick(&Pick::new(rng.u64(..))).unwrap()] += 1;
+        }
+        tally
+    }
+
+    fn policies() -> [Box<dyn Policy>; 4] {
+        [
+            Box::new(RoundRobin::new()),
+            Box::new(WeightedRoundRobin::new()),
+            Box::new(Random::new()),
+            Box::new(WeightedRandom::new()),
+        ]
+    }
+
+    #[test]
+    fn every_policy_avoids_what_was_tried_while_others_are_left() {
+        for policy in policies() {
+            let candidates = members(&[1, 100, 3, 50]);
+            let picker = policy.picker(&candidates);
+            let mut tried = Vec::new();
+            let mut rng = fastrand::Rng::with_seed(1);
+            for _ in 0..candidates.len() {
+                let pick = Pick::new(rng.u64(..)).tried(&tried);
+                let index = picker.pick(&pick).unwrap();
+                let id = candidates[index].endpoint().id.clone();
+                assert!(!tried.contains(&id), "{} repeats {id}", policy.name());
+                tried.push(id);
+            }
+            assert_eq!(picker.pick(&Pick::new(0).tried(&tried)), None);
+        }
+    }
+
+    #[test]
+    fn no_policy_picks_from_nothing() {
+        for policy in policies() {
+            assert_eq!(policy.picker(&members(&[])).pick(&Pick::new(5)), None);
+        }
+    }
+
+    #[test]
+    fn scaled_entropy_covers_the_range_and_stays_in_it() {
+        assert_eq!(scale(0, 3), 0);
+        assert_eq!(scale(u64::MAX, 3), 2);
+        assert_eq!(scale(u64::MAX / 2, 10), 4);
+    }
+}

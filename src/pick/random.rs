@@ -1,0 +1,52 @@
+//! Any endpoint.
+
+use std::sync::Arc;
+
+use super::{Pick, Picker, Policy, next_allowed, scale};
+use crate::member::Member;
+
+/// Any endpoint, each as likely as the others, whatever its weight.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Random {}
+
+impl Random {
+    /// A uniform choice.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for Random {
+    fn name(&self) -> &str {
+        "random"
+    }
+
+    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+        Box::new(RandomPicker(Arc::clone(candidates)))
+    }
+}
+
+#[derive(Debug)]
+struct RandomPicker(Arc<[Arc<Member>]>);
+
+impl Picker for RandomPicker {
+    fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
+        next_allowed(&self.0, scale(pick.entropy, self.0.len()), pick)
+    }
+}
+
+#[cfg(all(test, not(tower_gateway_loom)))]
+mod tests {
+    use super::*;
+    use crate::pick::tests::{members, tally};
+
+    #[test]
+    fn the_choice_is_uniform() {
+        let picker = Random::new().picker(&members(&[1, 9, 1, 1]));
+        for count in tally(&*picker, 4, 40_000) {
+            assert!((9_500..=10_500).contains(&count), "{count}");
+        }
+    }
+}

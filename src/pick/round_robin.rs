@@ -1,0 +1,71 @@
+//! Each endpoint in turn.
+
+use std::sync::Arc;
+
+use super::{Pick, Picker, Policy, next_allowed, stride::Sequence};
+use crate::member::Member;
+
+/// Each endpoint in turn, whatever its weight.
+///
+/// The rotation starts at random, so that many nodes do not step in line, and goes on where it
+/// was when the list of endpoints changes.
+#[derive(Debug, Default)]
+pub struct RoundRobin {
+    sequence: Arc<Sequence>,
+}
+
+impl RoundRobin {
+    /// A rotation with a random start.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for RoundRobin {
+    fn name(&self) -> &str {
+        "round_robin"
+    }
+
+    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+        Box::new(RoundRobinPicker {
+            sequence: Arc::clone(&self.sequence),
+            candidates: Arc::clone(candidates),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct RoundRobinPicker {
+    sequence: Arc<Sequence>,
+    candidates: Arc<[Arc<Member>]>,
+}
+
+impl Picker for RoundRobinPicker {
+    fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
+        let count = self.candidates.len() as u64;
+        let start = self.sequence.next().checked_rem(count)?;
+        next_allowed(&self.candidates, start as usize, pick)
+    }
+}
+
+#[cfg(all(test, not(tower_gateway_loom)))]
+mod tests {
+    use super::*;
+    use crate::pick::tests::{members, tally};
+
+    #[test]
+    fn every_endpoint_gets_the_same_whatever_its_weight() {
+        let picker = RoundRobin::new().picker(&members(&[1, 50, 3]));
+        assert_eq!(tally(&*picker, 3, 300), [100, 100, 100]);
+    }
+
+    #[test]
+    fn the_rotation_goes_on_when_the_list_changes() {
+        let policy = RoundRobin::new();
+        let candidates = members(&[1; 5]);
+        let first = policy.picker(&candidates).pick(&Pick::new(0)).unwrap();
+        let second = policy.picker(&candidates).pick(&Pick::new(0)).unwrap();
+        assert_eq!(second, (first + 1) % 5);
+    }
+}
