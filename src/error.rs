@@ -1,6 +1,6 @@
 //! The error of an attempt that ended without a response head.
 
-use std::fmt;
+use std::{any::Any, fmt};
 
 /// A boxed error, as tower uses it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -96,6 +96,14 @@ impl TransportError {
         self
     }
 
+    /// The transport error that `error` is or, as a [`BoxError`], holds.
+    pub(crate) fn find<E: 'static>(error: &E) -> Option<&Self> {
+        let error = error as &dyn Any;
+        error
+            .downcast_ref()
+            .or_else(|| error.downcast_ref::<BoxError>()?.downcast_ref())
+    }
+
     /// What went wrong.
     #[must_use]
     pub fn kind(&self) -> TransportErrorKind {
@@ -132,5 +140,14 @@ mod tests {
             .caused_by(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
         assert!(error.source().unwrap().is::<std::io::Error>());
         assert!(!error.is_written());
+    }
+
+    #[test]
+    fn it_is_found_in_a_box() {
+        let error = TransportError::new(TransportErrorKind::Lost);
+        assert!(TransportError::find(&error).is_some());
+        let boxed: BoxError = error.into();
+        assert!(TransportError::find(&boxed).is_some());
+        assert!(TransportError::find(&fmt::Error).is_none());
     }
 }

@@ -1,7 +1,6 @@
 //! The future of [`Balance`](super::Balance).
 
 use std::{
-    any::Any,
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -13,7 +12,7 @@ use pin_project_lite::pin_project;
 
 use super::body::ResponseBody;
 use crate::{
-    error::{BoxError, TransportError, TransportErrorKind},
+    error::{TransportError, TransportErrorKind},
     member::Lease,
     outcome::End,
     refusal::{Dialect, Refusal},
@@ -92,12 +91,7 @@ where
 /// What an error of the inner client says about the endpoint. An error of an unknown type is a
 /// lost connection, of which some bytes may have been written.
 fn failure<E: 'static>(error: &E) -> End {
-    let error = error as &dyn Any;
-    let transport = error.downcast_ref::<TransportError>().or_else(|| {
-        let boxed = error.downcast_ref::<BoxError>()?;
-        boxed.downcast_ref::<TransportError>()
-    });
-    match transport {
+    match TransportError::find(error) {
         Some(error) => End::Failed {
             kind: error.kind(),
             written: error.is_written(),

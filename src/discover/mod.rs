@@ -19,6 +19,7 @@ pub enum State {
 }
 impl State {
     /// s
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         ""
     }
@@ -38,6 +39,7 @@ pub struct Snapshot {
 pub struct ServiceWatch {}
 impl ServiceWatch {
     /// c
+    #[must_use]
     pub fn current(&self) -> Arc<Snapshot> {
         unimplemented!()
     }

@@ -50,8 +50,6 @@ pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
 pub use weighted_round_robin::WeightedRoundRobin;
 
-pub(crate) use stride::Schedule;
-
 use crate::{endpoint::EndpointId, member::Member};
 
 /// A way to choose endpoints.

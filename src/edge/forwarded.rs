@@ -1,0 +1,222 @@
+//! Who a request came from, told to the endpoint: pure functions over the head.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Version,
+    header::{FORWARDED, HOST, VIA},
+};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The other end of a client's connection: made once, used for each of its requests. It may also
+/// come as a request extension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    address: IpAddr,
+    /// The address as a field value.
+    value: HeaderValue,
+}
+
+impl Peer {
+    /// The address of the peer.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+}
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        // A v4 address mapped into v6 is the same client on a dual-stack listener.
+        let address = address.to_canonical();
+        let value = HeaderValue::try_from(address.to_string())
+            .expect("the text of an IP address is a field value");
+        Self { address, value }
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        address.ip().into()
+    }
+}
+
+/// Makes the fields that tell of the client say what is true.
+///
+/// Of `trusted_hops` proxies in front, each has appended the address of its own peer to
+/// `X-Forwarded-For`. With none, what the client says of itself is dropped.
+pub(super) fn tell<B>(request: &mut Request<B>, peer: Option<&Peer>, trusted_hops: u32) {
+    let via = match request.version() {
+        Version::HTTP_2 => "2 tower-gateway",
+        Version::HTTP_10 => "1.0 tower-gateway",
+        _ => "1.1 tower-gateway",
+    };
+    let host = match request.headers().get(HOST) {
+        Some(host) => Some(host.clone()),
+        None => request.uri().authority().map(|authority| {
+            HeaderValue::try_from(authority.as_str()).expect("an authority is a field value")
+        }),
+    };
+    let headers = request.headers_mut();
+    let sent_forwarded = headers.contains_key(FORWARDED);
+    let is_trusted = trusted_hops > 0;
+    remove_claims(headers, is_trusted);
+
+    if sent_forwarded && let Some(peer) = peer {
+        headers.append(FORWARDED, element(peer, host.as_ref()));
+    }
+    match peer {
+        Some(peer) => append(headers, X_FORWARDED_FOR, &peer.value),
+        None if !is_trusted => {
+            headers.remove(X_FORWARDED_FOR);
+        }
+        None => {}
+    }
+    // What a trusted proxy says of the first hop stands.
+    if !is_trusted || !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if let Some(host) = host
+        && (!is_trusted || !headers.contains_key(X_FORWARDED_HOST))
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    append(headers, VIA, &HeaderValue::from_static(via));
+}
+
+/// Removes what a client may not say: of itself, unless it is trusted, and of the path, ever.
+fn remove_claims(headers: &mut HeaderMap, is_trusted: bool) {
+    let is_claim = |name: &HeaderName| {
+        let name = name.as_str();
+        match name.as_bytes()[0] {
+            b'x' => {
+                matches!(name, "x-original-url" | "x-rewrite-url")
+                    || !is_trusted && (name.starts_with("x-forwarded-") || name == "x-real-ip")
+            }
+            b'f' => !is_trusted && name == "forwarded",
+            _ => false,
+        }
+    };
+    // Nearly always there is none, and the list stays empty.
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_claim(name))
+        .cloned()
+        .collect();
+    for claim in claims {
+        headers.remove(claim);
+    }
+}
+
+/// Appends to a list field, on one line: some readers take the first line alone.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    let Some(first) = headers.get(&name) else {
+        headers.insert(name, value.clone());
+        return;
+    };
+    let mut list = first.as_bytes().to_vec();
+    for more in headers.get_all(&name).iter().skip(1) {
+        list.extend_from_slice(b", ");
+        list.extend_from_slice(more.as_bytes());
+    }
+    list.extend_from_slice(b", ");
+    list.extend_from_slice(value.as_bytes());
+    let list = HeaderValue::try_from(list).expect("field values joined by commas are one");
+    headers.insert(name, list);
+}
+
+/// An element of `Forwarded` (RFC 7239 section 4).
+fn element(peer: &Peer, host: Option<&HeaderValue>) -> HeaderValue {
+    let mut element = match peer.address {
+        IpAddr::V4(address) => format!("for={address};proto=http"),
+        IpAddr::V6(address) => format!("for=\"[{address}]\";proto=http"),
+    };
+    if let Some(host) = host.and_then(|host| host.to_str().ok()) {
+        element.push_str(";host=\"");
+        element.push_str(host);
+        element.push('"');
+    }
+    HeaderValue::try_from(element).expect("an address and a checked host are visible ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(trusted_hops: u32, headers: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut request = Request::builder().header("host", "api.example.com");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(()).unwrap();
+        let peer = Peer::from("::ffff:192.0.2.1".parse::<IpAddr>().unwrap());
+        tell(&mut request, Some(&peer), trusted_hops);
+        request.into_parts().0.headers
+    }
+
+    #[test]
+    fn a_client_says_nothing_of_itself() {
+        let headers = told(
+            0,
+            &[
+                ("forwarded", "for=6.6.6.6"),
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x-forwarded-host", "evil"),
+                ("x-forwarded-port", "1"),
+                ("x-forwarded-proto", "https"),
+                ("x-original-url", "/admin"),
+                ("x-real-ip", "6.6.6.6"),
+                ("x-request-id", "7"),
+                ("x-rewrite-url", "/admin"),
+            ],
+        );
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1");
+        assert_eq!(headers["x-forwarded-host"], "api.example.com");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-request-id"], "7");
+        assert_eq!(headers["via"], "1.1 tower-gateway");
+        assert_eq!(
+            headers["forwarded"],
+            "for=192.0.2.1;proto=http;host=\"api.example.com\""
+        );
+        for gone in [
+            "x-forwarded-port",
+            "x-original-url",
+            "x-real-ip",
+            "x-rewrite-url",
+        ] {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn forwarded_is_not_written_when_nobody_used_it() {
+        assert!(!told(0, &[]).contains_key("forwarded"));
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_appended_to() {
+        let headers = told(
+            1,
+            &[
+                ("x-forwarded-for", "203.0.113.9"),
+                ("x-forwarded-for", "203.0.113.10"),
+                ("x-forwarded-host", "shop.example.com"),
+                ("x-forwarded-proto", "https"),
+                ("x-rewrite-url", "/admin"),
+                ("via", "1.1 edge"),
+            ],
+        );
+        assert_eq!(
+            headers["x-forwarded-for"],
+            "203.0.113.9, 203.0.113.10, 192.0.2.1"
+        );
+        assert_eq!(headers["x-forwarded-host"], "shop.example.com");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["via"], "1.1 edge, 1.1 tower-gateway");
+        assert!(!headers.contains_key("x-rewrite-url"));
+    }
+}

@@ -1,0 +1,76 @@
+//! The future of [`Timeout`](super::Timeout).
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+use super::{activity::Guard, body::TimeoutBody};
+use crate::{
+    refusal::{Dialect, Reason, Refusal},
+    time,
+};
+
+pin_project! {
+    /// The future of [`Timeout`](super::Timeout).
+    pub struct ResponseFuture<F> {
+        // None once the time is over: the work beneath is dropped at once.
+        #[pin]
+        inner: Option<F>,
+        #[pin]
+        sleep: Sleep,
+        guard: Option<Guard>,
+        dialect: Dialect,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(super) fn new(inner: F, deadline: Instant, guard: Guard, dialect: Dialect) -> Self {
+        Self {
+            inner: Some(inner),
+            // It registers a timer when it is first polled, not here.
+            sleep: time::sleep_until(deadline),
+            guard: Some(guard),
+            dialect,
+        }
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Body + From<Bytes>,
+{
+    type Output = Result<Response<TimeoutBody<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let inner = this.inner.as_mut().as_pin_mut();
+        if let Poll::Ready(result) = inner.expect("polled after it was ready").poll(cx) {
+            let guard = this.guard.take();
+            return Poll::Ready(result.map(|response| {
+                let is_guarded = response.status() != StatusCode::SWITCHING_PROTOCOLS
+                    && !response.body().is_end_stream();
+                response.map(|body| TimeoutBody::new(body, guard.filter(|_| is_guarded)))
+            }));
+        }
+        ready!(this.sleep.poll(cx));
+        this.inner.set(None);
+        let refusal = Refusal::new(Reason::Timeout, "the service did not answer in time");
+        Poll::Ready(Ok(refusal.into_response(*this.dialect)))
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

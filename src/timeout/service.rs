@@ -1,0 +1,67 @@
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower::Service;
+
+use super::{activity::Guard, body::TimeoutBody, future::ResponseFuture, grpc};
+use crate::{refusal::Dialect, time};
+
+/// The service of [`TimeoutLayer`](super::TimeoutLayer).
+#[derive(Clone, Debug)]
+pub struct Timeout<S> {
+    inner: S,
+    timeout: Duration,
+    idle_timeout: Duration,
+}
+
+impl<S> Timeout<S> {
+    pub(super) fn new(inner: S, timeout: Duration, idle_timeout: Duration) -> Self {
+        Self {
+            inner,
+            timeout,
+            idle_timeout,
+        }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Timeout<S>
+where
+    S: Service<Request<TimeoutBody<B>>, Response = Response<R>>,
+    B: Body,
+    R: Body + From<Bytes>,
+{
+    type Response = Response<TimeoutBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let now = time::now();
+        let timeout = match grpc::timeout(request.headers()) {
+            Some(shorter) => shorter.min(self.timeout),
+            None => self.timeout,
+        };
+        let dialect = Dialect::of(request.headers());
+        let (request_guard, response_guard) = if request.body().is_end_stream() {
+            (None, Guard::new(self.idle_timeout))
+        } else {
+            let (request, response) = Guard::pair(self.idle_timeout, now);
+            (Some(request), response)
+        };
+        let request = request.map(|body| TimeoutBody::new(body, request_guard));
+        ResponseFuture::new(
+            self.inner.call(request),
+            now + timeout,
+            response_guard,
+            dialect,
+        )
+    }
+}

@@ -1,0 +1,216 @@
+//! The bodies of [`Upstream`](super::Upstream).
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{http1, http2};
+use crate::error::{BoxError, TransportError, TransportErrorKind};
+
+/// A request body that [`Upstream`](super::Upstream) can send. Every body that fits has it.
+pub trait SendBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static> SendBody for B {}
+
+/// The body of a request on its way to the endpoint; it tells how far it came.
+pub(super) struct RequestBody<B> {
+    inner: B,
+    /// `None` when the body was empty from the start.
+    progress: Option<EndOnDrop>,
+}
+
+/// How far the body of a request came. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress(Arc<AtomicU8>);
+
+const STREAMING: u8 = 0;
+const ENDED: u8 = 1;
+const FAILED: u8 = 2;
+
+impl Progress {
+    /// Whether nothing more will be taken from the body.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.load(Relaxed) != STREAMING
+    }
+
+    /// Whether the body itself broke off.
+    pub(super) fn is_failed(&self) -> bool {
+        self.0.load(Relaxed) == FAILED
+    }
+
+    fn end(&self, how: u8) {
+        // The first end stands. One task polls and drops the body, so there is no race to lose.
+        if !self.is_over() {
+            self.0.store(how, Relaxed);
+        }
+    }
+}
+
+/// A body that hyper drops is one that it is done with.
+struct EndOnDrop(Progress);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end(ENDED);
+    }
+}
+
+impl<B: Body> RequestBody<B> {
+    pub(super) fn new(inner: B) -> (Self, Option<Progress>) {
+        let progress = (!inner.is_end_stream()).then(Progress::default);
+        let body = Self {
+            inner,
+            progress: progress.clone().map(EndOnDrop),
+        };
+        (body, progress)
+    }
+}
+
+impl<B: Body + Unpin> Body for RequestBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(EndOnDrop(progress)) = &self.progress {
+            match &frame {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => progress.end(FAILED),
+                None => progress.end(ENDED),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The response body of [`Upstream`](super::Upstream). Dropped before its end, it closes the
+/// HTTP/1.1 connection, or resets the HTTP/2 stream, that it came from.
+pub struct ResponseBody<B: SendBody> {
+    source: Source<B>,
+}
+
+enum Source<B: SendBody> {
+    /// There is nothing to come.
+    Ended,
+    /// The connection is driven along with the body, and put back at its end.
+    Driven {
+        body: Incoming,
+        connection: Box<http1::Connection<B>>,
+    },
+    /// The connection runs in a task of its own.
+    Running {
+        body: Incoming,
+        _stream: Option<http2::Stream<B>>,
+    },
+}
+
+impl<B: SendBody> ResponseBody<B> {
+    pub(super) fn driven(body: Incoming, connection: Box<http1::Connection<B>>) -> Self {
+        let mut driven = Self {
+            source: Source::Driven { body, connection },
+        };
+        driven.park_at_end();
+        driven
+    }
+
+    pub(super) fn running(body: Incoming, stream: Option<http2::Stream<B>>) -> Self {
+        Self {
+            source: Source::Running {
+                body,
+                _stream: stream,
+            },
+        }
+    }
+
+    /// Puts the connection back as soon as the body has ended: nobody needs to poll after the
+    /// last frame.
+    fn park_at_end(&mut self) {
+        if self.is_end_stream()
+            && let Source::Driven { connection, .. } =
+                std::mem::replace(&mut self.source, Source::Ended)
+        {
+            connection.park();
+        }
+    }
+}
+
+impl<B: SendBody> Body for ResponseBody<B> {
+    type Data = Bytes;
+    type Error = TransportError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
+        let frame = match &mut self.source {
+            Source::Ended => return Poll::Ready(None),
+            Source::Driven { body, connection } => ready!(connection.poll_frame(body, cx)),
+            Source::Running { body, .. } => ready!(Pin::new(body).poll_frame(cx)),
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                self.park_at_end();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.source = Source::Ended;
+                Poll::Ready(Some(Err(lost(error))))
+            }
+            None => {
+                if let Source::Driven { connection, .. } =
+                    std::mem::replace(&mut self.source, Source::Ended)
+                {
+                    connection.park();
+                }
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Ended => true,
+            Source::Driven { body, .. } | Source::Running { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Ended => SizeHint::with_exact(0),
+            Source::Driven { body, .. } | Source::Running { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+fn lost(error: hyper::Error) -> TransportError {
+    TransportError::new(TransportErrorKind::Lost)
+        .written()
+        .caused_by(error)
+}
+
+impl<B: SendBody> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}

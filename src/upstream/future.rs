@@ -1,0 +1,265 @@
+//! The future of [`Upstream`](super::Upstream).
+
+use std::{
+    error::Error as _,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::future::BoxFuture;
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+
+use super::{
+    body::{Progress, RequestBody, ResponseBody, SendBody},
+    http1::{self, Connection},
+    http2,
+    tunnel::Offer,
+};
+use crate::{
+    error::{TransportError, TransportErrorKind},
+    hop,
+};
+
+/// The future of [`Upstream`](super::Upstream).
+///
+/// # Cancel safety
+///
+/// Dropping it closes the HTTP/1.1 connection that is in use, or resets the HTTP/2 stream.
+pub struct ResponseFuture<B: SendBody> {
+    state: State<B>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one")]
+enum State<B: SendBody> {
+    Http1(Http1<B>),
+    /// Boxed, because hyper's future has no name.
+    Http2(BoxFuture<'static, Result<Response<ResponseBody<B>>, TransportError>>),
+    Failed(TransportError),
+    Done,
+}
+
+/// A request over HTTP/1.1.
+struct Http1<B: SendBody> {
+    pool: Arc<http1::Pool<B>>,
+    progress: Option<Progress>,
+    upgrade: Option<Offer>,
+    step: Step<B>,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a request lives once; a box would be one more allocation"
+)]
+enum Step<B: SendBody> {
+    /// A connection is being made, or waited for. Boxed: it is rare and large.
+    Acquire {
+        connection: BoxFuture<'static, Result<Box<Connection<B>>, TransportError>>,
+        request: Request<RequestBody<B>>,
+    },
+    /// The request is on its way.
+    Exchange {
+        connection: Box<Connection<B>>,
+        reused: bool,
+    },
+    Done,
+}
+
+impl<B: SendBody> ResponseFuture<B> {
+    pub(super) fn failed(error: TransportError) -> Self {
+        Self {
+            state: State::Failed(error),
+        }
+    }
+
+    pub(super) fn http1(
+        pool: Arc<http1::Pool<B>>,
+        request: Request<B>,
+        upgrade: Option<Offer>,
+    ) -> Self {
+        let (parts, body) = request.into_parts();
+        let (body, progress) = RequestBody::new(body);
+        let request = Request::from_parts(parts, body);
+        let step = Step::start(&pool, request);
+        Self {
+            state: State::Http1(Http1 {
+                pool,
+                progress,
+                upgrade,
+                step,
+            }),
+        }
+    }
+
+    pub(super) fn http2(pool: Arc<http2::Pool<B>>, request: Request<B>) -> Self {
+        Self {
+            state: State::Http2(Box::pin(pool.exchange(request))),
+        }
+    }
+}
+
+impl<B: SendBody> Step<B> {
+    fn start(pool: &Arc<http1::Pool<B>>, request: Request<RequestBody<B>>) -> Self {
+        match pool.idle() {
+            Some(connection) => Self::exchange(connection, request, true),
+            None => Self::Acquire {
+                connection: Box::pin(Arc::clone(pool).acquire()),
+                request,
+            },
+        }
+    }
+
+    fn exchange(
+        mut connection: Box<Connection<B>>,
+        request: Request<RequestBody<B>>,
+        reused: bool,
+    ) -> Self {
+        connection.send(request);
+        Self::Exchange { connection, reused }
+    }
+}
+
+impl<B: SendBody> Http1<B> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<ResponseBody<B>>, TransportError>> {
+        loop {
+            match &mut self.step {
+                Step::Acquire { connection, .. } => {
+                    let acquired = ready!(connection.as_mut().poll(cx));
+                    let Step::Acquire { request, .. } =
+                        std::mem::replace(&mut self.step, Step::Done)
+                    else {
+                        unreachable!("the step was just matched")
+                    };
+                    self.step = Step::exchange(acquired?, request, false);
+                }
+                Step::Exchange { connection, .. } => {
+                    let exchanged = ready!(connection.poll_exchange(cx));
+                    let Step::Exchange { connection, reused } =
+                        std::mem::replace(&mut self.step, Step::Done)
+                    else {
+                        unreachable!("the step was just matched")
+                    };
+                    match exchanged {
+                        Ok(response) => return Poll::Ready(self.respond(response, connection)),
+                        Err(mut error) => match error.take_message() {
+                            // A connection that had been idle closed just now. Each such loss
+                            // takes one out of the pool, so this ends with a fresh connection.
+                            Some(request) if reused => {
+                                self.step = Step::start(&self.pool, request);
+                            }
+                            unsent => {
+                                let written = unsent.is_none();
+                                let progress = self.progress.as_ref();
+                                let error = failure(error.into_error(), written, progress);
+                                return Poll::Ready(Err(error));
+                            }
+                        },
+                    }
+                }
+                Step::Done => panic!("polled after it was ready"),
+            }
+        }
+    }
+
+    fn respond(
+        &mut self,
+        response: Response<Incoming>,
+        connection: Box<Connection<B>>,
+    ) -> Result<Response<ResponseBody<B>>, TransportError> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(response, connection);
+        }
+        let is_sent = self.progress.as_ref().is_none_or(Progress::is_over);
+        Ok(response.map(|body| {
+            if is_sent {
+                ResponseBody::driven(body, connection)
+            } else {
+                // The endpoint answers while it still reads. Who reads the answer slowly must not
+                // hold up the rest of the request.
+                tokio::spawn(connection.run());
+                ResponseBody::running(body, None)
+            }
+        }))
+    }
+
+    fn switch(
+        &mut self,
+        response: Response<Incoming>,
+        connection: Box<Connection<B>>,
+    ) -> Result<Response<ResponseBody<B>>, TransportError> {
+        let Some(offer) = self.upgrade.take() else {
+            return Err(TransportError::new(TransportErrorKind::Protocol)
+                .written()
+                .caused_by("101 Switching Protocols, which the request did not ask for"));
+        };
+        offer.accept(connection);
+        Ok(response.map(|body| ResponseBody::running(body, None)))
+    }
+}
+
+impl<B: SendBody> Future for ResponseFuture<B> {
+    type Output = Result<Response<ResponseBody<B>>, TransportError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = match &mut self.state {
+            State::Http1(exchange) => ready!(exchange.poll(cx)),
+            State::Http2(exchange) => ready!(exchange.as_mut().poll(cx)),
+            State::Failed(_) | State::Done => {
+                match std::mem::replace(&mut self.state, State::Done) {
+                    State::Failed(error) => return Poll::Ready(Err(error)),
+                    _ => panic!("polled after it was ready"),
+                }
+            }
+        };
+        self.state = State::Done;
+        Poll::Ready(result.map(|mut response| {
+            hop::strip(response.headers_mut());
+            // The version of this hop says nothing about the next one.
+            *response.version_mut() = Version::HTTP_11;
+            response
+        }))
+    }
+}
+
+// Nothing is pinned in place: futures are boxed and connections too.
+impl<B: SendBody> Unpin for ResponseFuture<B> {}
+
+/// What an error of hyper means.
+pub(super) fn failure(
+    error: hyper::Error,
+    written: bool,
+    progress: Option<&Progress>,
+) -> TransportError {
+    let kind = if progress.is_some_and(Progress::is_failed) {
+        TransportErrorKind::RequestBody
+    } else if error.is_parse() {
+        TransportErrorKind::Protocol
+    } else if error.is_timeout() {
+        TransportErrorKind::Timeout
+    } else {
+        TransportErrorKind::Lost
+    };
+    // A stream that the endpoint refused was not processed (RFC 9113 section 8.7).
+    let refused = error
+        .source()
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .and_then(h2::Error::reason)
+        == Some(h2::Reason::REFUSED_STREAM);
+    let failure = TransportError::new(kind).caused_by(error);
+    if written && !refused {
+        failure.written()
+    } else {
+        failure
+    }
+}
+
+impl<B: SendBody> fmt::Debug for ResponseFuture<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,313 @@
+//! HTTP/1.1 connections to one endpoint: made, driven by the request that uses them, kept idle.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http1::{self, Parts, SendRequest},
+    },
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio_util::sync::ReusableBoxFuture;
+
+use super::{
+    body::{RequestBody, SendBody},
+    connect::{self, BoxIo},
+    service::Settings,
+};
+use crate::{
+    endpoint::Address,
+    error::{TransportError, TransportErrorKind},
+};
+
+type Exchanged<B> = Result<Response<Incoming>, TrySendError<Request<RequestBody<B>>>>;
+
+/// A connection. It makes progress only while [`drive`](Self::drive) is called.
+pub(super) struct Connection<B: SendBody> {
+    driver: http1::Connection<TokioIo<BoxIo>, RequestBody<B>>,
+    is_open: bool,
+    sender: SendRequest<RequestBody<B>>,
+    /// The answer to the request in hand; its allocation is used again for the next one.
+    exchange: ReusableBoxFuture<'static, Exchanged<B>>,
+    /// The sweep in which the connection was last put back.
+    parked: u32,
+    slot: Slot<B>,
+}
+
+impl<B: SendBody> Connection<B> {
+    async fn open(pool: &Pool<B>, slot: Slot<B>) -> Result<Box<Self>, TransportError> {
+        let Settings {
+            connector,
+            connect_timeout,
+            ..
+        } = &*pool.settings;
+        let io = connect::connect(&**connector, &pool.address, *connect_timeout).await?;
+        let (sender, driver) = http1::handshake(TokioIo::new(io))
+            .await
+            .map_err(|error| TransportError::new(TransportErrorKind::Connect).caused_by(error))?;
+        Ok(Box::new(Self {
+            driver,
+            is_open: true,
+            sender,
+            exchange: ReusableBoxFuture::new(std::future::pending()),
+            parked: 0,
+            slot,
+        }))
+    }
+
+    /// Moves bytes; returns whether the connection is still open.
+    fn drive(&mut self, cx: &mut Context<'_>) -> bool {
+        // What has left HTTP stays open beneath, for the tunnel.
+        if self.is_open
+            && let Poll::Ready(result) = self.driver.poll_without_shutdown(cx)
+        {
+            if let Err(error) = result {
+                tracing::trace!(%error, "connection to an endpoint closed");
+            }
+            self.is_open = false;
+        }
+        self.is_open
+    }
+
+    /// Drives as far as it goes without waiting. The wakers that hyper and tokio hold afterwards
+    /// do nothing, so that an idle connection never wakes the task that used it last.
+    fn settle(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop())) && self.sender.is_ready()
+    }
+
+    /// Starts an exchange; it goes on with [`poll_exchange`](Self::poll_exchange).
+    pub(super) fn send(&mut self, request: Request<RequestBody<B>>) {
+        self.exchange.set(self.sender.try_send_request(request));
+    }
+
+    pub(super) fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Exchanged<B>> {
+        self.drive(cx);
+        // Only the driver answers, and it was just polled: this mailbox needs no wake-up.
+        self.exchange.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Polls the body of the response in hand.
+    pub(super) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
+        self.drive(cx);
+        Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Runs the connection to the end of HTTP, for what must go on without the request, and takes
+    /// it apart.
+    pub(super) async fn run(mut self: Box<Self>) -> Parts<TokioIo<BoxIo>> {
+        std::future::poll_fn(|cx| match self.drive(cx) {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        })
+        .await;
+        self.driver.into_parts()
+    }
+
+    /// Puts the connection back for the next request, if it can take one.
+    pub(super) fn park(mut self: Box<Self>) {
+        if self.settle()
+            && let Some(pool) = self.slot.0.upgrade()
+        {
+            pool.put(self);
+        }
+    }
+}
+
+impl<B: SendBody> fmt::Debug for Connection<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+/// The connections to one endpoint.
+pub(super) struct Pool<B: SendBody> {
+    address: Address,
+    settings: Arc<Settings>,
+    state: Mutex<State<B>>,
+    /// Counts sweeps: the clock of idle connections, which a request need not read.
+    sweeps: AtomicU32,
+}
+
+struct State<B: SendBody> {
+    /// The most recently used last.
+    #[expect(clippy::vec_box, reason = "a connection is large and is handed around")]
+    idle: Vec<Box<Connection<B>>>,
+    /// Connections that are open or being made.
+    open: usize,
+    waiting: VecDeque<oneshot::Sender<Turn<B>>>,
+    sweeping: bool,
+}
+
+/// What a waiting request is given.
+enum Turn<B: SendBody> {
+    Connection(Box<Connection<B>>),
+    Slot(Slot<B>),
+}
+
+/// The right to have one connection open.
+struct Slot<B: SendBody>(Weak<Pool<B>>);
+
+impl<B: SendBody> Drop for Slot<B> {
+    fn drop(&mut self) {
+        let Some(pool) = self.0.upgrade() else { return };
+        let mut state = pool.state.lock();
+        while let Some(waiting) = state.waiting.pop_front() {
+            let slot = Self(Weak::clone(&self.0));
+            match waiting.send(Turn::Slot(slot)) {
+                Ok(()) => return,
+                // It went away; its slot must not be released while the lock is held.
+                Err(Turn::Slot(mut slot)) => slot.0 = Weak::new(),
+                Err(Turn::Connection(_)) => unreachable!("a slot was sent"),
+            }
+        }
+        state.open -= 1;
+    }
+}
+
+impl<B: SendBody> Pool<B> {
+    pub(super) fn new(address: Address, settings: Arc<Settings>) -> Self {
+        Self {
+            address,
+            settings,
+            state: Mutex::new(State {
+                idle: Vec::new(),
+                open: 0,
+                waiting: VecDeque::new(),
+                sweeping: false,
+            }),
+            sweeps: AtomicU32::new(0),
+        }
+    }
+
+    /// An idle connection that is still open.
+    pub(super) fn idle(&self) -> Option<Box<Connection<B>>> {
+        loop {
+            let mut connection = self.state.lock().idle.pop()?;
+            // One that the endpoint closed meanwhile is dropped here.
+            if connection.settle() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// A new connection or, at the limit, the next one that is free.
+    pub(super) async fn acquire(self: Arc<Self>) -> Result<Box<Connection<B>>, TransportError> {
+        let slot = {
+            let mut state = self.state.lock();
+            if state.open < self.settings.max_connections {
+                state.open += 1;
+                Ok(Slot(Arc::downgrade(&self)))
+            } else {
+                state.waiting.retain(|waiting| !waiting.is_closed());
+                if state.waiting.len() >= self.settings.max_pending {
+                    return Err(TransportError::new(TransportErrorKind::Overloaded));
+                }
+                let (turn, next) = oneshot::channel();
+                state.waiting.push_back(turn);
+                Err(next)
+            }
+        };
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(next) => match next.await {
+                Ok(Turn::Connection(mut connection)) => {
+                    if connection.settle() {
+                        return Ok(connection);
+                    }
+                    connection.slot
+                }
+                Ok(Turn::Slot(slot)) => slot,
+                Err(_) => return Err(TransportError::new(TransportErrorKind::Overloaded)),
+            },
+        };
+        Connection::open(&self, slot).await
+    }
+
+    fn put(self: Arc<Self>, mut connection: Box<Connection<B>>) {
+        let mut state = self.state.lock();
+        while let Some(waiting) = state.waiting.pop_front() {
+            match waiting.send(Turn::Connection(connection)) {
+                Ok(()) => return,
+                Err(Turn::Connection(returned)) => connection = returned,
+                Err(Turn::Slot(_)) => unreachable!("a connection was sent"),
+            }
+        }
+        if state.idle.len() >= self.settings.idle_connections {
+            // Its slot locks the state when it is dropped.
+            drop(state);
+            return;
+        }
+        connection.parked = self.sweeps.load(Relaxed);
+        state.idle.push(connection);
+        let sweep = !std::mem::replace(&mut state.sweeping, true);
+        drop(state);
+        if sweep {
+            tokio::spawn(sweep_idle(
+                Arc::downgrade(&self),
+                self.settings.idle_timeout,
+            ));
+        }
+    }
+
+    /// Closes what was idle for too long or was closed by the endpoint; returns whether anything
+    /// idle is left.
+    fn sweep(&self) -> bool {
+        let sweep = self.sweeps.fetch_add(1, Relaxed).wrapping_add(1);
+        let mut expired = Vec::new();
+        let mut state = self.state.lock();
+        for mut connection in std::mem::take(&mut state.idle) {
+            if sweep.wrapping_sub(connection.parked) <= SWEEPS && connection.settle() {
+                state.idle.push(connection);
+            } else {
+                expired.push(connection);
+            }
+        }
+        state.sweeping = !state.idle.is_empty();
+        let sweeping = state.sweeping;
+        drop(state);
+        drop(expired);
+        sweeping
+    }
+}
+
+impl<B: SendBody> fmt::Debug for Pool<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sweeps in one idle timeout.
+const SWEEPS: u32 = 4;
+
+async fn sweep_idle<B: SendBody>(pool: Weak<Pool<B>>, idle_timeout: Duration) {
+    loop {
+        tokio::time::sleep(idle_timeout / SWEEPS).await;
+        match pool.upgrade() {
+            Some(pool) if pool.sweep() => {}
+            _ => return,
+        }
+    }
+}

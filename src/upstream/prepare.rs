@@ -1,0 +1,81 @@
+//! What a request looks like on the wire to an endpoint.
+
+use http::{
+    HeaderValue, Request, Uri, Version,
+    header::{CONNECTION, EXPECT, HOST, UPGRADE},
+    uri::{Authority, PathAndQuery},
+};
+use hyper::upgrade::OnUpgrade;
+
+use super::tunnel::Offer;
+use crate::{hop, member::Chosen};
+
+/// Makes an HTTP/1.1 request in origin form, and takes the client's side of an upgrade out of it.
+pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
+    let offer = strip(request, chosen);
+    *request.version_mut() = Version::HTTP_11;
+    let path = path_and_query(request.uri_mut());
+    *request.uri_mut() = Uri::from(path);
+    if !request.headers().contains_key(HOST) {
+        let authority = authority(chosen, None);
+        let host =
+            HeaderValue::try_from(authority.as_str()).expect("an authority is a header value");
+        request.headers_mut().insert(HOST, host);
+    }
+    offer
+}
+
+/// Makes an HTTP/2 request with the authority that the client asked for.
+pub(super) fn http2<B>(request: &mut Request<B>, chosen: &Chosen) {
+    // HTTP/2 knows no upgrade: the request goes on without.
+    if strip(request, chosen).is_some() {
+        drop_upgrade(request);
+    }
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(HOST);
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.authority = Some(authority(chosen, host));
+    parts
+        .path_and_query
+        .get_or_insert_with(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() =
+        Uri::from_parts(parts).expect("balance set the scheme; authority and path are here");
+}
+
+fn strip<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
+    hop::strip(request.headers_mut());
+    // The gateway's own server answers it, when the body is first wanted.
+    request.headers_mut().remove(EXPECT);
+    if !hop::is_upgrade(request.headers()) {
+        return None;
+    }
+    match request.extensions_mut().remove::<OnUpgrade>() {
+        Some(client) => Some(Offer::new(client, chosen.member())),
+        // Nothing to tunnel to: the client's connection cannot leave HTTP.
+        None => {
+            drop_upgrade(request);
+            None
+        }
+    }
+}
+
+fn drop_upgrade<B>(request: &mut Request<B>) {
+    request.headers_mut().remove(CONNECTION);
+    request.headers_mut().remove(UPGRADE);
+}
+
+fn path_and_query(uri: &mut Uri) -> PathAndQuery {
+    std::mem::take(uri)
+        .into_parts()
+        .path_and_query
+        .unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
+/// What the client asked for: the authority that its URI or its `Host` named.
+fn authority(chosen: &Chosen, host: Option<HeaderValue>) -> Authority {
+    if let Some(authority) = chosen.authority() {
+        return authority.clone();
+    }
+    host.and_then(|host| Authority::try_from(host.as_bytes()).ok())
+        .unwrap_or_else(|| chosen.member().endpoint().address.authority().clone())
+}
