@@ -1,1 +1,4 @@
 //! Where endpoints come from.
+
+#[cfg(feature = "file")]
+pub(crate) mod listing;
