@@ -45,6 +45,24 @@ pub trait DiscoveryBackend: Send + Sync + 'static {
     }
 }
 
+impl<B: DiscoveryBackend + ?Sized> DiscoveryBackend for Arc<B> {
+    fn connect(
+        &self,
+        service: &ServiceName,
+        from: Option<Cursor>,
+    ) -> BoxStream<'static, Result<RawEvent, BackendError>> {
+        (**self).connect(service, from)
+    }
+
+    fn services(&self) -> BoxFuture<'_, Result<Vec<ServiceName>, BackendError>> {
+        (**self).services()
+    }
+
+    fn guard(&self) -> Guard {
+        (**self).guard()
+    }
+}
+
 /// What a source says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
