@@ -3,6 +3,8 @@
 pub mod attempt;
 pub mod balance;
 pub mod cluster;
+#[cfg(feature = "config")]
+pub mod config;
 pub mod discover;
 pub mod edge;
 pub mod endpoint;
@@ -15,10 +17,18 @@ pub mod member;
 pub mod outcome;
 pub mod pick;
 pub mod refusal;
+pub mod route;
 mod sync;
 mod time;
 pub mod timeout;
 #[cfg(feature = "client")]
 pub mod upstream;
+#[cfg(feature = "file")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the words of a file are one set; which of them are read depends on the features"
+)]
+mod yaml;
 
 pub use endpoint::Endpoint;

@@ -1,50 +1,27 @@
 //! Where endpoints come from.
-use crate::endpoint::Endpoint;
-use std::{sync::Arc, time::Instant};
-/// s
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum State {
-    /// p
-    Pending,
-    /// l
-    Live,
-    /// s
-    Stale {
-        /// since
-        since: Instant,
-    },
-    /// a
-    Absent,
-}
-impl State {
-    /// s
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        ""
-    }
-}
-/// s
-#[derive(Debug)]
-pub struct Snapshot {
-    /// e
-    pub endpoints: Arc<[Arc<Endpoint>]>,
-    /// s
-    pub state: State,
-    /// v
-    pub version: u64,
-}
-/// w
-#[derive(Debug)]
-pub struct ServiceWatch {}
-impl ServiceWatch {
-    /// c
-    #[must_use]
-    pub fn current(&self) -> Arc<Snapshot> {
-        unimplemented!()
-    }
-    /// c
-    pub async fn changed(&mut self) -> Arc<Snapshot> {
-        unimplemented!()
-    }
-}
+
+mod backend;
+mod backoff;
+mod driver;
+mod fixed;
+mod guard;
+#[cfg(feature = "file")]
+pub(crate) mod listing;
+mod name;
+mod roster;
+#[cfg(test)]
+mod script;
+mod service;
+mod snapshot;
+mod stats;
+mod watch;
+
+pub use backend::{BackendError, Cursor, DiscoveryBackend, Listing, RawEvent, Refused};
+pub use driver::Discovery;
+pub use fixed::Fixed;
+pub use guard::{Empties, Guard};
+pub use name::ServiceName;
+pub use service::ServiceDiscovery;
+pub use snapshot::{Diff, Snapshot, State};
+pub use stats::Stats;
+pub use watch::ServiceWatch;

@@ -1,0 +1,21 @@
+//! YAML as a tree that knows its lines, and the reading of typed values out of it.
+//!
+//! - `document`: the text becomes a [`Node`], bounded in size, depth and expansion of aliases.
+//! - `read`: a [`Value`] is a node and the path to it; [`Fields`] reads a mapping and refuses every
+//!   key nobody asked for.
+//! - `scalar`: the values a file of this crate is made of: durations, sizes, addresses.
+//!
+//! A reader goes on after a mistake, so that one run names all of them. Every [`Mistake`] says the
+//! line, the path of the key, what was expected and what was found.
+//! JSON is read as the YAML it is.
+
+mod document;
+mod near;
+mod read;
+mod scalar;
+
+pub(crate) use document::{Data, Node, parse};
+pub(crate) use read::{Fields, Mistake, Mistakes, Value, collect};
+pub(crate) use scalar::{
+    boolean, duration, number, one_of, percent, positive_duration, size, socket_addr, text,
+};
