@@ -3,6 +3,7 @@
 pub mod discover;
 pub mod endpoint;
 pub mod error;
+pub mod route;
 mod sync;
 mod time;
 #[cfg(feature = "file")]
