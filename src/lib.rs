@@ -1,5 +1,7 @@
 //! An API gateway as tower layers.
 
+#[cfg(feature = "config")]
+pub mod config;
 pub mod discover;
 pub mod endpoint;
 pub mod error;
