@@ -7,7 +7,8 @@
 //!
 //! A reader goes on after a mistake, so that one run names all of them. Every [`Mistake`] says the
 //! line, the path of the key, what was expected and what was found.
-//! JSON is read as the YAML it is.
+//! JSON is read as the YAML it is; the one part of it that YAML has not is a character escaped as
+//! two surrogates (`\ud83d\ude00`), which is refused.
 
 mod document;
 mod near;
