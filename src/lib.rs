@@ -14,6 +14,8 @@ pub mod event;
 mod hop;
 pub mod load;
 pub mod member;
+#[cfg(feature = "server")]
+pub mod node;
 pub mod outcome;
 pub mod pick;
 pub mod refusal;

@@ -1,0 +1,234 @@
+//! One connection of a client, served to its end or until it is told to stop.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::{Builder, UpgradeableConnection},
+};
+use pin_project_lite::pin_project;
+use tokio::net::TcpStream;
+use tower::Service;
+
+use super::body::ResponseBody;
+use crate::error::BoxError;
+
+/// A response body that can be served.
+pub trait ServeBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> ServeBody for B {}
+
+/// What the server and a connection know of each other. The server tells a connection to stop by
+/// a signal and a wake-up, so that a connection that goes on pays one load for it.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    signal: AtomicU8,
+    waker: AtomicWaker,
+    in_flight: AtomicU32,
+    /// The sweep in which the last request ended.
+    idle_since: AtomicU32,
+}
+
+/// Finish what is in flight and close.
+const FINISH: u8 = 1;
+/// Close now.
+const CLOSE: u8 = 2;
+
+impl Link {
+    pub(super) fn new(sweep: u32) -> Self {
+        let link = Self::default();
+        link.idle_since.store(sweep, Relaxed);
+        link
+    }
+
+    /// Tells the connection to finish what is in flight and close.
+    pub(super) fn finish(&self) {
+        self.signal.fetch_max(FINISH, Relaxed);
+        self.waker.wake();
+    }
+
+    /// Tells the connection to close now.
+    pub(super) fn close(&self) {
+        self.signal.store(CLOSE, Relaxed);
+        self.waker.wake();
+    }
+
+    /// Ends a connection on which there was no request for `sweeps`: first politely; one that is
+    /// still in the middle of a request head then, for good.
+    pub(super) fn expire(&self, sweep: u32, sweeps: u32) {
+        let idle = sweep.wrapping_sub(self.idle_since.load(Relaxed));
+        if self.in_flight.load(Relaxed) > 0 || idle < sweeps {
+            return;
+        }
+        if self.signal.load(Relaxed) == 0 {
+            self.finish();
+        } else if idle > sweeps {
+            self.close();
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+}
+
+/// A request in flight, to the end of its response body.
+pub(super) struct InFlight {
+    link: Arc<Link>,
+    sweeps: Arc<AtomicU32>,
+}
+
+impl InFlight {
+    fn new(link: &Arc<Link>, sweeps: &Arc<AtomicU32>) -> Self {
+        link.in_flight.fetch_add(1, Relaxed);
+        Self {
+            link: Arc::clone(link),
+            sweeps: Arc::clone(sweeps),
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // The stamp first: who sees no request in flight must see when the last one ended. Both
+        // are read by a sweep that comes seconds later, so no ordering is needed.
+        self.link
+            .idle_since
+            .store(self.sweeps.load(Relaxed), Relaxed);
+        self.link.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlight").finish_non_exhaustive()
+    }
+}
+
+/// The service of one connection, as hyper wants it.
+pub(super) struct Counted<S> {
+    pub(super) service: S,
+    pub(super) link: Arc<Link>,
+    pub(super) sweeps: Arc<AtomicU32>,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Counted<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    B: ServeBody,
+{
+    type Response = Response<ResponseBody<B>>;
+    type Error = Infallible;
+    type Future = CountedFuture<S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        CountedFuture {
+            // A service that must be polled ready first has to be behind something that does it.
+            inner: self.service.clone().call(request),
+            in_flight: Some(InFlight::new(&self.link, &self.sweeps)),
+        }
+    }
+}
+
+pin_project! {
+    pub(super) struct CountedFuture<F> {
+        #[pin]
+        inner: F,
+        in_flight: Option<InFlight>,
+    }
+}
+
+impl<F, B> Future for CountedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: Body,
+{
+    type Output = Result<Response<ResponseBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.inner.poll(cx).map_ok(|response| {
+            let in_flight = this.in_flight.take();
+            response.map(|body| ResponseBody::new(body, in_flight))
+        })
+    }
+}
+
+pin_project! {
+    /// Serves a connection; ends when the client or the server ends it.
+    pub(super) struct Connection<S, B>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone,
+        B: ServeBody,
+    {
+        #[pin]
+        inner: UpgradeableConnection<'static, TokioIo<TcpStream>, Counted<S>, TokioExecutor>,
+        link: Arc<Link>,
+        seen: u8,
+        registered: bool,
+    }
+}
+
+impl<S, B> Connection<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Send + 'static,
+    S::Future: Send + 'static,
+    B: ServeBody,
+{
+    pub(super) fn new(
+        builder: &Builder<TokioExecutor>,
+        stream: TcpStream,
+        service: Counted<S>,
+    ) -> Self {
+        let link = Arc::clone(&service.link);
+        let inner = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        Self {
+            inner: inner.into_owned(),
+            link,
+            seen: 0,
+            registered: false,
+        }
+    }
+}
+
+impl<S, B> Future for Connection<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Send + 'static,
+    S::Future: Send + 'static,
+    B: ServeBody,
+{
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        // The waker of a task does not change.
+        if !std::mem::replace(this.registered, true) {
+            this.link.waker.register(cx.waker());
+        }
+        let signal = this.link.signal.load(Relaxed);
+        if signal > std::mem::replace(this.seen, signal) {
+            match signal {
+                FINISH => this.inner.as_mut().graceful_shutdown(),
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+        this.inner.poll(cx)
+    }
+}

@@ -1,0 +1,256 @@
+//! A listener at work: it accepts, sweeps idle connections, and drains.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioTimer},
+    server::conn::auto::Builder,
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
+use tower::Service;
+
+use super::{
+    Listener,
+    connection::{Connection, Counted, Link, ServeBody},
+};
+
+/// Sweeps in one keep-alive time.
+const SWEEPS: u32 = 4;
+
+/// How often a client of HTTP/2 is asked whether it is still there, and for how long it may take
+/// to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A running server. Dropping it stops accepting; connections that are open go on.
+pub struct Server {
+    connections: Arc<Connections>,
+    accept: JoinHandle<()>,
+    sweep: JoinHandle<()>,
+}
+
+/// The open connections.
+struct Connections {
+    links: Mutex<Links>,
+    /// How many there are.
+    open: watch::Sender<usize>,
+    sweeps: Arc<AtomicU32>,
+}
+
+#[derive(Default)]
+struct Links {
+    next: u64,
+    by_number: HashMap<u64, Arc<Link>>,
+    is_draining: bool,
+}
+
+impl Server {
+    pub(super) fn start<M, S, B>(listener: Listener, make: M) -> Self
+    where
+        M: Fn(SocketAddr) -> S + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: ServeBody,
+    {
+        let connections = Arc::new(Connections {
+            links: Mutex::default(),
+            open: watch::Sender::new(0),
+            sweeps: Arc::default(),
+        });
+        let sweep = tokio::spawn(sweep(Arc::clone(&connections), listener.keep_alive));
+        let accept = tokio::spawn(accept(listener, make, Arc::clone(&connections)));
+        Self {
+            connections,
+            accept,
+            sweep,
+        }
+    }
+
+    /// The number of open connections.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        *self.connections.open.borrow()
+    }
+
+    /// The number of requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        let links = self.connections.links.lock();
+        links
+            .by_number
+            .values()
+            .map(|link| u64::from(link.in_flight()))
+            .sum()
+    }
+
+    /// Stops accepting, and lets every connection finish what it has in flight. After `limit` the
+    /// rest is closed; returns how many connections that were.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped drain goes on without its limit; a second one waits for the same end.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.accept.abort();
+        self.connections.each(Link::finish);
+        let mut open = self.connections.open.subscribe();
+        let drained = tokio::time::timeout(limit, open.wait_for(|open| *open == 0)).await;
+        if drained.is_ok() {
+            return 0;
+        }
+        let left = self.connections();
+        self.connections.each(Link::close);
+        left
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accept.abort();
+        self.sweep.abort();
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connections {
+    fn add(&self) -> (u64, Arc<Link>) {
+        let link = Arc::new(Link::new(self.sweeps.load(Relaxed)));
+        let mut links = self.links.lock();
+        let number = links.next;
+        links.next += 1;
+        links.by_number.insert(number, Arc::clone(&link));
+        // It was accepted at the very moment when the drain began.
+        if links.is_draining {
+            link.finish();
+        }
+        self.open.send_replace(links.by_number.len());
+        (number, link)
+    }
+
+    fn remove(&self, number: u64) {
+        let mut links = self.links.lock();
+        links.by_number.remove(&number);
+        self.open.send_replace(links.by_number.len());
+    }
+
+    /// Tells every connection, and those that come yet, to stop.
+    fn each(&self, tell: impl Fn(&Link)) {
+        let mut links = self.links.lock();
+        links.is_draining = true;
+        links.by_number.values().for_each(|link| tell(link));
+    }
+}
+
+/// Takes a connection off the list when it ends, also by a panic.
+struct Entry {
+    number: u64,
+    connections: Arc<Connections>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.remove(self.number);
+    }
+}
+
+async fn accept<M, S, B>(listener: Listener, make: M, connections: Arc<Connections>)
+where
+    M: Fn(SocketAddr) -> S,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: ServeBody,
+{
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    let slots = Arc::new(Semaphore::new(listener.max_connections));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await;
+        let slot = slot.expect("the semaphore is never closed");
+        let (stream, peer) = match listener.socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                rest_after(&error).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection of a client closed at once");
+            continue;
+        }
+        let (number, link) = connections.add();
+        let entry = Entry {
+            number,
+            connections: Arc::clone(&connections),
+        };
+        let service = Counted {
+            service: make(peer),
+            link,
+            sweeps: Arc::clone(&connections.sweeps),
+        };
+        let connection = Connection::new(&builder, stream, service);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(event = "client_connection", %peer, %error, "connection ended");
+            }
+            drop(entry);
+            drop(slot);
+        });
+    }
+}
+
+/// An error of one connection costs nothing; one of the whole process, such as no descriptors
+/// left, does not go away by asking again at once.
+async fn rest_after(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    if matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    ) {
+        return;
+    }
+    tracing::error!(event = "accept_failed", %error, "no new connections for a moment");
+    tokio::time::sleep(Duration::from_millis(250)).await;
+}
+
+async fn sweep(connections: Arc<Connections>, keep_alive: Duration) {
+    loop {
+        tokio::time::sleep(keep_alive / SWEEPS).await;
+        let sweep = connections.sweeps.fetch_add(1, Relaxed).wrapping_add(1);
+        let links = connections.links.lock();
+        for link in links.by_number.values() {
+            link.expire(sweep, SWEEPS);
+        }
+    }
+}
