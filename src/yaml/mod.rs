@@ -1,6 +1,7 @@
 //! YAML as a tree that knows its lines, and the reading of typed values out of it.
 //!
-//! - `document`: the text becomes a [`Node`], bounded in size, depth and expansion of aliases.
+//! - `document`: the text becomes a [`Node`]: one document of at most 4 MiB, 64 levels and 500 000
+//!   values, of which anchors and aliases copy at most 1 MiB. Tags and merge keys are refused.
 //! - `read`: a [`Value`] is a node and the path to it; [`Fields`] reads a mapping and refuses every
 //!   key nobody asked for.
 //! - `scalar`: the values a file of this crate is made of: durations, sizes, addresses.
