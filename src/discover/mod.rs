@@ -1,8 +1,12 @@
 //! Where endpoints come from.
 
+mod answer;
 mod backend;
 mod backoff;
+mod closure;
 mod driver;
+#[cfg(feature = "file")]
+mod file;
 mod fixed;
 mod guard;
 #[cfg(feature = "file")]
@@ -14,14 +18,20 @@ mod script;
 mod service;
 mod snapshot;
 mod stats;
+mod stream;
 mod watch;
 
+pub use answer::IntoListing;
 pub use backend::{BackendError, Cursor, DiscoveryBackend, Listing, RawEvent, Refused};
+pub use closure::{PollFn, poll_fn};
 pub use driver::Discovery;
+#[cfg(feature = "file")]
+pub use file::File;
 pub use fixed::Fixed;
 pub use guard::{Empties, Guard};
 pub use name::ServiceName;
 pub use service::ServiceDiscovery;
 pub use snapshot::{Diff, Snapshot, State};
 pub use stats::Stats;
+pub use stream::{FromStream, from_stream};
 pub use watch::ServiceWatch;

@@ -114,7 +114,7 @@ impl Roster {
             RawEvent::Upsert(endpoint) => self.upsert(endpoint, now),
             RawEvent::Remove(id) => self.remove(&id),
             RawEvent::Refuse(refused) => {
-                self.forget_refused(&refused.entry.clone());
+                self.forget_refused(&refused.entry);
                 self.refused.push(refused);
             }
             RawEvent::Absent => self.vanish(now),
