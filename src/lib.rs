@@ -1,5 +1,7 @@
 //! An API gateway as tower layers.
 
+#[cfg(feature = "admin")]
+pub mod admin;
 pub mod attempt;
 pub mod balance;
 pub mod cluster;

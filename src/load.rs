@@ -20,7 +20,20 @@ pub struct Load {
     upgraded: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
+    last: AtomicU64,
     latency: PeakEwma,
+}
+
+/// What the last request at an endpoint says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LastSeen {
+    /// No request has ended yet.
+    Nothing,
+    /// It answered.
+    Success,
+    /// It failed.
+    Failure,
 }
 
 impl Load {
@@ -30,6 +43,7 @@ impl Load {
             upgraded: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            last: AtomicU64::new(0),
             latency: PeakEwma::new(now),
         }
     }
@@ -64,6 +78,16 @@ impl Load {
         self.latency.read(now)
     }
 
+    /// What the last request that ended says of the endpoint. Cancelled ones say nothing.
+    #[must_use]
+    pub fn last_seen(&self) -> LastSeen {
+        match self.last.load(Relaxed) {
+            0 => LastSeen::Nothing,
+            1 => LastSeen::Success,
+            _ => LastSeen::Failure,
+        }
+    }
+
     pub(crate) fn begin(&self) {
         self.in_flight.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
@@ -78,6 +102,16 @@ impl Load {
         self.in_flight.fetch_sub(1, Relaxed);
         if outcome.is_failure() {
             self.failures.fetch_add(1, Relaxed);
+            self.note(2);
+        } else if matches!(outcome.end, End::Complete | End::Upgraded) {
+            self.note(1);
+        }
+    }
+
+    /// Writes only what is new: readers share the line.
+    fn note(&self, last: u64) {
+        if self.last.load(Relaxed) != last {
+            self.last.store(last, Relaxed);
         }
     }
 

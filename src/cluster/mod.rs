@@ -65,6 +65,7 @@ struct Shared {
 struct Writer {
     policy: Arc<dyn Policy>,
     follower: Option<driver::Follower>,
+    watch: Option<ServiceWatch>,
 }
 
 impl Cluster {
@@ -104,6 +105,7 @@ impl Cluster {
             writer: Mutex::new(Writer {
                 policy,
                 follower: None,
+                watch: None,
             }),
             totals: Arc::default(),
             events: broadcast::Sender::new(EVENTS),
@@ -125,6 +127,18 @@ impl Cluster {
     #[must_use]
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.shared.snapshot.load()
+    }
+
+    /// The name of the policy that picks.
+    #[must_use]
+    pub fn policy(&self) -> String {
+        self.shared.writer.lock().policy.name().to_owned()
+    }
+
+    /// The source that is followed; `None` for fixed endpoints.
+    #[must_use]
+    pub fn watch(&self) -> Option<ServiceWatch> {
+        self.shared.writer.lock().watch.clone()
     }
 
     /// The figures of the whole cluster.
@@ -172,8 +186,10 @@ impl Cluster {
         if current.state != State::Pending {
             self.shared.discovered(&current);
         }
-        let follower = driver::Follower::start(&self.shared, watch);
-        self.shared.writer.lock().follower = Some(follower);
+        let follower = driver::Follower::start(&self.shared, watch.clone());
+        let mut writer = self.shared.writer.lock();
+        writer.follower = Some(follower);
+        writer.watch = Some(watch);
     }
 }
 

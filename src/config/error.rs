@@ -1,11 +1,11 @@
 //! What is wrong with a configuration.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
-use crate::yaml::{Mistake, Mistakes};
+use crate::yaml::Mistake;
 
 /// A configuration with mistakes in it: at least one, and all of them where one does not hide
 /// another. It prints a line for each:
@@ -21,8 +21,8 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn new(file: &Path, mistakes: Mistakes) -> Self {
-        let mut mistakes = mistakes.into_vec();
+    pub(super) fn new(file: &Path, mistakes: impl IntoIterator<Item = Mistake>) -> Self {
+        let mut mistakes: Vec<_> = mistakes.into_iter().collect();
         mistakes.sort_by_key(|mistake| mistake.line);
         Self {
             file: file.to_owned(),
@@ -56,3 +56,20 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("{}: the configuration cannot be read: {source}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file has mistakes.
+    #[error(transparent)]
+    Invalid(#[from] ConfigError),
+}

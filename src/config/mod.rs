@@ -2,35 +2,47 @@
 //!
 //! [`Settings`] are what the file says, typed and checked: every value is valid on its own and
 //! with the others, and nothing was ignored. What is wrong with a file is a [`ConfigError`], with
-//! the file, the line, the key and what was expected.
+//! the file, the line, the key and what was expected. A [`ConfigFile`] loads them with the files
+//! that they name into a [`Plan`], which cannot fail any more, and a [`Node`] runs it: it serves,
+//! follows the file, and drains.
 //!
 //! # Examples
 //!
+//! ```no_run
+//! use tower_gateway::config::{ConfigFile, Node};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::start(ConfigFile::new("gateway.yaml")).await?;
+//! println!("listening on {}", node.address());
+//! node.run().await;
+//! # Ok(())
+//! # }
 //! ```
-//! use std::path::Path;
-//! use tower_gateway::config::Settings;
 //!
-//! let text = r#"
-//! node: { listen: "127.0.0.1:8080" }
-//! clusters:
-//!   users: { discovery: { type: static, endpoints: [ { address: "127.0.0.1:9001" } ] } }
-//! routes:
-//!   - { match: { path_prefix: /users }, cluster: users, timeout: 10 }
-//! "#;
-//! let error = Settings::parse(text, Path::new("gateway.yaml"), &[]).unwrap_err();
-//! assert_eq!(
-//!     error.to_string(),
-//!     "gateway.yaml:6: routes[0].timeout: \
-//!      expected a duration such as 250ms, 30s, 5m or 1h, found \"10\""
-//! );
+//! A policy of the application's own, named in the file:
 //!
-//! let settings = Settings::parse(&text.replace("10 }", "10s }"), Path::new("gateway.yaml"), &[])?;
-//! assert!(settings.clusters.contains_key("users"));
-//! # Ok::<(), tower_gateway::config::ConfigError>(())
+//! ```no_run
+//! use std::sync::Arc;
+//! use tower_gateway::{config::ConfigFile, pick::{Policy, Random}};
+//!
+//! let file = ConfigFile::new("gateway.yaml").policy("dice", |options| {
+//!     match options.first() {
+//!         Some(option) => Err(format!("expected no options, found {}", option.key)),
+//!         None => Ok(Arc::new(Random::new()) as Arc<dyn Policy>),
+//!     }
+//! });
 //! ```
 
 mod error;
+mod file;
+mod gateway;
+mod node;
+mod plan;
+mod serve;
 pub mod settings;
 
-pub use error::ConfigError;
+pub use error::{ConfigError, LoadError};
+pub use file::ConfigFile;
+pub use node::{Node, StartError};
+pub use plan::Plan;
 pub use settings::Settings;

@@ -50,6 +50,9 @@ pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
 pub use weighted_round_robin::WeightedRoundRobin;
 
+#[cfg(feature = "config")]
+pub(crate) use stride::{Schedule, Sequence};
+
 use crate::{endpoint::EndpointId, member::Member};
 
 /// A way to choose endpoints.

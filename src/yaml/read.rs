@@ -113,6 +113,11 @@ impl<'a> Value<'a> {
         self.node.line
     }
 
+    /// The keys that lead here, such as `clusters.users.tls.ca`.
+    pub(crate) fn key(&self) -> &str {
+        &self.path
+    }
+
     pub(crate) fn data(&self) -> &'a Data {
         &self.node.data
     }

@@ -1,10 +1,10 @@
 //! The settings of a cluster.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
-use super::{PolicySettings, Reader};
+use super::{NamedFile, Place, PolicySettings, Reader};
 use crate::{
     discover::listing::every_endpoint,
     endpoint::Endpoint,
@@ -55,7 +55,7 @@ pub enum DiscoverySettings {
     /// They stand in a file of their own, which is followed.
     File {
         /// The file.
-        path: PathBuf,
+        path: NamedFile,
         /// Whether an empty list is meant; otherwise the last one is kept.
         allow_empty: bool,
     },
@@ -83,11 +83,12 @@ pub enum Protocol {
 #[non_exhaustive]
 pub struct TlsSettings {
     /// A PEM file with the authorities that are trusted instead of the system's.
-    pub ca: Option<PathBuf>,
+    pub ca: Option<NamedFile>,
     /// What the gateway shows for itself.
     pub identity: Option<Identity>,
     /// The name that the endpoints' certificates must hold.
     pub server_name: Option<String>,
+    pub(in crate::config) place: Place,
 }
 
 /// A certificate and its key.
@@ -95,9 +96,9 @@ pub struct TlsSettings {
 #[non_exhaustive]
 pub struct Identity {
     /// A PEM file with the chain of certificates.
-    pub cert: PathBuf,
+    pub cert: NamedFile,
     /// A PEM file with the private key.
-    pub key: PathBuf,
+    pub key: NamedFile,
 }
 
 /// A bound on the connections to one endpoint, and on the requests that wait for one.
@@ -168,7 +169,7 @@ impl Reader<'_> {
                 endpoints.map(DiscoverySettings::Static)
             }
             Some(Kind::File) => {
-                let path = fields.required("path", |path| self.path(path));
+                let path = fields.required("path", |path| self.file(path));
                 let allow_empty = fields.optional("allow_empty", boolean);
                 path.map(|path| DiscoverySettings::File {
                     path,
@@ -181,12 +182,12 @@ impl Reader<'_> {
 
     fn tls(self, value: &Value<'_>) -> Result<TlsSettings, Mistakes> {
         let mut fields = value.fields()?;
-        let ca = fields.optional("ca", |path| self.path(path));
+        let ca = fields.optional("ca", |path| self.file(path));
         let (cert, key) = (fields.value("cert"), fields.value("key"));
         let identity = match (&cert, &key) {
             (Some(cert), Some(key)) => {
-                let cert = fields.keep(self.path(cert));
-                let key = fields.keep(self.path(key));
+                let cert = fields.keep(self.file(cert));
+                let key = fields.keep(self.file(key));
                 cert.zip(key).map(|(cert, key)| Identity { cert, key })
             }
             (None, None) => None,
@@ -200,6 +201,7 @@ impl Reader<'_> {
             ca,
             identity,
             server_name,
+            place: Place::of(value),
         }))
     }
 }

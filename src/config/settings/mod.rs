@@ -2,6 +2,7 @@
 
 mod cluster;
 mod node;
+mod place;
 mod policy;
 mod route;
 
@@ -17,6 +18,7 @@ pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, TlsSettings,
 };
 pub use node::{NodeSettings, Secret};
+pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
 pub use route::{RouteSettings, Share};
 
@@ -59,7 +61,7 @@ impl Settings {
         };
         yaml::parse(text)
             .and_then(|tree| reader.settings(&Value::root(&tree)))
-            .map_err(|mistakes| ConfigError::new(file, mistakes))
+            .map_err(|mistakes| ConfigError::new(file, mistakes.into_vec()))
     }
 }
 
@@ -103,5 +105,13 @@ impl Reader<'_> {
     /// A path, relative to the folder of the configuration file.
     fn path(self, value: &Value<'_>) -> Result<PathBuf, Mistakes> {
         Ok(self.folder.join(text(value)?))
+    }
+
+    /// A file that is read when the configuration is used.
+    fn file(self, value: &Value<'_>) -> Result<NamedFile, Mistakes> {
+        Ok(NamedFile {
+            path: self.path(value)?,
+            place: Place::of(value),
+        })
     }
 }

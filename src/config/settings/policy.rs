@@ -1,6 +1,6 @@
 //! How a cluster chooses among its endpoints.
 
-use super::Reader;
+use super::{Place, Reader};
 use crate::yaml::{Mistakes, Value, one_of, text};
 
 /// How a cluster chooses among its endpoints.
@@ -22,6 +22,8 @@ pub enum PolicySettings {
         name: String,
         /// What else the file says, in its order.
         options: Vec<PolicyOption>,
+        /// Where the policy is named.
+        place: Place,
     },
 }
 
@@ -86,7 +88,12 @@ impl Reader<'_> {
                         line: value.line(),
                     }));
                 }
-                PolicySettings::Named { name, options }
+                let place = Place::of(value);
+                PolicySettings::Named {
+                    name,
+                    options,
+                    place,
+                }
             }
         };
         fields.finish(Some(policy))

@@ -131,6 +131,7 @@ fn a_file_with_every_key_is_read() {
                     key: "etc/client.key".into(),
                 }),
                 server_name: Some("users.internal".into()),
+                place: Place::default(),
             }),
             connect_timeout: Duration::from_millis(250),
             idle_connections: 8,
@@ -149,7 +150,7 @@ fn a_file_with_every_key_is_read() {
             allow_empty: true,
         }
     );
-    let PolicySettings::Named { name, options } = &files.balance else {
+    let PolicySettings::Named { name, options, .. } = &files.balance else {
         panic!("no named policy");
     };
     let options: Vec<_> = options

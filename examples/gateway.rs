@@ -1,0 +1,301 @@
+//! A gateway node.
+//!
+//! ```console
+//! $ cargo run --release --features full --example gateway                  # a demonstration
+//! $ cargo run --release --features full --example gateway -- --config gateway.yaml
+//! $ cargo run --release --features full --example gateway -- --config gateway.yaml --check
+//! ```
+//!
+//! Without arguments it starts three demonstration backends and a gateway over them, prints the
+//! addresses and what to try, and serves until Ctrl-C. With `--config` it is a node over the
+//! backends that the file names; SIGHUP or a change of the file reloads it, SIGTERM drains it.
+//! A file that cannot be used ends with exit status 2 and its mistakes on stderr.
+
+use std::{
+    convert::Infallible, future::ready, io::Write as _, net::SocketAddr, path::PathBuf,
+    process::ExitCode,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tower::service_fn;
+use tower_gateway::{
+    config::{ConfigFile, Node, StartError},
+    node::{Listener, Server},
+};
+
+const USAGE: &str = "\
+usage: gateway [--config FILE [--check]] [--threads N] [--self-check]
+
+  --config FILE   run a node from this file; without it, a demonstration
+  --check         only check the file: exit status 0, or 2 with its mistakes
+  --threads N     worker threads (default: one for each core)
+  --self-check    run the demonstration, send it a few requests, and end";
+
+#[derive(Debug, Default)]
+struct Arguments {
+    config: Option<PathBuf>,
+    check: bool,
+    threads: Option<usize>,
+    self_check: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = match arguments(std::env::args().skip(1)) {
+        Ok(Some(arguments)) => arguments,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(mistake) => {
+            eprintln!("{mistake}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+
+    if let (Some(path), true) = (&arguments.config, arguments.check) {
+        return check(path);
+    }
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = arguments.threads {
+        runtime.worker_threads(threads);
+    }
+    let runtime = match runtime.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        match arguments.config {
+            Some(path) => run(path).await,
+            None => demonstrate(arguments.self_check).await,
+        }
+    })
+}
+
+fn arguments(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
+    let mut arguments = Arguments::default();
+    while let Some(word) = words.next() {
+        let mut value = || {
+            words
+                .next()
+                .ok_or_else(|| format!("{word}: expected a value after it"))
+        };
+        match word.as_str() {
+            "--config" => arguments.config = Some(value()?.into()),
+            "--check" => arguments.check = true,
+            "--threads" => {
+                let text = value()?;
+                let threads = text.parse().ok().filter(|threads| *threads > 0);
+                let wrong = format!("--threads: expected a number from 1, found {text:?}");
+                arguments.threads = Some(threads.ok_or(wrong)?);
+            }
+            "--self-check" => arguments.self_check = true,
+            "--help" | "-h" => return Ok(None),
+            unknown => return Err(format!("unknown argument {unknown:?}")),
+        }
+    }
+    if arguments.check && arguments.config.is_none() {
+        return Err(String::from("--check: expected --config FILE beside it"));
+    }
+    Ok(Some(arguments))
+}
+
+fn check(path: &PathBuf) -> ExitCode {
+    match ConfigFile::new(path).load() {
+        Ok(plan) => {
+            let settings = plan.settings();
+            let (clusters, routes) = (settings.clusters.len(), settings.routes.len());
+            println!(
+                "{}: valid, {clusters} clusters, {routes} routes",
+                path.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs a node until it is told to stop.
+async fn run(path: PathBuf) -> ExitCode {
+    match Node::start(ConfigFile::new(path)).await {
+        Ok(node) => {
+            announce(&node);
+            node.run().await;
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            match error {
+                StartError::Load(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// Prints the lines that a supervisor waits for.
+fn announce(node: &Node) {
+    let mut lines = format!("listening on {}\n", node.address());
+    if let Some(admin) = node.admin_address() {
+        lines.push_str(&format!("admin on {admin}\n"));
+    }
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout
+        .write_all(lines.as_bytes())
+        .and_then(|()| stdout.flush());
+    if let Err(error) = written {
+        tracing::warn!(%error, "nobody reads standard output");
+    }
+}
+
+/// Three backends and a gateway over them, from a file as a user would write it.
+async fn demonstrate(self_check: bool) -> ExitCode {
+    match demonstration().await {
+        Ok((node, backends, folder)) => {
+            announce(&node);
+            let ended = if self_check {
+                check_itself(&node).await
+            } else {
+                explain(&node, &folder);
+                node.run().await;
+                Ok(())
+            };
+            drop(backends);
+            match ended {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("self-check failed: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Err(error) => {
+            eprintln!("the demonstration cannot be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn demonstration() -> Result<(Node, Vec<Server>, tempfile::TempDir), BoxError> {
+    let mut backends = Vec::new();
+    let mut endpoints = String::new();
+    for name in ["one", "two", "three"] {
+        let (server, address) = backend(name).await?;
+        backends.push(server);
+        endpoints.push_str(&format!(
+            "        - {{ address: \"{address}\", id: {name} }}\n"
+        ));
+    }
+    let text = format!(
+        "\
+node:
+  listen: \"127.0.0.1:0\"
+  admin: \"127.0.0.1:0\"
+clusters:
+  demo:
+    discovery:
+      type: static
+      endpoints:
+{endpoints}    balance: {{ type: round_robin }}
+routes:
+  - match: {{ path_prefix: / }}
+    cluster: demo
+    timeout: 10s
+"
+    );
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("gateway.yaml");
+    std::fs::write(&path, text)?;
+    let node = Node::start(ConfigFile::new(path)).await?;
+    Ok((node, backends, folder))
+}
+
+/// A backend that says its name.
+async fn backend(name: &'static str) -> std::io::Result<(Server, SocketAddr)> {
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let address = listener.local_addr()?;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let text = format!(
+            "backend {name} got {} {}\n",
+            request.method(),
+            request.uri()
+        );
+        let response = Response::new(Full::new(Bytes::from(text)));
+        ready(Ok::<_, Infallible>(response))
+    });
+    Ok((listener.serve(move |_| service), address))
+}
+
+fn explain(node: &Node, folder: &tempfile::TempDir) {
+    let address = node.address();
+    let admin = node.admin_address().expect("the demonstration has one");
+    let file = folder.path().join("gateway.yaml");
+    println!(
+        "
+Three demonstration backends are behind the gateway. Try:
+  curl http://{address}/hello          # again and again: the backends take turns
+  curl http://{admin}/clusters       # what each endpoint is doing
+  curl http://{admin}/metrics
+  $EDITOR {}          # a change is taken while it serves
+Ctrl-C ends it.",
+        file.display()
+    );
+}
+
+/// Asks the gateway as a client would: each backend must answer in its turn.
+async fn check_itself(node: &Node) -> Result<(), BoxError> {
+    let mut answers = Vec::new();
+    for _ in 0..6 {
+        answers.push(get(node.address(), "/hello").await?);
+    }
+    for name in ["one", "two", "three"] {
+        let expected = format!("backend {name} got GET /hello\n");
+        let count = answers.iter().filter(|answer| **answer == expected).count();
+        if count != 2 {
+            return Err(format!("expected 2 answers of {name}, found {count}: {answers:?}").into());
+        }
+    }
+    let admin = node.admin_address().ok_or("no admin address")?;
+    let clusters: serde_json::Value = serde_json::from_str(&get(admin, "/clusters").await?)?;
+    let endpoints = clusters["demo"]["endpoints"].as_array().map_or(0, Vec::len);
+    if endpoints != 3 {
+        return Err(format!("expected 3 endpoints, found {clusters}").into());
+    }
+    println!("self-check passed: 6 requests over 3 backends");
+    Ok(())
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<String, BoxError> {
+    use http_body_util::BodyExt as _;
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header("host", "demo.example.com")
+        .body(Full::<Bytes>::default())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    if !status.is_success() {
+        return Err(format!("{path}: {status}").into());
+    }
+    Ok(String::from_utf8(body.to_vec())?)
+}

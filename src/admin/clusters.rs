@@ -1,0 +1,78 @@
+//! `/clusters`: what each endpoint is doing.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::{cluster::Cluster, load::LastSeen, member::Member, time};
+
+pub(super) fn render(clusters: &[Cluster]) -> Value {
+    let clusters: Map<String, Value> = clusters
+        .iter()
+        .map(|cluster| (cluster.name().to_string(), render_cluster(cluster)))
+        .collect();
+    Value::Object(clusters)
+}
+
+fn render_cluster(cluster: &Cluster) -> Value {
+    let snapshot = Arc::clone(&cluster.snapshot());
+    let endpoints: Vec<_> = snapshot
+        .members()
+        .iter()
+        .map(|member| endpoint(member))
+        .collect();
+    let found = cluster.watch().map(|watch| watch.current());
+    let refused: Vec<_> = found
+        .iter()
+        .flat_map(|found| found.refused.iter())
+        .map(|refused| json!({ "entry": &*refused.entry, "reason": &*refused.reason }))
+        .collect();
+    json!({
+        "policy": cluster.policy(),
+        "endpoints": endpoints,
+        "discovery": {
+            "state": snapshot.discovery().as_str(),
+            "version": snapshot.version(),
+            "reason": found.and_then(|found| found.reason.as_ref().map(ToString::to_string)),
+            "refused": refused,
+        },
+    })
+}
+
+fn endpoint(member: &Member) -> Value {
+    let endpoint = member.endpoint();
+    let load = member.load();
+    let (health, reason) = health(member);
+    let latency = load.latency(time::now());
+    json!({
+        "id": endpoint.id.as_str(),
+        "address": endpoint.address.as_str(),
+        "zone": endpoint.zone.as_deref(),
+        "weight": endpoint.weight,
+        "priority": endpoint.priority,
+        "metadata": endpoint
+            .metadata
+            .iter()
+            .map(|(key, value)| (key.to_string(), Value::from(&**value)))
+            .collect::<Map<_, _>>(),
+        "health": health,
+        "reason": reason,
+        "in_flight": load.in_flight(),
+        "upgraded": load.upgraded(),
+        "latency_ms": latency.map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
+        "requests": load.requests(),
+        "failures": load.failures(),
+    })
+}
+
+/// What is known of an endpoint, in the words of the admin router.
+pub(super) fn health(member: &Member) -> (&'static str, Option<&'static str>) {
+    if member.endpoint().draining {
+        return ("draining", Some("discovery says so"));
+    }
+    match member.load().last_seen() {
+        LastSeen::Nothing => ("unknown", Some("no request has ended yet")),
+        LastSeen::Success => ("healthy", None),
+        LastSeen::Failure => ("unhealthy", Some("the last request failed")),
+    }
+}

@@ -1,0 +1,211 @@
+//! What operators ask a node: is it alive, is it ready, what are its clusters doing.
+//!
+//! [`Admin`] is a handle that the application tells what there is to show, and a router to mount
+//! or to serve on an address of its own. Do not show it to the world: it has no rate limit and
+//! `POST /drain` ends the service. With a [`token`](Admin::token), everything but the two probes
+//! wants `Authorization: Bearer …`.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `GET /healthz` | 200 while the process is alive |
+//! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining |
+//! | `GET /metrics` | Prometheus text format 0.0.4 |
+//! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
+//! | `GET /config` | the version in force and the last refusal, JSON |
+//! | `POST /drain` | 202, and the node drains |
+//!
+//! # Examples
+//!
+//! ```
+//! use tower_gateway::{admin::{Admin, Readiness}, cluster::Cluster, pick::RoundRobin};
+//!
+//! let users = Cluster::fixed("users", RoundRobin::new(), ["127.0.0.1:9001".parse()?]);
+//! let admin = Admin::new();
+//! admin.set_clusters(vec![users]);
+//! admin.set_readiness(Readiness::Ready);
+//! let router: axum::Router = admin.router();
+//! # Ok::<(), tower_gateway::endpoint::InvalidAddress>(())
+//! ```
+//!
+//! Reacting to `POST /drain`:
+//!
+//! ```
+//! # use tower_gateway::admin::Admin;
+//! # async fn serve(admin: Admin) {
+//! admin.drain_requested().await;
+//! // stop accepting, finish what is in flight
+//! # }
+//! ```
+
+mod clusters;
+mod metrics;
+mod router;
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::cluster::Cluster;
+
+/// What there is to show. Clones share state.
+#[derive(Clone)]
+pub struct Admin {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: Mutex<String>,
+    clusters: ArcSwap<Vec<Cluster>>,
+    readiness: watch::Sender<Readiness>,
+    drain: watch::Sender<bool>,
+    config: Mutex<ConfigStatus>,
+    token: Mutex<Option<String>>,
+}
+
+/// Whether a node wants requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// It is not there yet.
+    #[default]
+    Starting,
+    /// Requests are welcome.
+    Ready,
+    /// It finishes what it has.
+    Draining,
+}
+
+impl Readiness {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Which configuration is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConfigStatus {
+    /// Counts the configurations that were applied.
+    pub version: u64,
+    /// Where it comes from.
+    pub source: String,
+    /// Why the last one was refused, if it was.
+    pub refused: Option<String>,
+    /// How many were refused.
+    pub rejected: u64,
+    /// Keys that changed but need a restart.
+    pub restart_needed: Vec<String>,
+}
+
+impl ConfigStatus {
+    /// The first configuration, from this source.
+    #[must_use]
+    pub fn new(source: impl Into<String>) -> Self {
+        Self {
+            version: 1,
+            source: source.into(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Admin {
+    /// A node that is starting and has no clusters.
+    #[must_use]
+    pub fn new() -> Self {
+        let shared = Shared {
+            node: Mutex::default(),
+            clusters: ArcSwap::default(),
+            readiness: watch::Sender::default(),
+            drain: watch::Sender::default(),
+            config: Mutex::default(),
+            token: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Names the node.
+    pub fn set_node(&self, id: impl Into<String>) {
+        *self.shared.node.lock() = id.into();
+    }
+
+    /// Shows these clusters from now on.
+    pub fn set_clusters(&self, clusters: Vec<Cluster>) {
+        self.shared.clusters.store(Arc::new(clusters));
+    }
+
+    /// Says whether requests are welcome. A node that drains stays so.
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.shared.readiness.send_if_modified(|current| {
+            let changes = *current != readiness && *current != Readiness::Draining;
+            if changes {
+                *current = readiness;
+            }
+            changes
+        });
+    }
+
+    /// Whether requests are welcome.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        *self.shared.readiness.borrow()
+    }
+
+    /// Changes what is said of the configuration.
+    pub fn update_config(&self, update: impl FnOnce(&mut ConfigStatus)) {
+        update(&mut self.shared.config.lock());
+    }
+
+    /// What is said of the configuration.
+    #[must_use]
+    pub fn config(&self) -> ConfigStatus {
+        self.shared.config.lock().clone()
+    }
+
+    /// Asks for this token from now on, or for none.
+    pub fn token(&self, token: Option<String>) {
+        *self.shared.token.lock() = token;
+    }
+
+    /// Waits until somebody has asked the node to drain.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a request that was made is seen by the next call.
+    pub async fn drain_requested(&self) {
+        let mut drain = self.shared.drain.subscribe();
+        if drain.wait_for(|requested| *requested).await.is_err() {
+            // The sender is held by this handle.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The routes of the table in the [module docs](self).
+    pub fn router(&self) -> Router {
+        router::router(self.clone())
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin")
+            .field("readiness", &self.readiness())
+            .field("clusters", &self.shared.clusters.load())
+            .finish_non_exhaustive()
+    }
+}

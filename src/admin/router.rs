@@ -1,0 +1,120 @@
+//! The routes of the admin router.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{
+        HeaderValue, StatusCode,
+        header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+
+use super::{Admin, Readiness};
+
+pub(super) fn router(admin: Admin) -> Router {
+    let guarded = Router::new()
+        .route("/", get(index))
+        .route("/metrics", get(metrics))
+        .route("/clusters", get(clusters))
+        .route("/config", get(config))
+        .route("/drain", post(drain))
+        .layer(middleware::from_fn_with_state(admin.clone(), authorize));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .merge(guarded)
+        .fallback(async || {
+            let text =
+                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain\n";
+            (StatusCode::NOT_FOUND, text)
+        })
+        .with_state(admin)
+}
+
+async fn index() -> &'static str {
+    "GET /healthz /readyz /metrics /clusters /config, POST /drain\n"
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    let readiness = admin.readiness();
+    let status = match readiness {
+        Readiness::Ready => StatusCode::OK,
+        Readiness::Starting | Readiness::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, format!("{}\n", readiness.as_str())).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let text = super::metrics::render(&admin);
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
+        .into_response()
+}
+
+async fn clusters(State(admin): State<Admin>) -> Response {
+    json_response(&super::clusters::render(&admin.shared.clusters.load()))
+}
+
+async fn config(State(admin): State<Admin>) -> Response {
+    let status = admin.config();
+    json_response(&json!({
+        "node": *admin.shared.node.lock(),
+        "version": status.version,
+        "source": status.source,
+        "refused": status.refused,
+        "rejected": status.rejected,
+        "restart_needed": status.restart_needed,
+    }))
+}
+
+async fn drain(State(admin): State<Admin>) -> Response {
+    admin.set_readiness(Readiness::Draining);
+    admin.shared.drain.send_replace(true);
+    (StatusCode::ACCEPTED, "draining\n").into_response()
+}
+
+fn json_response(value: &Value) -> Response {
+    let mut response = Response::new(Body::from(format!("{value:#}\n")));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+/// Lets through who shows the token, when there is one.
+async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let token = admin.shared.token.lock().clone();
+    let shown = request
+        .headers()
+        .get(AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let is_allowed = match &token {
+        None => true,
+        Some(token) => shown.is_some_and(|shown| equal(shown, token.as_bytes())),
+    };
+    if is_allowed {
+        return next.run(request).await;
+    }
+    let challenge = [(WWW_AUTHENTICATE, "Bearer")];
+    (
+        StatusCode::UNAUTHORIZED,
+        challenge,
+        "the admin token is missing or wrong\n",
+    )
+        .into_response()
+}
+
+/// Takes the same time wherever the texts differ.
+fn equal(one: &[u8], other: &[u8]) -> bool {
+    let differ = one
+        .iter()
+        .zip(other)
+        .fold(0, |differ, (a, b)| differ | (a ^ b));
+    one.len() == other.len() && differ == 0
+}

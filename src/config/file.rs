@@ -1,0 +1,95 @@
+//! The configuration file: loading it, and noticing that it changed.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use super::{
+    error::LoadError,
+    plan::{MakePolicy, Plan},
+    settings::{PolicyOption, Settings},
+};
+use crate::pick::Policy;
+
+/// A configuration file and the policies that it may name.
+#[derive(Clone)]
+pub struct ConfigFile {
+    path: PathBuf,
+    policies: Vec<(String, MakePolicy)>,
+}
+
+/// What tells that a file may have changed without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    #[cfg(unix)]
+    inode: u64,
+}
+
+impl ConfigFile {
+    /// The file at this path.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            policies: Vec::new(),
+        }
+    }
+
+    /// Lets the file name a policy of the application's own. `make` gets the further keys of
+    /// `balance` and says what is wrong with them, if anything is.
+    #[must_use]
+    pub fn policy<F>(mut self, name: impl Into<String>, make: F) -> Self
+    where
+        F: Fn(&[PolicyOption]) -> Result<Arc<dyn Policy>, String> + Send + Sync + 'static,
+    {
+        self.policies.push((name.into(), Arc::new(make)));
+        self
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the file and the files that it names, and checks everything. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or anything in it cannot be used.
+    pub fn load(&self) -> Result<Plan, LoadError> {
+        let text = fs::read_to_string(&self.path).map_err(|source| LoadError::Unreadable {
+            file: self.path.clone(),
+            source,
+        })?;
+        let names: Vec<_> = self.policies.iter().map(|(name, _)| &**name).collect();
+        let settings = Settings::parse(&text, &self.path, &names)?;
+        Ok(Plan::new(settings, &self.path, &self.policies)?)
+    }
+
+    /// How the file looks from outside; an error when it is not there.
+    pub(super) fn stamp(&self) -> io::Result<Stamp> {
+        let metadata = fs::metadata(&self.path)?;
+        Ok(Stamp {
+            modified: metadata.modified().ok(),
+            length: metadata.len(),
+            #[cfg(unix)]
+            inode: std::os::unix::fs::MetadataExt::ino(&metadata),
+        })
+    }
+}
+
+impl fmt::Debug for ConfigFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policies = self.policies.iter().map(|(name, _)| name);
+        f.debug_struct("ConfigFile")
+            .field("path", &self.path)
+            .field("policies", &policies.collect::<Vec<_>>())
+            .finish()
+    }
+}

@@ -1,0 +1,167 @@
+//! The clusters and routes of a plan, brought to life and kept alive from one plan to the next.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use http::uri::Scheme;
+use tower::{Layer, ServiceBuilder};
+
+use super::{
+    plan::{ClusterPlan, Plan, Tls},
+    serve::{RequestBody, Routes, Stack, Target},
+    settings::{ClusterSettings, DiscoverySettings, RouteSettings, Settings},
+};
+use crate::{
+    balance::BalanceLayer,
+    cluster::Cluster,
+    discover::{Discovery, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
+    error_response::ErrorResponseLayer,
+    route::Table,
+    timeout::TimeoutLayer,
+    upstream::{TcpConnector, Upstream},
+};
+
+/// The clusters at work.
+#[derive(Debug, Default)]
+pub(super) struct Gateway {
+    clusters: BTreeMap<String, Running>,
+}
+
+/// One cluster at work and what it was made from.
+#[derive(Debug)]
+struct Running {
+    settings: ClusterSettings,
+    tls: Option<Tls>,
+    cluster: Cluster,
+    upstream: Upstream<RequestBody>,
+}
+
+impl Gateway {
+    /// Goes over to a plan. What is the same in both goes on as it is: clusters with their live
+    /// state, connection pools, rotations.
+    pub(super) fn apply(&mut self, plan: &Plan, routes: &Routes) {
+        let mut previous = std::mem::take(&mut self.clusters);
+        for (name, settings) in &plan.settings.clusters {
+            let cluster_plan = &plan.clusters[name];
+            let running = match previous.remove(name) {
+                Some(running) => running.changed(name, settings, cluster_plan, &plan.settings),
+                None => Running::start(name, settings, cluster_plan, &plan.settings),
+            };
+            self.clusters.insert(name.clone(), running);
+        }
+        let table: Table<Target> = plan
+            .settings
+            .routes
+            .iter()
+            .map(|route| (route.matching.clone(), self.target(route)))
+            .collect();
+        routes.set(table);
+        // Clusters that are gone stop following only now, when no route leads to them.
+        drop(previous);
+    }
+
+    pub(super) fn clusters(&self) -> Vec<Cluster> {
+        self.clusters
+            .values()
+            .map(|running| running.cluster.clone())
+            .collect()
+    }
+
+    fn target(&self, route: &RouteSettings) -> Target {
+        let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
+        Target::new(route.clusters.iter().map(|share| {
+            let running = &self.clusters[&share.cluster];
+            (timeout.layer(running.stack()), share.weight)
+        }))
+    }
+}
+
+impl Running {
+    fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: &Settings) -> Self {
+        let watch = watch(name, settings, all);
+        Self {
+            settings: settings.clone(),
+            tls: plan.tls.clone(),
+            cluster: Cluster::new(name, Arc::clone(&plan.policy), watch),
+            upstream: upstream(settings, plan.tls.as_ref()),
+        }
+    }
+
+    fn changed(
+        mut self,
+        name: &str,
+        settings: &ClusterSettings,
+        plan: &ClusterPlan,
+        all: &Settings,
+    ) -> Self {
+        if self.settings.discovery != settings.discovery {
+            self.cluster.follow(watch(name, settings, all));
+        }
+        if self.settings.balance != settings.balance {
+            self.cluster.set_policy(Arc::clone(&plan.policy));
+        }
+        let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
+        if !self.settings.connects_like(settings) || texts(&self.tls) != texts(&plan.tls) {
+            self.upstream = upstream(settings, plan.tls.as_ref());
+        }
+        self.settings = settings.clone();
+        self.tls = plan.tls.clone();
+        self
+    }
+
+    fn stack(&self) -> Stack {
+        let scheme = if self.tls.is_some() {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        };
+        ServiceBuilder::new()
+            .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
+            .layer(BalanceLayer::new(self.cluster.clone()).scheme(scheme))
+            .service(self.upstream.clone())
+    }
+}
+
+impl ClusterSettings {
+    /// Whether connections made for one may be used for the other.
+    fn connects_like(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.tls == other.tls
+            && self.connect_timeout == other.connect_timeout
+            && self.idle_connections == other.idle_connections
+            && self.idle_connection_timeout == other.idle_connection_timeout
+            && self.cap == other.cap
+    }
+}
+
+fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch {
+    let service = ServiceName::from(name);
+    match &settings.discovery {
+        DiscoverySettings::Static(endpoints) => Fixed::new(endpoints.clone()).watch(&service),
+        DiscoverySettings::File { path, allow_empty } => {
+            let file = File::new(&path.path).allow_empty(*allow_empty);
+            let discovery = Discovery::new(file);
+            match &all.node.snapshot_dir {
+                Some(_folder) => discovery.watch(&service), // SNAPSHOT_DIR
+                None => discovery.watch(&service),
+            }
+        }
+    }
+}
+
+fn upstream(settings: &ClusterSettings, tls: Option<&Tls>) -> Upstream<RequestBody> {
+    let upstream = Upstream::new()
+        .protocol(settings.protocol.into())
+        .connect_timeout(settings.connect_timeout)
+        .idle_connections(settings.idle_connections)
+        .idle_timeout(settings.idle_connection_timeout);
+    let upstream = match tls {
+        Some(tls) => upstream.connector(tls.connector.clone()),
+        None => upstream.connector(TcpConnector::new()),
+    };
+    match settings.cap {
+        Some(cap) => upstream
+            .max_connections(cap.max_connections)
+            .max_pending(cap.max_pending),
+        None => upstream,
+    }
+}

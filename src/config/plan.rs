@@ -1,0 +1,169 @@
+//! Settings with all that they name at hand: what is left to do cannot fail.
+
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+
+use super::{
+    error::ConfigError,
+    settings::{
+        ClusterSettings, DiscoverySettings, NamedFile, PolicyOption, PolicySettings, Protocol,
+        Settings, TlsSettings,
+    },
+};
+use crate::{
+    pick::{Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin},
+    upstream::{self, TlsConnector},
+    yaml::Mistake,
+};
+
+/// Makes a policy from the options in the file, or says what is wrong with them.
+pub(super) type MakePolicy =
+    Arc<dyn Fn(&[PolicyOption]) -> Result<Arc<dyn Policy>, String> + Send + Sync>;
+
+/// A configuration that was checked with every file that it names.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(super) settings: Settings,
+    pub(super) clusters: BTreeMap<String, ClusterPlan>,
+}
+
+/// What a cluster needs beside its settings.
+#[derive(Clone, Debug)]
+pub(super) struct ClusterPlan {
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) tls: Option<Tls>,
+}
+
+/// A connector and the texts that it was made from: a certificate that was renewed in place is
+/// noticed, although the settings are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Tls {
+    pub(super) connector: TlsConnector,
+    pub(super) texts: Vec<Vec<u8>>,
+}
+
+impl Plan {
+    /// Reads the files that the settings name.
+    pub(super) fn new(
+        settings: Settings,
+        file: &Path,
+        policies: &[(String, MakePolicy)],
+    ) -> Result<Self, ConfigError> {
+        let mut clusters = BTreeMap::new();
+        let mut mistakes = Vec::new();
+        for (name, cluster) in &settings.clusters {
+            match cluster_plan(cluster, policies) {
+                Ok(plan) => {
+                    clusters.insert(name.clone(), plan);
+                }
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        // One that was readable once may be gone for a moment; then the last good list is used.
+        if settings.node.snapshot_dir.is_none() {
+            mistakes.extend(settings.clusters.values().filter_map(unreadable_list));
+        }
+        if mistakes.is_empty() {
+            Ok(Self { settings, clusters })
+        } else {
+            Err(ConfigError::new(file, mistakes))
+        }
+    }
+
+    /// What the file says.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+fn unreadable_list(cluster: &ClusterSettings) -> Option<Mistake> {
+    let DiscoverySettings::File { path, .. } = &cluster.discovery else {
+        return None;
+    };
+    fs::File::open(&path.path)
+        .err()
+        .map(|error| unreadable(path, &error))
+}
+
+fn unreadable(file: &NamedFile, error: &std::io::Error) -> Mistake {
+    let path = file.path.display();
+    file.place
+        .wrong(format!("expected a readable file, found {path}: {error}"))
+}
+
+fn read(file: &NamedFile) -> Result<Vec<u8>, Mistake> {
+    fs::read(&file.path).map_err(|error| unreadable(file, &error))
+}
+
+fn cluster_plan(
+    cluster: &ClusterSettings,
+    policies: &[(String, MakePolicy)],
+) -> Result<ClusterPlan, Mistake> {
+    let tls = match &cluster.tls {
+        Some(tls) => Some(self::tls(tls, cluster.protocol.into())?),
+        None => None,
+    };
+    Ok(ClusterPlan {
+        policy: policy(&cluster.balance, policies)?,
+        tls,
+    })
+}
+
+fn policy(
+    settings: &PolicySettings,
+    policies: &[(String, MakePolicy)],
+) -> Result<Arc<dyn Policy>, Mistake> {
+    Ok(match settings {
+        PolicySettings::RoundRobin => Arc::new(RoundRobin::new()),
+        PolicySettings::WeightedRoundRobin => Arc::new(WeightedRoundRobin::new()),
+        PolicySettings::Random => Arc::new(Random::new()),
+        PolicySettings::WeightedRandom => Arc::new(WeightedRandom::new()),
+        PolicySettings::Named {
+            name,
+            options,
+            place,
+        } => {
+            let known = policies.iter().find(|(known, _)| known == name);
+            let (_, make) = known.expect("settings name no policy that the reader was not given");
+            make(options).map_err(|what| place.wrong(what))?
+        }
+    })
+}
+
+fn tls(settings: &TlsSettings, protocol: upstream::Protocol) -> Result<Tls, Mistake> {
+    let mut texts = Vec::new();
+    let mut connector = match &settings.ca {
+        Some(ca) => {
+            let pem = read(ca)?;
+            let connector = TlsConnector::with_ca(&pem, protocol)
+                .map_err(|error| ca.place.wrong(error.to_string()))?;
+            texts.push(pem);
+            connector
+        }
+        None => {
+            TlsConnector::new(protocol).map_err(|error| settings.place.wrong(error.to_string()))?
+        }
+    };
+    if let Some(identity) = &settings.identity {
+        let (chain, key) = (read(&identity.cert)?, read(&identity.key)?);
+        connector = connector
+            .client_certificate(&chain, &key)
+            .map_err(|error| identity.cert.place.wrong(error.to_string()))?;
+        texts.extend([chain, key]);
+    }
+    if let Some(name) = &settings.server_name {
+        connector = connector
+            .server_name(name)
+            .map_err(|error| settings.place.wrong(error.to_string()))?;
+    }
+    Ok(Tls { connector, texts })
+}
+
+impl From<Protocol> for upstream::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http1 => Self::Http1,
+            Protocol::Http2 => Self::Http2,
+        }
+    }
+}
