@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -30,8 +31,9 @@ READY_SECONDS = 15
 WARM_UP_SECONDS = 1
 H1_CONNECTIONS = 64
 GRPC_CONNECTIONS, GRPC_STREAMS = 8, 16
-NOISY = 0.1  # of the proxy's core, taken by others
+NOISY = 0.1  # of a core, taken by processes outside the measurement
 REFERENCES = ["nginx", "haproxy", "envoy"]
+BACKEND = TARGET / "release" / "backend"
 TOOLS = {False: {"wrk": "wrk"}, True: {"h2load": "nghttp2-client", "nghttp": "nghttp2-client"}}
 
 
@@ -80,6 +82,12 @@ def core_seconds(core):
             ticks = list(map(int, fields[:8]))  # user nice system idle iowait irq softirq steal
             return (sum(ticks) - ticks[3] - ticks[4]) / TICK
     raise Failed(f"/proc/stat has no core {core}")
+
+
+def load_seconds(origins):
+    """CPU seconds of what the measurement itself runs on the load's core: backends, load, runner."""
+    ended, own = (resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
+    return sum(cpu([origins.pid])) + ended.ru_utime + ended.ru_stime + own.ru_utime + own.ru_stime
 
 
 def peak_rss(pids):
@@ -144,6 +152,21 @@ class Child:
         return lines[-1][:300] if lines else "nothing on stderr"
 
 
+class Origins(Child):
+    """The three backends on free ports, in one process."""
+
+    def __init__(self, folder):
+        super().__init__([str(BACKEND), *["127.0.0.1:0"] * 3], LOAD_CORE, folder, "backends")
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            self.addresses = re.findall(r"listening on (\S+)\n", self.output.read_text())
+            if len(self.addresses) == 3:
+                return
+            time.sleep(0.02)
+        self.stop()
+        sys.exit(f"the backends do not start: {self.tail()}")
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -176,7 +199,7 @@ class Sample:
     user: float  # CPU microseconds a request
     system: float
     busy: float  # share of its core
-    others: float  # what other processes had of that core, steal included
+    others: float  # what processes outside the measurement had of its core or of the load's, steal included
     rss: float
 
     @property
@@ -246,21 +269,21 @@ def load_grpc(port, case, seconds, folder, message):
     return done, float(seconds), int(data.group(1))
 
 
-def measure(peer, case, backends, seconds, message):
+def measure(peer, case, origins, seconds, message):
     """Starts the peer, warms it up, loads it, ends it."""
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         folder = Path(name)
         # nginx's worker runs as another user than its master when that is root.
         folder.chmod(0o755)
-        run = Run(case, free_port(), backends, folder)
+        run = Run(case, free_port(), origins.addresses, folder)
         with Child(peer.command(run), PROXY_CORE, folder, "proxy") as proxy:
             try:
-                return loaded(proxy, peer, run, seconds, message)
+                return loaded(proxy, peer, run, origins, seconds, message)
             except Failed as failure:
                 raise Failed(f"{failure}; its stderr: {proxy.tail()}") from None
 
 
-def loaded(proxy, peer, run, seconds, message):
+def loaded(proxy, peer, run, origins, seconds, message):
     case, port = run.case, run.port
     wait_ready(proxy, port, peer.announces)
 
@@ -275,10 +298,14 @@ def loaded(proxy, peer, run, seconds, message):
         probe_h1(port, case)
     load(WARM_UP_SECONDS)
     pids = tree(proxy.pid)
-    before = *cpu(pids), core_seconds(PROXY_CORE), time.monotonic()
+
+    def clocks():
+        cores = core_seconds(PROXY_CORE), core_seconds(LOAD_CORE)
+        return *cpu(pids), *cores, load_seconds(origins), time.monotonic()
+
+    before = clocks()
     requests, elapsed, received = load(seconds)
-    after = *cpu(pids), core_seconds(PROXY_CORE), time.monotonic()
-    user, system, core, wall = (late - early for early, late in zip(before, after))
+    user, system, proxy_core, load_core, loading, wall = (late - early for early, late in zip(before, clocks()))
     if proxy.process.poll() is not None:
         raise Failed(f"ended under load with status {proxy.process.returncode}")
     if not requests:
@@ -290,7 +317,7 @@ def loaded(proxy, peer, run, seconds, message):
         user=user / requests * 1e6,
         system=system / requests * 1e6,
         busy=(user + system) / elapsed,
-        others=max(0.0, core - user - system) / wall,
+        others=max(0.0, proxy_core - user - system, load_core - loading) / wall,
         rss=peak_rss(pids),
     )
 
@@ -303,7 +330,7 @@ def rotated(items, by):
     return items[by:] + items[:by]
 
 
-def rounds_of(case, peers, backends, args, message):
+def rounds_of(case, peers, origins, args, message):
     """Every peer once a round; a peer that fails is out of the case."""
     samples = {peer.name: [] for peer in peers}
     failures = {}
@@ -313,7 +340,7 @@ def rounds_of(case, peers, backends, args, message):
                 continue
             label = f"{case.name} {n + 1}/{args.rounds} {peer.name}"
             try:
-                sample = measure(peer, case, backends, args.seconds, message)
+                sample = measure(peer, case, origins, args.seconds, message)
             except Failed as failure:
                 failures[peer.name] = str(failure)
                 say(f"{label}: FAILED: {failure}")
@@ -352,7 +379,7 @@ def table(case, peers, samples, failures, skipped):
         lines.append(f"| {name} | {why.replace('|', '/')} |" + " |" * (len(head) - 2))
     shared = [s.others for peer in measured for s in samples[peer.name]]
     if shared and max(shared) > NOISY:
-        lines += ["", f"Noisy: other processes had up to {max(shared):.0%} of the proxy's core (median {median(shared):.0%})."]
+        lines += ["", f"Noisy: other processes had up to {max(shared):.0%} of the proxy's core or of the load's (median {median(shared):.0%})."]
     return "\n".join(lines) + "\n"
 
 
@@ -398,19 +425,6 @@ def listing():
         print(f"peer {peer.name}: " + (peer.version() if peer.binary() else peer.missing()))
 
 
-def backends_in(folder):
-    """Three origins on free ports, in one process."""
-    child = Child([str(TARGET / "release" / "backend"), *["127.0.0.1:0"] * 3], LOAD_CORE, folder, "backends")
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline and child.process.poll() is None:
-        found = re.findall(r"listening on (\S+)\n", child.output.read_text())
-        if len(found) == 3:
-            return child, found
-        time.sleep(0.02)
-    child.stop()
-    sys.exit(f"the backends do not start: {child.tail()}")
-
-
 def main():
     args = arguments()
     if args.gateway:
@@ -430,7 +444,7 @@ def main():
     lacking = [tool for tool in ("taskset", *tools) if not shutil.which(tool)]
     if lacking:
         sys.exit(f"cannot measure without {', '.join(lacking)}")
-    if "backend" in skipped or not (TARGET / "release" / "backend").exists():
+    if "backend" in skipped or not BACKEND.exists():
         sys.exit("cannot measure without the backends: build them (cargo, or leave --no-build out)")
     for peer in peers:
         if not peer.binary():
@@ -449,10 +463,9 @@ def main():
         folder = Path(name)
         message = folder / "message"
         message.write_bytes(b"\0" + (105).to_bytes(4, "big") + b"x" * 105)
-        child, backends = backends_in(folder)
-        with child:
+        with Origins(folder) as origins:
             for case in cases:
-                samples, failures = rounds_of(case, present, backends, args, str(message))
+                samples, failures = rounds_of(case, present, origins, args, str(message))
                 failed |= bool(failures)
                 print(table(case, present, samples, failures, skipped), flush=True)
     for name, why in skipped.items():
