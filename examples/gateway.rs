@@ -65,7 +65,11 @@ fn main() -> ExitCode {
     if let (Some(path), true) = (&arguments.config, arguments.check) {
         return check(path);
     }
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // A single thread needs no hand-over between threads at all.
+    let mut runtime = match arguments.threads {
+        Some(1) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
     if let Some(threads) = arguments.threads {
         runtime.worker_threads(threads);
     }
