@@ -1,9 +1,15 @@
 //! Where endpoints come from.
 
+mod adapter;
 mod answer;
 mod backend;
 mod backoff;
+#[cfg(feature = "file")]
+mod blocking;
 mod closure;
+mod combine;
+#[cfg(feature = "file")]
+mod disk;
 mod driver;
 #[cfg(feature = "file")]
 mod file;
@@ -21,9 +27,13 @@ mod stats;
 mod stream;
 mod watch;
 
+pub use adapter::Endpoints;
 pub use answer::IntoListing;
 pub use backend::{BackendError, Cursor, DiscoveryBackend, Listing, RawEvent, Refused};
 pub use closure::{PollFn, poll_fn};
+pub use combine::{Fallback, Filter, Merge};
+#[cfg(feature = "file")]
+pub use disk::Disk;
 pub use driver::Discovery;
 #[cfg(feature = "file")]
 pub use file::File;
