@@ -1,8 +1,11 @@
 //! An API gateway as tower layers.
 
+#[cfg(feature = "config")]
+pub mod config;
 pub mod discover;
 pub mod endpoint;
 pub mod error;
+pub mod route;
 mod sync;
 mod time;
 #[cfg(feature = "file")]

@@ -42,7 +42,7 @@ pub(crate) fn endpoints(list: &Node) -> Result<(Vec<Endpoint>, Vec<Refused>), Mi
     let mut refused = Vec::new();
     let mut seen = Seen::default();
     for (position, item) in Value::root(list).items()?.iter().enumerate() {
-        match seen.endpoint(item) {
+        match seen.endpoint(&item.as_root()) {
             Ok(endpoint) => good.push(endpoint),
             Err(mistakes) => {
                 let entry = name(item.data()).unwrap_or_else(|| format!("[{position}]"));
@@ -143,7 +143,10 @@ fn name(data: &Data) -> Option<String> {
     ["id", "address"].iter().find_map(|wanted| {
         let (_, value) = pairs.iter().find(|(key, _)| key.text == *wanted)?;
         match &value.data {
-            Data::Scalar { text, .. } if !text.is_empty() => Some(text.clone()),
+            // It ends in a log: no line breaks, and no megabytes.
+            Data::Scalar { text, .. } if !text.is_empty() => {
+                Some(text.chars().take(60).flat_map(char::escape_debug).collect())
+            }
             _ => None,
         }
     })
@@ -233,16 +236,16 @@ mod tests {
         assert_eq!(
             refused,
             [
-                "line 3: nowhere: [1].address: expected host:port, such as 127.0.0.1:8080, \
+                "line 3: nowhere: address: expected host:port, such as 127.0.0.1:8080, \
                  [::1]:8080 or users.internal:80, found \"nowhere\"",
-                "line 4: b:2: [2].wieght: expected one of address, id, weight, zone, priority, \
+                "line 4: b:2: wieght: expected one of address, id, weight, zone, priority, \
                  metadata, draining, found the unknown key \"wieght\"; did you mean \"weight\"?",
-                "line 5: c:3: [3].weight: expected a number from 0 to 4294967295, found \"heavy\"",
-                "line 7: d: [5]: expected an id of its own, found \"d\" again after line 6",
-                "line 8: [6]: [6]: expected a mapping, found \"just-text\"",
-                "line 9: [7]: [7].address: expected host:port, such as 127.0.0.1:8080, \
+                "line 5: c:3: weight: expected a number from 0 to 4294967295, found \"heavy\"",
+                "line 7: d: expected an id of its own, found \"d\" again after line 6",
+                "line 8: [6]: expected a mapping, found \"just-text\"",
+                "line 9: [7]: address: expected host:port, such as 127.0.0.1:8080, \
                  [::1]:8080 or users.internal:80, found nothing",
-                "line 10: f: [8].metadata: expected a mapping, found a list",
+                "line 10: f: metadata: expected a mapping, found a list",
             ]
         );
     }
@@ -251,6 +254,16 @@ mod tests {
     fn a_bad_entry_does_not_claim_its_id() {
         let (endpoints, refused) = read("- { id: a, address: x }\n- { id: a, address: a:1 }\n");
         assert_eq!((endpoints.len(), refused.len()), (1, 1));
+    }
+
+    #[test]
+    fn the_name_of_a_bad_entry_is_fit_for_a_log() {
+        let long = "x".repeat(1000);
+        for (id, entry) in [("a\\nb", "a\\nb"), (&long, &long[..60])] {
+            let tree = parse(&format!("- {{ id: \"{id}\" }}\n")).unwrap();
+            let (_, refused) = endpoints(&tree).unwrap();
+            assert_eq!(refused[0].entry, entry);
+        }
     }
 
     #[test]

@@ -10,8 +10,8 @@ use super::read::{Mistake, Mistakes};
 const MAX_BYTES: usize = 4 << 20;
 /// The most nodes of a tree, with what aliases add.
 const MAX_NODES: usize = 500_000;
-/// The most bytes that aliases may add.
-const MAX_ALIAS_BYTES: usize = 1 << 20;
+/// The most bytes that anchors and aliases may copy.
+const MAX_COPIED_BYTES: usize = 1 << 20;
 /// The deepest nesting; it also bounds the recursion of everything that walks the tree.
 const MAX_DEPTH: usize = 64;
 
@@ -64,8 +64,10 @@ pub(crate) fn parse(text: &str) -> Result<Node, Mistakes> {
         match event {
             Ok((event, span)) => tree.take(event, span)?,
             Err(error) => {
+                // A text that ends too early is wrong behind its last line.
+                let last = text.lines().count().max(1);
                 let what = format!("expected YAML: {}", error.info());
-                return Err(mistake(error.marker().line(), what));
+                return Err(mistake(error.marker().line().min(last), what));
             }
         }
     }
@@ -103,8 +105,7 @@ struct Tree {
     open: Vec<Open>,
     root: Option<Node>,
     documents: usize,
-    nodes: usize,
-    alias_bytes: usize,
+    budget: Budget,
     anchors: HashMap<usize, Anchored>,
 }
 
@@ -209,34 +210,19 @@ impl Tree {
                 "expected an alias of a finished node, found one of a node around it",
             ));
         };
-        let (node, height) = (&anchored.node, anchored.height);
+        let height = anchored.height;
         if self.open.len() + height > MAX_DEPTH {
             return Err(too_deep(line));
         }
-        // Counted before it is copied: a few lines of aliases of aliases name billions of nodes.
-        let size = Size::of(node);
-        self.nodes += size.nodes - 1;
-        self.alias_bytes += size.bytes;
-        if self.alias_bytes > MAX_ALIAS_BYTES {
-            return Err(mistake(
-                line,
-                format!("expected aliases that add at most {MAX_ALIAS_BYTES} bytes, found more"),
-            ));
-        }
-        refuse_too_many(line, self.nodes)?;
-        let node = node.clone();
+        let node = self.budget.copy(line, &anchored.node)?;
         self.finished(node, 0, height)
     }
 
     /// Puts a finished node where it belongs.
     fn finished(&mut self, mut node: Node, anchor: usize, height: usize) -> Result<(), Mistakes> {
-        self.nodes += 1;
-        refuse_too_many(node.line, self.nodes)?;
+        self.budget.add(node.line, 1)?;
         if anchor != 0 {
-            let node = node.clone();
-            let size = Size::of(&node);
-            self.nodes += size.nodes;
-            refuse_too_many(node.line, self.nodes)?;
+            let node = self.budget.copy(node.line, &node)?;
             self.anchors.insert(anchor, Anchored { node, height });
         }
         let Some(open) = self.open.last_mut() else {
@@ -257,6 +243,38 @@ impl Tree {
             },
         }
         Ok(())
+    }
+}
+
+/// What the tree and its copies may still cost.
+#[derive(Default)]
+struct Budget {
+    nodes: usize,
+    copied_bytes: usize,
+}
+
+impl Budget {
+    fn add(&mut self, line: usize, nodes: usize) -> Result<(), Mistakes> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            let what = format!("expected at most {MAX_NODES} values, found more");
+            return Err(mistake(line, what));
+        }
+        Ok(())
+    }
+
+    /// Copies a subtree, counted before: a few lines of aliases of aliases name billions of nodes.
+    fn copy(&mut self, line: usize, node: &Node) -> Result<Node, Mistakes> {
+        let size = Size::of(node);
+        self.add(line, size.nodes)?;
+        self.copied_bytes += size.bytes;
+        if self.copied_bytes > MAX_COPIED_BYTES {
+            let what = format!(
+                "expected at most {MAX_COPIED_BYTES} bytes in anchors and aliases, found more"
+            );
+            return Err(mistake(line, what));
+        }
+        Ok(node.clone())
     }
 }
 
@@ -321,16 +339,6 @@ fn too_deep(line: usize) -> Mistakes {
         line,
         format!("expected at most {MAX_DEPTH} levels of nesting, found more"),
     )
-}
-
-fn refuse_too_many(line: usize, nodes: usize) -> Result<(), Mistakes> {
-    if nodes > MAX_NODES {
-        return Err(mistake(
-            line,
-            format!("expected at most {MAX_NODES} values, found more"),
-        ));
-    }
-    Ok(())
 }
 
 fn refuse_duplicates(pairs: &[(Key, Node)]) -> Result<(), Mistakes> {
@@ -491,6 +499,7 @@ mod tests {
             "\"a",
             "}",
             "a: 'b' c\n",
+            "\"\\ud83d\\ude00\"",
         ] {
             let message = refused(text);
             assert!(message.contains(": expected YAML: "), "{text:?}: {message}");
@@ -521,13 +530,22 @@ mod tests {
 
     #[test]
     fn aliases_of_aliases_are_bounded() {
-        let mut laughs = String::from("a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n");
-        for level in 1..20 {
-            let of = format!("*a{}, ", level - 1).repeat(9);
-            laughs.push_str(&format!("a{level}: &a{level} [{of}]\n"));
+        // Of nothing, and of texts: one costs nodes alone, the other bytes before that.
+        for (laugh, message) in [
+            ("~, ", "expected at most 500000 values, found more"),
+            (
+                "lol-lol-lol, ",
+                "expected at most 1048576 bytes in anchors and aliases, found more",
+            ),
+        ] {
+            let mut laughs = format!("a0: &a0 [{}]\n", laugh.repeat(9));
+            for level in 1..20 {
+                let of = format!("*a{}, ", level - 1).repeat(9);
+                laughs.push_str(&format!("a{level}: &a{level} [{of}]\n"));
+            }
+            let refused = refused(&laughs);
+            assert!(refused.ends_with(message), "{refused}");
         }
-        let message = refused(&laughs);
-        assert!(message.contains("found more"), "{message}");
 
         let mut nested = String::from("- &a0 []\n");
         for level in 1..100 {
@@ -538,8 +556,19 @@ mod tests {
         let long = format!("- &a {}\n{}", "x".repeat(1 << 16), "- *a\n".repeat(100));
         assert_eq!(
             refused(&long),
-            "line 18: expected aliases that add at most 1048576 bytes, found more"
+            "line 17: expected at most 1048576 bytes in anchors and aliases, found more"
         );
+    }
+
+    #[test]
+    fn a_text_that_ends_too_early_is_wrong_in_its_last_line() {
+        for text in ["a: 1\nb: [\n", "a: 1\nb: [", "a: 1\nb: \"\n"] {
+            assert!(
+                refused(text).starts_with("line 2: expected YAML: "),
+                "{text:?}"
+            );
+        }
+        assert!(refused("[").starts_with("line 1: "));
     }
 
     /// Pieces that mean something to a parser of YAML.

@@ -104,6 +104,11 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// The same node as the beginning of paths.
+    pub(crate) fn as_root(&self) -> Self {
+        Self::root(self.node)
+    }
+
     pub(crate) fn line(&self) -> usize {
         self.node.line
     }

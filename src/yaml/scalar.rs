@@ -10,6 +10,9 @@ use super::{
 /// The longest duration: far beyond any use, and far below where adding it to a clock overflows.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// The most words that a message lists: a file may name thousands of clusters.
+const LISTED: usize = 20;
+
 /// A text that is not empty, quoted or not.
 pub(crate) fn text(value: &Value<'_>) -> Result<String, Mistakes> {
     match value.scalar() {
@@ -132,10 +135,20 @@ pub(crate) fn one_of<'w, T: Copy>(
         let hint = did_you_mean(nearest(word, known.iter().copied()));
         Err(value.wrong(format!(
             "expected one of {}, found {}{hint}",
-            known.join(", "),
+            list(&known),
             value.found()
         )))
     }
+}
+
+/// As many of the words as a reader takes in.
+fn list(words: &[&str]) -> String {
+    let (named, more) = words.split_at(words.len().min(LISTED));
+    let named = named.join(", ");
+    if more.is_empty() {
+        return named;
+    }
+    format!("{named} and {} more", more.len())
 }
 
 fn is_digits(text: &str) -> bool {
@@ -334,6 +347,14 @@ mod tests {
         assert_eq!(
             read(protocol, "[h2]"),
             Err("line 1: expected one of http1, h2, found a list".into())
+        );
+
+        let many: Vec<String> = (0..30).map(|i| format!("word{i}")).collect();
+        let many: Vec<(&str, ())> = many.iter().map(|word| (word.as_str(), ())).collect();
+        let message = read(one_of(&many), "x").unwrap_err();
+        assert!(
+            message.ends_with("word18, word19 and 10 more, found \"x\""),
+            "{message}"
         );
     }
 }

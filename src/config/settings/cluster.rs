@@ -1,0 +1,213 @@
+//! The settings of a cluster.
+
+use std::{path::PathBuf, time::Duration};
+
+use rustls::pki_types::ServerName;
+
+use super::{PolicySettings, Reader};
+use crate::{
+    discover::listing::every_endpoint,
+    endpoint::Endpoint,
+    yaml::{Mistakes, Value, boolean, number, one_of, positive_duration, text},
+};
+
+/// More connections than this have no ports and no descriptors.
+const MOST_CONNECTIONS: usize = 1_000_000;
+
+/// The settings of a cluster.
+///
+/// # Defaults
+///
+/// - `balance`: round robin
+/// - `protocol`: HTTP/1.1
+/// - `tls`: none, plain text
+/// - `connect_timeout`: 1 s
+/// - `idle_connections`: 64
+/// - `idle_connection_timeout`: 60 s
+/// - `cap`: none
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterSettings {
+    /// Where the endpoints come from.
+    pub discovery: DiscoverySettings,
+    /// How one of them is chosen.
+    pub balance: PolicySettings,
+    /// What they speak.
+    pub protocol: Protocol,
+    /// How connections are secured, if they are.
+    pub tls: Option<TlsSettings>,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// How many idle connections are kept per endpoint.
+    pub idle_connections: usize,
+    /// How long an idle connection is kept.
+    pub idle_connection_timeout: Duration,
+    /// The bound on connections to an endpoint: `max_connections` and `max_pending`.
+    pub cap: Option<ConnectionCap>,
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiscoverySettings {
+    /// They stand in the configuration.
+    Static(Vec<Endpoint>),
+    /// They stand in a file of their own, which is followed.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Whether an empty list is meant; otherwise the last one is kept.
+        allow_empty: bool,
+    },
+}
+
+/// What the endpoints of a cluster speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, gRPC included.
+    Http2,
+}
+
+/// How connections to the endpoints of a cluster are secured.
+///
+/// # Defaults
+///
+/// - `ca`: the certificates of the system
+/// - `identity`: none
+/// - `server_name`: the host of the endpoint
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsSettings {
+    /// A PEM file with the authorities that are trusted instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// What the gateway shows for itself.
+    pub identity: Option<Identity>,
+    /// The name that the endpoints' certificates must hold.
+    pub server_name: Option<String>,
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// A PEM file with the chain of certificates.
+    pub cert: PathBuf,
+    /// A PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// A bound on the connections to one endpoint, and on the requests that wait for one.
+///
+/// # Defaults
+///
+/// - `max_pending`: 1024
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionCap {
+    /// The most connections to an endpoint; at least 1.
+    pub max_connections: usize,
+    /// The most requests that wait for a connection to an endpoint; 0 refuses at once.
+    pub max_pending: usize,
+}
+
+impl Reader<'_> {
+    pub(super) fn cluster(self, value: &Value<'_>) -> Result<ClusterSettings, Mistakes> {
+        let mut fields = value.fields()?;
+        let discovery = fields.required("discovery", |value| self.discovery(value));
+        let balance = fields.optional("balance", |value| self.policy(value));
+        let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
+        let protocol = fields.optional("protocol", protocol);
+        let tls = fields.optional("tls", |value| self.tls(value));
+        let connect_timeout = fields.optional("connect_timeout", positive_duration);
+        let idle_connections = fields.optional("idle_connections", number(0..=MOST_CONNECTIONS));
+        let idle_timeout = fields.optional("idle_connection_timeout", positive_duration);
+        let capped = fields.value("max_connections");
+        let max_connections = capped
+            .as_ref()
+            .and_then(|value| fields.keep(number(1..=MOST_CONNECTIONS)(value)));
+        let max_pending = fields.optional("max_pending", |value| {
+            if capped.is_none() {
+                // Without a cap nothing ever waits.
+                return Err(value.wrong("expected max_connections beside it, found none"));
+            }
+            number(0..=MOST_CONNECTIONS)(value)
+        });
+        let cluster = discovery.map(|discovery| ClusterSettings {
+            discovery,
+            balance: balance.unwrap_or_default(),
+            protocol: protocol.unwrap_or_default(),
+            tls,
+            connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(1)),
+            idle_connections: idle_connections.unwrap_or(64),
+            idle_connection_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
+            cap: max_connections.map(|max_connections| ConnectionCap {
+                max_connections,
+                max_pending: max_pending.unwrap_or(1024),
+            }),
+        });
+        fields.finish(cluster)
+    }
+
+    fn discovery(self, value: &Value<'_>) -> Result<DiscoverySettings, Mistakes> {
+        #[derive(Clone, Copy)]
+        enum Kind {
+            Static,
+            File,
+        }
+        let mut fields = value.fields()?;
+        let kind = one_of(&[("static", Kind::Static), ("file", Kind::File)]);
+        let discovery = match fields.required("type", kind) {
+            // Which other keys are known depends on the type.
+            None => return fields.abandon(None),
+            Some(Kind::Static) => {
+                let endpoints = fields.required("endpoints", every_endpoint);
+                endpoints.map(DiscoverySettings::Static)
+            }
+            Some(Kind::File) => {
+                let path = fields.required("path", |path| self.path(path));
+                let allow_empty = fields.optional("allow_empty", boolean);
+                path.map(|path| DiscoverySettings::File {
+                    path,
+                    allow_empty: allow_empty.unwrap_or(false),
+                })
+            }
+        };
+        fields.finish(discovery)
+    }
+
+    fn tls(self, value: &Value<'_>) -> Result<TlsSettings, Mistakes> {
+        let mut fields = value.fields()?;
+        let ca = fields.optional("ca", |path| self.path(path));
+        let (cert, key) = (fields.value("cert"), fields.value("key"));
+        let identity = match (&cert, &key) {
+            (Some(cert), Some(key)) => {
+                let cert = fields.keep(self.path(cert));
+                let key = fields.keep(self.path(key));
+                cert.zip(key).map(|(cert, key)| Identity { cert, key })
+            }
+            (None, None) => None,
+            (Some(cert), None) => {
+                fields.keep(Err(cert.wrong("expected key beside it, found none")))
+            }
+            (None, Some(key)) => fields.keep(Err(key.wrong("expected cert beside it, found none"))),
+        };
+        let server_name = fields.optional("server_name", server_name);
+        fields.finish(Some(TlsSettings {
+            ca,
+            identity,
+            server_name,
+        }))
+    }
+}
+
+fn server_name(value: &Value<'_>) -> Result<String, Mistakes> {
+    let name = text(value)?;
+    if ServerName::try_from(name.as_str()).is_ok() {
+        return Ok(name);
+    }
+    Err(value.expected("a host name or an IP address without a port"))
+}

@@ -1,0 +1,107 @@
+//! What the configuration file says, as plain data.
+
+mod cluster;
+mod node;
+mod policy;
+mod route;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+pub use cluster::{
+    ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, TlsSettings,
+};
+pub use node::{NodeSettings, Secret};
+pub use policy::{PolicyOption, PolicySettings};
+pub use route::{RouteSettings, Share};
+
+use super::ConfigError;
+use crate::yaml::{self, Mistakes, Value, text};
+
+/// A whole configuration file.
+///
+/// Two settings are equal when they mean the same: neither lines nor comments nor the order of keys
+/// count. A reload changes the clusters that differ and leaves the others alone.
+///
+/// # Defaults
+///
+/// - `clusters`, `routes`: none
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// This process.
+    pub node: NodeSettings,
+    /// The clusters by name.
+    pub clusters: BTreeMap<String, ClusterSettings>,
+    /// The routes in order; each names clusters of this file.
+    pub routes: Vec<RouteSettings>,
+}
+
+impl Settings {
+    /// Reads the text of `file`. Nothing is opened: the file gives its name to the mistakes, and
+    /// paths in the text are relative to its folder.
+    ///
+    /// `policies` are the names of load balancing policies beyond the built-in ones, which come
+    /// first where a name is both.
+    ///
+    /// # Errors
+    ///
+    /// When the text is not YAML, has a key that is not known, or a value that cannot be used.
+    pub fn parse(text: &str, file: &Path, policies: &[&str]) -> Result<Self, ConfigError> {
+        let reader = Reader {
+            folder: file.parent().unwrap_or_else(|| Path::new("")),
+            policies,
+        };
+        yaml::parse(text)
+            .and_then(|tree| reader.settings(&Value::root(&tree)))
+            .map_err(|mistakes| ConfigError::new(file, mistakes))
+    }
+}
+
+/// What reading needs to know beside the text.
+#[derive(Clone, Copy, Debug)]
+struct Reader<'r> {
+    folder: &'r Path,
+    policies: &'r [&'r str],
+}
+
+impl Reader<'_> {
+    fn settings(self, root: &Value<'_>) -> Result<Settings, Mistakes> {
+        let mut fields = root.fields()?;
+        let node = fields.required("node", |node| self.node(node));
+        let clusters = fields.value("clusters");
+        // A route to a cluster with a mistake of its own is not one more mistake.
+        let names: Vec<&str> = match clusters.as_ref().map(Value::entries) {
+            Some(Ok(entries)) => entries.iter().map(|(name, _)| *name).collect(),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        let clusters = clusters.map(|clusters| {
+            clusters.map(|name, cluster| {
+                if name.is_empty() {
+                    return Err(cluster.wrong("expected a cluster with a name, found an empty one"));
+                }
+                Ok((name.to_owned(), self.cluster(cluster)?))
+            })
+        });
+        let clusters = clusters.and_then(|clusters| fields.keep(clusters));
+        let routes = fields.optional("routes", |routes| {
+            routes.list(|route| route::read(route, &names))
+        });
+        let settings = node.map(|node| Settings {
+            node,
+            clusters: clusters.unwrap_or_default().into_iter().collect(),
+            routes: routes.unwrap_or_default(),
+        });
+        fields.finish(settings)
+    }
+
+    /// A path, relative to the folder of the configuration file.
+    fn path(self, value: &Value<'_>) -> Result<PathBuf, Mistakes> {
+        Ok(self.folder.join(text(value)?))
+    }
+}

@@ -1,0 +1,106 @@
+//! The settings of this process.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::Reader;
+use crate::yaml::{Fields, Mistakes, Value, duration, number, socket_addr, text};
+
+/// The settings of this process.
+///
+/// # Defaults
+///
+/// - `id`: none, which stands for the host name and the port
+/// - `admin`, `admin_token`, `snapshot_dir`: none
+/// - `trusted_hops`: 0
+/// - `drain`: 10 s
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeSettings {
+    /// The name of this node.
+    pub id: Option<String>,
+    /// Where the gateway listens; port 0 asks for a free one.
+    pub listen: SocketAddr,
+    /// Where the admin router listens. Not loopback only with an `admin_token`.
+    pub admin: Option<SocketAddr>,
+    /// What a caller of the admin router must present.
+    pub admin_token: Option<Secret>,
+    /// How many proxies in front are believed; 0: the peer is the client.
+    pub trusted_hops: u8,
+    /// The longest wait for requests in flight; 0 does not wait.
+    pub drain: Duration,
+    /// Where the last good lists are kept.
+    pub snapshot_dir: Option<PathBuf>,
+}
+
+/// A text that is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Reader<'_> {
+    pub(super) fn node(self, value: &Value<'_>) -> Result<NodeSettings, Mistakes> {
+        let mut fields = value.fields()?;
+        let id = fields.optional("id", text);
+        let listen = fields.required("listen", socket_addr);
+        let admin = fields.value("admin");
+        let token = fields.value("admin_token");
+        let admin = admin_address(&mut fields, admin.as_ref(), token.is_some(), listen);
+        let admin_token = token.and_then(|token| fields.keep(secret(&token)));
+        let trusted_hops = fields.optional("trusted_hops", number(0..=u8::MAX));
+        let drain = fields.optional("drain", duration);
+        let snapshot_dir = fields.optional("snapshot_dir", |path| self.path(path));
+        let node = listen.map(|listen| NodeSettings {
+            id,
+            listen,
+            admin,
+            admin_token,
+            trusted_hops: trusted_hops.unwrap_or(0),
+            drain: drain.unwrap_or(Duration::from_secs(10)),
+            snapshot_dir,
+        });
+        fields.finish(node)
+    }
+}
+
+/// Who reaches the admin address drains the node and drops its cache: an address that others reach
+/// needs a token.
+fn admin_address(
+    fields: &mut Fields<'_>,
+    value: Option<&Value<'_>>,
+    has_token: bool,
+    listen: Option<SocketAddr>,
+) -> Option<SocketAddr> {
+    let value = value?;
+    let admin = fields.keep(socket_addr(value))?;
+    if !has_token && !admin.ip().to_canonical().is_loopback() {
+        fields.keep::<()>(Err(
+            value.expected("a loopback address, or admin_token beside it")
+        ));
+    }
+    if admin.port() != 0 && listen == Some(admin) {
+        fields.keep::<()>(Err(value.expected("another address than listen")));
+    }
+    Some(admin)
+}
+
+/// A token that fits a header. A wrong one is not repeated.
+fn secret(value: &Value<'_>) -> Result<Secret, Mistakes> {
+    let token = text(value)?;
+    if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(Secret(token));
+    }
+    Err(value.wrong("expected a token of visible ASCII characters, found others in it"))
+}

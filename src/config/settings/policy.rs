@@ -1,0 +1,94 @@
+//! How a cluster chooses among its endpoints.
+
+use super::Reader;
+use crate::yaml::{Mistakes, Value, one_of, text};
+
+/// How a cluster chooses among its endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PolicySettings {
+    /// One after the other, whatever their weights.
+    #[default]
+    RoundRobin,
+    /// One after the other, in proportion to their weights.
+    WeightedRoundRobin,
+    /// Any of them.
+    Random,
+    /// Any of them, in proportion to their weights.
+    WeightedRandom,
+    /// A policy of the application.
+    Named {
+        /// The name, one of those given to [`Settings::parse`](super::Settings::parse).
+        name: String,
+        /// What else the file says, in its order.
+        options: Vec<PolicyOption>,
+    },
+}
+
+/// An option of a policy of the application, as it is written.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PolicyOption {
+    /// The key.
+    pub key: String,
+    /// The value, without its quotes.
+    pub text: String,
+    /// The line, for a message of the policy.
+    pub line: usize,
+}
+
+/// Where an option stands does not change what it says: a new comment above it is no new policy.
+impl PartialEq for PolicyOption {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key && self.text == other.text
+    }
+}
+
+impl Eq for PolicyOption {}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    RoundRobin,
+    WeightedRoundRobin,
+    Random,
+    WeightedRandom,
+    Named,
+}
+
+impl Reader<'_> {
+    pub(super) fn policy(self, value: &Value<'_>) -> Result<PolicySettings, Mistakes> {
+        let mut words = vec![
+            ("round_robin", Kind::RoundRobin),
+            ("weighted_round_robin", Kind::WeightedRoundRobin),
+            ("random", Kind::Random),
+            ("weighted_random", Kind::WeightedRandom),
+        ];
+        words.extend(self.policies.iter().map(|name| (*name, Kind::Named)));
+
+        let mut fields = value.fields()?;
+        let kind = fields.required("type", |kind| Ok((one_of(&words)(kind)?, text(kind)?)));
+        let Some((kind, name)) = kind else {
+            // Which other keys are known depends on the type.
+            return fields.abandon(None);
+        };
+        let policy = match kind {
+            Kind::RoundRobin => PolicySettings::RoundRobin,
+            Kind::WeightedRoundRobin => PolicySettings::WeightedRoundRobin,
+            Kind::Random => PolicySettings::Random,
+            Kind::WeightedRandom => PolicySettings::WeightedRandom,
+            Kind::Named => {
+                let mut options = Vec::new();
+                for (key, value) in fields.rest() {
+                    let text = fields.keep(text(&value));
+                    options.extend(text.map(|text| PolicyOption {
+                        key: key.to_owned(),
+                        text,
+                        line: value.line(),
+                    }));
+                }
+                PolicySettings::Named { name, options }
+            }
+        };
+        fields.finish(Some(policy))
+    }
+}

@@ -1,0 +1,165 @@
+//! The settings of a route.
+
+use std::{collections::HashSet, time::Duration};
+
+use http::{HeaderName, HeaderValue, Method, header};
+
+use crate::{
+    route::Match,
+    yaml::{Mistakes, Value, number, one_of, positive_duration, text},
+};
+
+/// The settings of a route.
+///
+/// # Defaults
+///
+/// - `timeout`, `idle_timeout`: 60 s
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouteSettings {
+    /// Which requests it takes.
+    pub matching: Match,
+    /// Where they go. Never empty; at least one weight is positive.
+    pub clusters: Vec<Share>,
+    /// The longest time from the head of the request to the head of the response, over all
+    /// attempts.
+    pub timeout: Duration,
+    /// The longest time without a byte of a body, either way.
+    pub idle_timeout: Duration,
+}
+
+/// A cluster and its share of a route.
+///
+/// # Defaults
+///
+/// - `weight`: 1
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Share {
+    /// The name of a cluster of the same file.
+    pub cluster: String,
+    /// The share, relative to the other clusters of the route; 0 gets nothing.
+    pub weight: u32,
+}
+
+/// Reads a route to some of the clusters with these names.
+pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings, Mistakes> {
+    let mut fields = value.fields()?;
+    let matching = fields.required("match", matching);
+    let one = fields.value("cluster");
+    let many = fields.value("clusters");
+    let shares = match (one, many) {
+        (Some(one), None) => fields.keep(cluster(&one, clusters)).map(|cluster| {
+            let weight = 1;
+            vec![Share { cluster, weight }]
+        }),
+        (None, Some(many)) => fields.keep(shares(&many, clusters)),
+        (Some(_), Some(many)) => {
+            fields.keep(Err(many.wrong("expected cluster or clusters, found both")))
+        }
+        (None, None) => fields.keep(Err(
+            value.wrong("expected cluster or clusters, found neither")
+        )),
+    };
+    let timeout = fields.optional("timeout", positive_duration);
+    let idle_timeout = fields.optional("idle_timeout", positive_duration);
+    let route = matching
+        .zip(shares)
+        .map(|(matching, clusters)| RouteSettings {
+            matching,
+            clusters,
+            timeout: timeout.unwrap_or(Duration::from_secs(60)),
+            idle_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
+        });
+    fields.finish(route)
+}
+
+fn cluster(value: &Value<'_>, clusters: &[&str]) -> Result<String, Mistakes> {
+    if clusters.is_empty() {
+        return Err(value.expected("a cluster of this file, which has none"));
+    }
+    let known: Vec<(&str, &str)> = clusters.iter().map(|name| (*name, *name)).collect();
+    one_of(&known)(value).map(str::to_owned)
+}
+
+fn shares(value: &Value<'_>, clusters: &[&str]) -> Result<Vec<Share>, Mistakes> {
+    let mut seen = HashSet::new();
+    let shares = value.list(|item| {
+        let mut fields = item.fields()?;
+        let cluster = fields.required("name", |name| {
+            let cluster = cluster(name, clusters)?;
+            if seen.insert(cluster.clone()) {
+                return Ok(cluster);
+            }
+            Err(name.wrong(format!(
+                "expected each cluster once, found {cluster:?} again"
+            )))
+        });
+        let weight = fields.optional("weight", number(0..=u32::MAX)).unwrap_or(1);
+        fields.finish(cluster.map(|cluster| Share { cluster, weight }))
+    })?;
+    if shares.iter().all(|share| share.weight == 0) {
+        return Err(value.wrong("expected at least one cluster with a weight above 0, found none"));
+    }
+    Ok(shares)
+}
+
+fn matching(value: &Value<'_>) -> Result<Match, Mistakes> {
+    let mut fields = value.fields()?;
+    let host = fields.optional("host", |value| {
+        let expected = "a host without a port, such as api.example.com or *.example.com";
+        text(value)?.parse().map_err(|_| value.expected(expected))
+    });
+    let prefix = fields.optional("path_prefix", |value| {
+        let expected = "a path that begins with a slash and has no query, such as /api";
+        text(value)?.parse().map_err(|_| value.expected(expected))
+    });
+    let methods = fields.optional("methods", |methods| {
+        let list = methods.list(method)?;
+        if list.is_empty() {
+            return Err(methods.wrong("expected at least one method, found an empty list"));
+        }
+        Ok(list)
+    });
+    let headers = fields.optional("headers", |headers| headers.map(header));
+
+    let mut matching = Match::any();
+    if let Some(host) = host {
+        matching = matching.host(host);
+    }
+    if let Some(prefix) = prefix {
+        matching = matching.path_prefix(prefix);
+    }
+    for method in methods.unwrap_or_default() {
+        matching = matching.method(method);
+    }
+    for (name, value) in headers.unwrap_or_default() {
+        matching = matching.header(name, value);
+    }
+    fields.finish(Some(matching))
+}
+
+/// Methods are case-sensitive (RFC 9110, 9.1): `get` is a valid method that nobody sends.
+fn method(value: &Value<'_>) -> Result<Method, Mistakes> {
+    let method = text(value)?;
+    if !method.bytes().any(|byte| byte.is_ascii_lowercase())
+        && let Ok(method) = Method::from_bytes(method.as_bytes())
+    {
+        return Ok(method);
+    }
+    Err(value.expected("a method in capital letters, such as GET"))
+}
+
+fn header(name: &str, value: &Value<'_>) -> Result<(HeaderName, HeaderValue), Mistakes> {
+    let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+        return Err(value.wrong(format!("expected the name of a header, found {name:?}")));
+    };
+    if name == header::HOST {
+        // HTTP/2 has no such header: the condition would depend on the version.
+        return Err(value.wrong("expected host of match instead, found the header host"));
+    }
+    let Ok(text) = HeaderValue::from_str(&text(value)?) else {
+        return Err(value.expected("the value of a header"));
+    };
+    Ok((name, text))
+}
