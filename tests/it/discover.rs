@@ -198,3 +198,106 @@ async fn a_change_of_the_time_alone_is_no_change() {
     still(&mut watch).await;
     assert_eq!(watch.stats().updates, 1);
 }
+
+#[cfg(feature = "conformance")]
+mod conformance {
+    use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+    use futures_util::future::{BoxFuture, FutureExt as _};
+    use tower_gateway::{
+        Endpoint,
+        discover::{
+            DiscoveryBackend, File,
+            conformance::{self, Able, Change, Fixture},
+        },
+    };
+
+    struct Yaml {
+        folder: tempfile::TempDir,
+        broken: bool,
+    }
+
+    impl Yaml {
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("endpoints.yaml")
+        }
+
+        fn away(&self) -> PathBuf {
+            self.folder.path().join("away")
+        }
+
+        fn write(&self, text: &str) {
+            let path = if self.broken {
+                self.away()
+            } else {
+                self.path()
+            };
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    fn entry(endpoint: &Endpoint) -> String {
+        let metadata = endpoint
+            .metadata
+            .iter()
+            .map(|(key, value)| format!("{key}: {value}"));
+        let zone = endpoint.zone.iter().map(|zone| format!(", zone: {zone}"));
+        format!(
+            "- {{ id: \"{}\", address: \"{}\", weight: {}, priority: {}, draining: {}, metadata: {{ {} }}{} }}\n",
+            endpoint.id,
+            endpoint.address,
+            endpoint.weight,
+            endpoint.priority,
+            endpoint.draining,
+            metadata.collect::<Vec<_>>().join(", "),
+            zone.collect::<String>(),
+        )
+    }
+
+    fn yaml(endpoints: &[Endpoint]) -> String {
+        if endpoints.is_empty() {
+            return "[]\n".to_owned();
+        }
+        endpoints.iter().map(entry).collect()
+    }
+
+    impl Fixture for Yaml {
+        fn start(&mut self, endpoints: Vec<Endpoint>) -> BoxFuture<'_, Arc<dyn DiscoveryBackend>> {
+            self.folder = tempfile::tempdir().unwrap();
+            self.broken = false;
+            self.write(&yaml(&endpoints));
+            let file = File::new(self.path()).interval(Duration::from_millis(50));
+            async { Arc::new(file) as Arc<dyn DiscoveryBackend> }.boxed()
+        }
+
+        fn change(&mut self, change: Change) -> BoxFuture<'_, Able> {
+            match change {
+                Change::List(endpoints) => self.write(&yaml(&endpoints)),
+                Change::Garble => self.write("users: [\n"),
+                // A file is out of reach when it is not there.
+                Change::Break => {
+                    fs::rename(self.path(), self.away()).unwrap();
+                    self.broken = true;
+                }
+                Change::Repair => {
+                    fs::rename(self.away(), self.path()).unwrap();
+                    self.broken = false;
+                }
+                _ => return async { Able::Cannot }.boxed(),
+            }
+            async { Able::Done }.boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_keeps_the_rules_that_it_can_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fixture = Yaml {
+            folder,
+            broken: false,
+        };
+        let report = conformance::run(&mut fixture).await;
+        report.assert();
+        assert_eq!(report.skipped().count(), 6, "{report}");
+    }
+}
