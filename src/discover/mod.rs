@@ -37,7 +37,8 @@
 //!
 //! A file, followed by way of a guard of the user's own, with what happens meanwhile:
 //!
-//! ```no_run
+#![cfg_attr(feature = "file", doc = "```no_run")]
+#![cfg_attr(not(feature = "file"), doc = "```ignore")]
 //! use std::time::Duration;
 //! use tower_gateway::discover::{Discovery, Empties, File, Guard, ServiceDiscovery};
 //!

@@ -1,5 +1,7 @@
 //! Endpoints from a file on a real file system: the time is real too, and bounded.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use std::{
     fs,
     io::Write as _,
