@@ -70,7 +70,7 @@ impl Discovery {
 }
 
 impl LastGood for Disk {
-    fn load(&self, service: &ServiceName) -> BoxFuture<'static, Option<Vec<Endpoint>>> {
+    fn load(&self, service: &ServiceName) -> BoxFuture<'static, Option<(Vec<Endpoint>, Duration)>> {
         let (disk, service) = (self.clone(), service.clone());
         blocking(move || {
             let path = disk.folder.join(file_name(&service));
@@ -79,7 +79,7 @@ impl LastGood for Disk {
                 opened.map_err(io::Error::other)
             });
             match loaded {
-                Ok(endpoints) => Some(endpoints),
+                Ok(loaded) => Some(loaded),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => {
                     let path = path.display();

@@ -46,13 +46,13 @@ pub(super) fn seal<E: AsRef<Endpoint>>(
     record.to_string().into_bytes()
 }
 
-/// The list in these bytes, when it is whole, of this service and not too old.
+/// The list in these bytes and its age, when it is whole, of this service and not too old.
 pub(super) fn open(
     bytes: &[u8],
     service: &ServiceName,
     expiry: Duration,
     now: SystemTime,
-) -> Result<Vec<Endpoint>, Refusal> {
+) -> Result<(Vec<Endpoint>, Duration), Refusal> {
     let record: Value = serde_json::from_slice(bytes).map_err(|_| Refusal::Foreign)?;
     let list = &record["list"];
     if record["tower-gateway"] != VERSION || !list.is_object() {
@@ -77,7 +77,8 @@ pub(super) fn open(
     let endpoints = endpoints
         .iter()
         .map(|endpoint| read(endpoint).ok_or(Refusal::Endpoint));
-    endpoints.collect()
+    let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
+    Ok((endpoints, age))
 }
 
 fn written(endpoint: &Endpoint) -> Value {
@@ -131,8 +132,11 @@ mod tests {
         let bytes = seal(&[Arc::new(endpoint.clone())], &"users".into(), saved);
         let day = Duration::from_secs(24 * 3600);
         let opened = |now| open(&bytes, &"users".into(), day, now);
-        assert_eq!(opened(saved + day / 2), Ok(vec![endpoint.clone()]));
-        assert_eq!(opened(saved - day), Ok(vec![endpoint]));
+        assert_eq!(
+            opened(saved + day / 2),
+            Ok((vec![endpoint.clone()], day / 2))
+        );
+        assert_eq!(opened(saved - day), Ok((vec![endpoint], Duration::ZERO)));
         assert_eq!(opened(saved + day), Err(Refusal::Expired(day)));
     }
 
