@@ -19,7 +19,8 @@ pub trait DiscoveryBackend: Send + Sync + 'static {
     ///
     /// Without a cursor the first event is a [`RawEvent::Reset`] or a [`RawEvent::Absent`]; what
     /// changed since follows without a gap. With a cursor the events after it follow, or
-    /// [`BackendError::CursorLost`] when the source has forgotten it.
+    /// [`BackendError::CursorLost`] when the source has forgotten it; when there are none yet, a
+    /// [`RawEvent::Alive`] says that the connection stands, for nothing else ends an outage.
     ///
     /// The stream may go on after an error, when the backend recovers by itself; when it ends, the
     /// driver connects again after a back-off. A stream may be idle for ever. A poll that timed out

@@ -87,6 +87,11 @@ pub struct Diff {
 }
 
 impl Diff {
+    /// Everything, for who knows nothing yet.
+    pub(super) fn all(snapshot: &Snapshot) -> Self {
+        diff(&[], &snapshot.endpoints)
+    }
+
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -16,7 +16,8 @@ use crate::{
 /// Where last good lists are kept over a restart. Both report what goes wrong themselves: a list
 /// that cannot be kept is no reason to stop.
 pub(in crate::discover) trait LastGood: Send + Sync + 'static {
-    fn load(&self, service: &ServiceName) -> BoxFuture<'static, Option<Vec<Endpoint>>>;
+    /// The list of an earlier process, and how long ago it was good.
+    fn load(&self, service: &ServiceName) -> BoxFuture<'static, Option<(Vec<Endpoint>, Duration)>>;
 
     fn save(
         &self,
@@ -30,6 +31,9 @@ const REFRESH: Duration = Duration::from_secs(600);
 
 /// When a save still runs, the next one waits.
 const BUSY: Duration = Duration::from_secs(1);
+
+/// A disk that hangs must not keep a node from asking its registry.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Writes the list of one service, one write at a time.
 pub(super) struct Keep {
@@ -51,8 +55,13 @@ impl Keep {
         }
     }
 
-    pub(super) async fn load(&self) -> Option<Vec<Endpoint>> {
-        self.store.as_ref()?.load(&self.service).await
+    pub(super) async fn load(&self) -> Option<(Vec<Endpoint>, Duration)> {
+        let load = self.store.as_ref()?.load(&self.service);
+        let loaded = tokio::time::timeout(PATIENCE, load).await;
+        loaded.unwrap_or_else(|_| {
+            tracing::warn!(service = %self.service, "the disk does not answer; its list is not used");
+            None
+        })
     }
 
     /// When there is something to write although nothing happens.

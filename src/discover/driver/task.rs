@@ -71,9 +71,11 @@ impl Task {
     }
 
     pub(super) async fn run(mut self) {
-        if let Some(endpoints) = self.keep.load().await {
+        if let Some((endpoints, age)) = self.keep.load().await {
             let reason = "the source has not answered yet; the list is that of an earlier process";
-            self.roster.restore(endpoints, reason);
+            let now = time::now();
+            let as_of = now.checked_sub(age).unwrap_or(now);
+            self.roster.restore(endpoints, reason, as_of);
             self.publish();
         }
         let mut source = self.connect(Duration::ZERO);
@@ -204,5 +206,29 @@ impl Drop for Outlet {
             snapshot.reason = Some("the task that follows the source ended".into());
             current.snapshot = Arc::new(snapshot);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_is_watched_again_is_not_closed() {
+        let snapshot = Snapshot::pending(time::now());
+        let (sender, receiver) = watch::channel(Published::new(snapshot));
+        let sender = Arc::new(sender);
+        let watched = Arc::new(Mutex::new(Watched::new()));
+        watched.lock().insert("users".into(), Arc::clone(&sender));
+        let outlet = Outlet {
+            service: "users".into(),
+            sender,
+            watched,
+        };
+        assert!(!outlet.close());
+        assert_eq!(outlet.watched.lock().len(), 1);
+        drop(receiver);
+        assert!(outlet.close());
+        assert!(outlet.watched.lock().is_empty());
     }
 }

@@ -3,11 +3,14 @@
 mod read;
 mod settle;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
-use super::{BackendError, Cursor, DiscoveryBackend, Empties, Guard, RawEvent, ServiceName};
+use super::{
+    BackendError, Cursor, DiscoveryBackend, Empties, Guard, RawEvent, ServiceName,
+    blocking::blocking,
+};
 use crate::{error::BoxError, time};
 use settle::{Seen, Settle};
 
@@ -149,13 +152,6 @@ impl Reader {
         self.failure = Some(failure);
         Some(error.into())
     }
-}
-
-/// Runs what may block on a thread for it.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(io::Error::from)
-        .expect("looking at a file does not panic and is not cancelled")
 }
 
 #[cfg(test)]

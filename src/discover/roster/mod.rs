@@ -93,9 +93,10 @@ impl Roster {
     }
 
     /// Starts with the last good list of an earlier process, stale until the source answers.
-    pub(crate) fn restore(&mut self, endpoints: Vec<Endpoint>, reason: &str) {
+    pub(crate) fn restore(&mut self, endpoints: Vec<Endpoint>, reason: &str, as_of: Instant) {
         let (truth, _) = self.admit(endpoints);
         self.truth = truth;
+        self.as_of = as_of;
         self.heard = true;
         self.dirty = true;
         self.failure = Some(Failure {

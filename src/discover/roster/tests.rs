@@ -403,14 +403,17 @@ fn an_entry_that_turns_bad_is_named_until_it_is_good_again() {
 #[test]
 fn a_restored_list_is_stale_until_the_source_answers() {
     let mut bench = Bench::new(Guard::default());
+    let saved = bench.now;
+    bench.now += YEAR;
     bench
         .roster
-        .restore(listing("abcde").endpoints, "from disk");
+        .restore(listing("abcde").endpoints, "from disk", saved);
     bench.roster.publish(bench.now);
     assert_eq!(
         (bench.told(), bench.reason()),
         ("stale abcde".into(), "from disk")
     );
+    assert_eq!(bench.snapshot().as_of, saved);
     bench.fail(&transient());
     assert_eq!(bench.told(), "stale abcde");
     // A registry that comes up empty does not clear it either.
