@@ -141,7 +141,7 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
             let file = File::new(&path.path).allow_empty(*allow_empty);
             let discovery = Discovery::new(file);
             match &all.node.snapshot_dir {
-                Some(_folder) => discovery.watch(&service), // SNAPSHOT_DIR
+                Some(folder) => discovery.snapshot_dir(folder).watch(&service),
                 None => discovery.watch(&service),
             }
         }

@@ -56,7 +56,7 @@ struct Http1<B: SendBody> {
 enum Step<B: SendBody> {
     /// A connection is being made, or waited for. Boxed: it is rare and large.
     Acquire {
-        connection: BoxFuture<'static, Result<Box<Connection<B>>, TransportError>>,
+        connection: BoxFuture<'static, http1::Acquired<B>>,
         request: Request<RequestBody<B>>,
     },
     /// The request is on its way.
@@ -135,7 +135,8 @@ impl<B: SendBody> Http1<B> {
                     else {
                         unreachable!("the step was just matched")
                     };
-                    self.step = Step::exchange(acquired?, request, false);
+                    let (connection, reused) = acquired?;
+                    self.step = Step::exchange(connection, request, reused);
                 }
                 Step::Exchange { connection, .. } => {
                     let exchanged = ready!(connection.poll_exchange(cx));

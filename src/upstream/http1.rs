@@ -37,11 +37,15 @@ use crate::{
     error::{TransportError, TransportErrorKind},
 };
 
+/// A connection, and whether it was used before.
+pub(super) type Acquired<B> = Result<(Box<Connection<B>>, bool), TransportError>;
+
 type Exchanged<B> = Result<Response<Incoming>, TrySendError<Request<RequestBody<B>>>>;
 
 /// A connection. It makes progress only while [`drive`](Self::drive) is called.
 pub(super) struct Connection<B: SendBody> {
-    driver: http1::Connection<TokioIo<BoxIo>, RequestBody<B>>,
+    /// `None` once a request that it never wrote was taken back from it.
+    driver: Option<http1::Connection<TokioIo<BoxIo>, RequestBody<B>>>,
     is_open: bool,
     sender: SendRequest<RequestBody<B>>,
     /// The answer to the request in hand; its allocation is used again for the next one.
@@ -63,7 +67,7 @@ impl<B: SendBody> Connection<B> {
             .await
             .map_err(|error| TransportError::new(TransportErrorKind::Connect).caused_by(error))?;
         Ok(Box::new(Self {
-            driver,
+            driver: Some(driver),
             is_open: true,
             sender,
             exchange: ReusableBoxFuture::new(std::future::pending()),
@@ -76,7 +80,8 @@ impl<B: SendBody> Connection<B> {
     fn drive(&mut self, cx: &mut Context<'_>) -> bool {
         // What has left HTTP stays open beneath, for the tunnel.
         if self.is_open
-            && let Poll::Ready(result) = self.driver.poll_without_shutdown(cx)
+            && let Some(driver) = &mut self.driver
+            && let Poll::Ready(result) = driver.poll_without_shutdown(cx)
         {
             if let Err(error) = result {
                 tracing::trace!(%error, "connection to an endpoint closed");
@@ -97,10 +102,20 @@ impl<B: SendBody> Connection<B> {
         self.exchange.set(self.sender.try_send_request(request));
     }
 
+    /// Drives the exchange. A connection that the endpoint has closed meanwhile is noticed before
+    /// the request is written: hyper reads first.
     pub(super) fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Exchanged<B>> {
-        self.drive(cx);
-        // Only the driver answers, and it was just polled: this mailbox needs no wake-up.
-        self.exchange.poll(&mut Context::from_waker(Waker::noop()))
+        // Only the driver answers, and it is polled just before: this mailbox needs no wake-up.
+        let mut mailbox = Context::from_waker(Waker::noop());
+        let is_open = self.drive(cx);
+        match self.exchange.poll(&mut mailbox) {
+            Poll::Pending if !is_open => {
+                // Dropped, it gives back what it never wrote.
+                self.driver = None;
+                self.exchange.poll(&mut mailbox)
+            }
+            polled => polled,
+        }
     }
 
     /// Polls the body of the response in hand.
@@ -115,13 +130,13 @@ impl<B: SendBody> Connection<B> {
 
     /// Runs the connection to the end of HTTP, for what must go on without the request, and takes
     /// it apart.
-    pub(super) async fn run(mut self: Box<Self>) -> Parts<TokioIo<BoxIo>> {
+    pub(super) async fn run(mut self: Box<Self>) -> Option<Parts<TokioIo<BoxIo>>> {
         std::future::poll_fn(|cx| match self.drive(cx) {
             true => Poll::Pending,
             false => Poll::Ready(()),
         })
         .await;
-        self.driver.into_parts()
+        self.driver.map(http1::Connection::into_parts)
     }
 
     /// Puts the connection back for the next request, if it can take one.
@@ -200,19 +215,14 @@ impl<B: SendBody> Pool<B> {
         }
     }
 
-    /// An idle connection that is still open.
+    /// An idle connection. Whether it is still open shows when it is used.
     pub(super) fn idle(&self) -> Option<Box<Connection<B>>> {
-        loop {
-            let mut connection = self.state.lock().idle.pop()?;
-            // One that the endpoint closed meanwhile is dropped here.
-            if connection.settle() {
-                return Some(connection);
-            }
-        }
+        self.state.lock().idle.pop()
     }
 
-    /// A new connection or, at the limit, the next one that is free.
-    pub(super) async fn acquire(self: Arc<Self>) -> Result<Box<Connection<B>>, TransportError> {
+    /// A new connection or, at the limit, the next one that is free; says whether it was used
+    /// before.
+    pub(super) async fn acquire(self: Arc<Self>) -> Acquired<B> {
         let slot = {
             let mut state = self.state.lock();
             if state.open < self.settings.max_connections {
@@ -231,17 +241,12 @@ impl<B: SendBody> Pool<B> {
         let slot = match slot {
             Ok(slot) => slot,
             Err(next) => match next.await {
-                Ok(Turn::Connection(mut connection)) => {
-                    if connection.settle() {
-                        return Ok(connection);
-                    }
-                    connection.slot
-                }
+                Ok(Turn::Connection(connection)) => return Ok((connection, true)),
                 Ok(Turn::Slot(slot)) => slot,
                 Err(_) => return Err(TransportError::new(TransportErrorKind::Overloaded)),
             },
         };
-        Connection::open(&self, slot).await
+        Ok((Connection::open(&self, slot).await?, false))
     }
 
     fn put(self: Arc<Self>, mut connection: Box<Connection<B>>) {

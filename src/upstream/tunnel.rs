@@ -40,7 +40,10 @@ async fn join<B: SendBody>(
     client: OnUpgrade,
     connection: Box<Connection<B>>,
 ) -> Result<(), BoxError> {
-    let parts = connection.run().await;
+    let parts = connection
+        .run()
+        .await
+        .ok_or("the connection was given up")?;
     let mut endpoint = parts.io.into_inner();
     let mut client = TokioIo::new(client.await?);
     // The endpoint may have gone on talking right behind the head of its response.
