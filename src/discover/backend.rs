@@ -78,7 +78,8 @@ pub enum RawEvent {
     Refuse(Refused),
     /// The source knows no such service, which is not the same as a service without endpoints.
     Absent,
-    /// The source answered and nothing changed, up to this cursor.
+    /// The source answered, and everything up to this cursor was told. After changes it moves the
+    /// cursor on: without it the next connection tells them once more.
     Alive(Option<Cursor>),
 }
 

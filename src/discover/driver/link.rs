@@ -62,7 +62,7 @@ impl Link {
         match event {
             RawEvent::Reset(Listing { cursor, .. }) => self.cursor.clone_from(cursor),
             RawEvent::Alive(Some(cursor)) => self.cursor = Some(cursor.clone()),
-            // The cursor is behind these: they are told again after it, which changes nothing.
+            // These carry no cursor: until one follows them, a connection tells them again.
             _ => {}
         }
     }
