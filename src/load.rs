@@ -297,7 +297,8 @@ pub struct Requests {
     pub no_endpoint: u64,
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::outcome::Head;
@@ -344,7 +345,8 @@ mod tests {
     }
 }
 
-#[cfg(all(test, tower_gateway_loom))]
+#[cfg(test)]
+#[cfg(tower_gateway_loom)]
 mod loom_tests {
     use super::*;
     use loom::{sync::Arc, thread};

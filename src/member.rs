@@ -225,7 +225,8 @@ impl Chosen {
     }
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::time;
@@ -289,7 +290,8 @@ mod tests {
     }
 }
 
-#[cfg(all(test, tower_gateway_loom))]
+#[cfg(test)]
+#[cfg(tower_gateway_loom)]
 mod loom_tests {
     use super::*;
     use loom::thread;

@@ -110,7 +110,12 @@ mod tests {
     #[test]
     fn ambiguous_requests_are_refused() {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
-        let refused: [(Version, &str, &[(&str, &str)]); 9] = [
+        type Head = (
+            Version,
+            &'static str,
+            &'static [(&'static str, &'static str)],
+        );
+        let refused: [Head; 9] = [
             (one, "/", &[]),
             (one, "/", &[("host", "")]),
             (one, "/", &[("host", "a"), ("host", "a")]),
