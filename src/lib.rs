@@ -13,8 +13,20 @@ pub mod endpoint;
 pub mod error;
 pub mod error_response;
 pub mod event;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(dead_code, reason = "the upstream client uses the rest of it")
+)]
 mod hop;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(dead_code, reason = "the upstream client uses the rest of it")
+)]
 pub mod load;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(dead_code, reason = "the upstream client uses the rest of it")
+)]
 pub mod member;
 #[cfg(feature = "server")]
 pub mod node;

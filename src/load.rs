@@ -297,7 +297,8 @@ pub struct Requests {
     pub no_endpoint: u64,
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::outcome::Head;

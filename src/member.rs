@@ -225,7 +225,8 @@ impl Chosen {
     }
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::time;

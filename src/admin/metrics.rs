@@ -273,7 +273,8 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::pick::RoundRobin;

@@ -142,7 +142,8 @@ fn scale(entropy: u64, bound: usize) -> usize {
     ((u128::from(entropy) * bound as u128) >> 64) as usize
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 pub(crate) mod tests {
     use super::*;
     use crate::{endpoint::Endpoint, load::Totals, time};

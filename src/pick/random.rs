@@ -37,7 +37,8 @@ impl Picker for RandomPicker {
     }
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::pick::tests::{members, tally};

@@ -81,7 +81,8 @@ impl Schedule {
     }
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

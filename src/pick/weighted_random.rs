@@ -95,7 +95,8 @@ fn alias_table(weights: &[u32]) -> Box<[Column]> {
     columns
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::pick::tests::{members, tally};

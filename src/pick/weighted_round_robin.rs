@@ -57,7 +57,8 @@ impl Picker for WeightedRoundRobinPicker {
     }
 }
 
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
     use crate::pick::tests::{members, tally};
