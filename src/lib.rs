@@ -1,4 +1,97 @@
-//! An API gateway as tower layers.
+//! Load balancing and its surroundings as composable tower [`Layer`](tower::Layer)s over
+//! [`http::Request`]: any hyper, axum or tonic application that stacks them is an API gateway.
+//!
+//! # The way of a request
+//!
+//! ```text
+//! axum Router / tonic Server / hyper   the application's own layers: trace, CORS, auth, compression
+//!   EdgeLayer                what may come in, and who it came from          400, 501
+//!     TimeoutLayer           one deadline; bodies that stand still           504
+//!       RateLimitLayer       refuse early                                    to come
+//!         CacheLayer         answer from memory or from the cluster's store  to come
+//!           FailoverLayer    attempts, within a budget                       to come
+//!             ErrorResponseLayer  an error becomes an answer                 502, 503, 504
+//!               BalanceLayer      pick an endpoint, watch how it does        503
+//!                 Upstream        HTTP/1.1, HTTP/2, gRPC, WebSocket: a pool for each endpoint
+//! ```
+//!
+//! Each layer works alone, with any inner service, and none imports another. Answers of the
+//! gateway's own are responses that carry a [`Refusal`](refusal::Refusal), never errors.
+//!
+//! Endpoints come from [discovery](discover), which hands them to the one writer of a [`Cluster`].
+//! It publishes members and picker together, so that no request sees half of a change; what is
+//! known of an endpoint survives every update that keeps its identity.
+//!
+//! # Quick start
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use axum::{Router, body::Body, routing::get};
+//! use tokio::net::TcpListener;
+//! use tower::{ServiceBuilder, ServiceExt as _};
+//! use tower_gateway::{
+//!     BalanceLayer, Cluster, EdgeLayer, Endpoint, ErrorResponseLayer, TimeoutLayer, Upstream,
+//!     pick::RoundRobin,
+//! };
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A service to balance over.
+//! let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! let endpoint = Endpoint::new(listener.local_addr()?);
+//! let service = Router::new().route("/users", get(async || "somebody"));
+//! tokio::spawn(axum::serve(listener, service).into_future());
+//!
+//! // The gateway, from the client to the endpoint.
+//! let users = Cluster::fixed("users", RoundRobin::new(), [endpoint]);
+//! let gateway = ServiceBuilder::new()
+//!     .layer(EdgeLayer::new())
+//!     .layer(TimeoutLayer::new(Duration::from_secs(10)))
+//!     .layer(ErrorResponseLayer::new().name("users"))
+//!     .layer(BalanceLayer::new(users))
+//!     .service(Upstream::new());
+//! let app = Router::new()
+//!     .route("/about", get(async || "a gateway"))
+//!     .fallback_service(gateway);
+//!
+//! let request = http::Request::get("/users").header("host", "api.example.com");
+//! let response = app.oneshot(request.body(Body::empty())?).await?;
+//! let body = axum::body::to_bytes(response.into_body(), 1024).await?;
+//! assert_eq!(body, "somebody");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The order of the layers
+//!
+//! - [`EdgeLayer`] is the outermost of them: nothing beneath sees a request that two readers could
+//!   understand in two ways, or a field by which a client speaks for somebody else. It finds the
+//!   address of the client as an extension, [`edge::Peer`], that whoever accepts connections puts
+//!   there. A client, which has no boundary, leaves this layer out.
+//! - [`TimeoutLayer`] is above everything that waits, so that one deadline holds for all of it.
+//! - [`ErrorResponseLayer`] is right above the layers that can fail. What is above it is
+//!   infallible, as axum and hyper want it.
+//! - [`BalanceLayer`] is right above the client. It writes the address into the request, and what
+//!   it learns of an endpoint is about that endpoint alone.
+//! - [`Upstream`] is one client; any other that takes an absolute URI does.
+//!
+//! Layers that change bodies, such as compression, belong above them all.
+//!
+//! # Features
+//!
+//! | feature | | what it adds |
+//! |---|---|---|
+//! | `client` | default | `upstream`: a connection pool for each endpoint |
+//! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
+//! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
+//! | `file` | | `discover::File`: endpoints from a YAML or JSON file that is followed |
+//! | `admin` | | `admin`: health, metrics and clusters for operators |
+//! | `config` | | `config`: a running node from a YAML file; brings the five above |
+//! | `conformance` | | the test kit for discovery backends |
+//! | `full` | | all of them |
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "admin")]
 pub mod admin;
@@ -13,8 +106,20 @@ pub mod endpoint;
 pub mod error;
 pub mod error_response;
 pub mod event;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(dead_code, reason = "the upstream client uses the rest of it")
+)]
 mod hop;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(dead_code, reason = "the upstream client uses the rest of it")
+)]
 pub mod load;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(dead_code, reason = "the upstream client uses the rest of it")
+)]
 pub mod member;
 #[cfg(feature = "server")]
 pub mod node;
@@ -35,4 +140,16 @@ pub mod upstream;
 )]
 mod yaml;
 
+pub use balance::BalanceLayer;
+pub use cluster::Cluster;
+pub use edge::EdgeLayer;
 pub use endpoint::Endpoint;
+pub use error_response::ErrorResponseLayer;
+pub use timeout::TimeoutLayer;
+#[cfg(feature = "client")]
+pub use upstream::Upstream;
+
+/// The code in the README is tested.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

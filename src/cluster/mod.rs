@@ -20,7 +20,7 @@
 //! ```
 //!
 //! Endpoints that come and go are followed with [`Cluster::new`] and a
-//! [`ServiceWatch`](crate::discover::ServiceWatch).
+//! [`ServiceWatch`].
 
 mod apply;
 mod driver;

@@ -110,12 +110,8 @@ mod tests {
     #[test]
     fn ambiguous_requests_are_refused() {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
-        type Head = (
-            Version,
-            &'static str,
-            &'static [(&'static str, &'static str)],
-        );
-        let refused: [Head; 9] = [
+        type Fields = &'static [(&'static str, &'static str)];
+        let refused: [(Version, &str, Fields); 9] = [
             (one, "/", &[]),
             (one, "/", &[("host", "")]),
             (one, "/", &[("host", "a"), ("host", "a")]),
