@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    error::TransportErrorKind,
     outcome::{End, Outcome},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -16,9 +17,10 @@ const DECAY: Duration = Duration::from_secs(10);
 /// The live figures of one endpoint.
 #[derive(Debug)]
 pub struct Load {
-    in_flight: AtomicU64,
+    /// Requests ever picked, and those that ended: two counters that each event touches one of.
+    begun: AtomicU64,
+    ended: AtomicU64,
     upgraded: AtomicU64,
-    requests: AtomicU64,
     failures: AtomicU64,
     last: AtomicU64,
     latency: PeakEwma,
@@ -39,9 +41,9 @@ pub enum LastSeen {
 impl Load {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            in_flight: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             upgraded: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             last: AtomicU64::new(0),
             latency: PeakEwma::new(now),
@@ -51,7 +53,10 @@ impl Load {
     /// Requests between the pick and the end of the response body, and upgraded connections.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Relaxed)
+        // What has ended is read first: it may lag behind what has begun, never lead.
+        let ended = self.ended.load(Relaxed);
+        let begun = self.begun.load(Relaxed);
+        begun.saturating_sub(ended) + self.upgraded()
     }
 
     /// Connections that left HTTP and are still open.
@@ -63,7 +68,7 @@ impl Load {
     /// Requests ever picked.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.requests.load(Relaxed)
+        self.begun.load(Relaxed)
     }
 
     /// Requests that failed by the endpoint's fault.
@@ -89,8 +94,7 @@ impl Load {
     }
 
     pub(crate) fn begin(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
-        self.requests.fetch_add(1, Relaxed);
+        self.begun.fetch_add(1, Relaxed);
     }
 
     /// The head of a response was seen.
@@ -99,7 +103,7 @@ impl Load {
     }
 
     pub(crate) fn end(&self, outcome: &Outcome) {
-        self.in_flight.fetch_sub(1, Relaxed);
+        self.ended.fetch_add(1, Relaxed);
         if outcome.is_failure() {
             self.failures.fetch_add(1, Relaxed);
             self.note(2);
@@ -116,12 +120,10 @@ impl Load {
     }
 
     pub(crate) fn begin_upgraded(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
         self.upgraded.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn end_upgraded(&self) {
-        self.in_flight.fetch_sub(1, Relaxed);
         self.upgraded.fetch_sub(1, Relaxed);
     }
 }
@@ -225,6 +227,7 @@ pub struct Totals {
     success: AtomicU64,
     failure: AtomicU64,
     cancelled: AtomicU64,
+    overloaded: AtomicU64,
     no_endpoint: AtomicU64,
     duration_micros: AtomicU64,
     /// Not cumulative; the last one takes what is above every bound.
@@ -233,12 +236,14 @@ pub struct Totals {
 
 impl Totals {
     pub(crate) fn end(&self, outcome: &Outcome) {
-        let counter = if outcome.is_failure() {
-            &self.failure
-        } else if outcome.end == End::Cancelled {
-            &self.cancelled
-        } else {
-            &self.success
+        let counter = match outcome.end {
+            _ if outcome.is_failure() => &self.failure,
+            End::Complete | End::Upgraded => &self.success,
+            End::Failed {
+                kind: TransportErrorKind::Overloaded,
+                ..
+            } => &self.overloaded,
+            _ => &self.cancelled,
         };
         counter.fetch_add(1, Relaxed);
         if let Some(head) = outcome.head
@@ -262,6 +267,7 @@ impl Totals {
             success: self.success.load(Relaxed),
             failure: self.failure.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
+            overloaded: self.overloaded.load(Relaxed),
             no_endpoint: self.no_endpoint.load(Relaxed),
         }
     }
@@ -291,8 +297,10 @@ pub struct Requests {
     pub success: u64,
     /// Failed by an endpoint's fault, 5xx included.
     pub failure: u64,
-    /// Given up by the client.
+    /// Given up by the client, or failed by its fault.
     pub cancelled: u64,
+    /// Refused because the queue for a connection was full.
+    pub overloaded: u64,
     /// Refused because there was no usable endpoint.
     pub no_endpoint: u64,
 }

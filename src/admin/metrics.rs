@@ -57,6 +57,7 @@ fn requests(page: &mut Page, clusters: &[Cluster]) {
             ("success", requests.success),
             ("failure", requests.failure),
             ("cancelled", requests.cancelled),
+            ("overloaded", requests.overloaded),
             ("no_endpoint", requests.no_endpoint),
         ] {
             let labels = [("service", &**cluster.name()), ("outcome", outcome)];
