@@ -1,1 +1,6 @@
-//! The integration tests: one binary, one module a subject.
+//! The integration tests: one binary, one module a subject. They run over real sockets.
+
+mod failure;
+mod http1;
+
+mod support;
