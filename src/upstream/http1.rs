@@ -48,6 +48,8 @@ pub(super) struct Connection<B: SendBody> {
     exchange: ReusableBoxFuture<'static, Exchanged<B>>,
     /// The sweep in which the connection was last put back.
     parked: u32,
+    /// Whether it was put back before: the endpoint may have closed it meanwhile.
+    is_reused: bool,
     slot: Slot<B>,
 }
 
@@ -68,6 +70,7 @@ impl<B: SendBody> Connection<B> {
             sender,
             exchange: ReusableBoxFuture::new(std::future::pending()),
             parked: 0,
+            is_reused: false,
             slot,
         }))
     }
@@ -97,6 +100,12 @@ impl<B: SendBody> Connection<B> {
         self.exchange.set(self.sender.try_send_request(request));
     }
 
+    /// Whether a request that it never took may be lost to a connection that was closed while
+    /// idle.
+    pub(super) fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
     pub(super) fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Exchanged<B>> {
         self.drive(cx);
         // Only the driver answers, and it was just polled: this mailbox needs no wake-up.
@@ -124,8 +133,22 @@ impl<B: SendBody> Connection<B> {
         self.driver.into_parts()
     }
 
+    /// Goes on with the exchange in hand without the request, and puts the connection back.
+    pub(super) async fn complete(mut self: Box<Self>) {
+        std::future::poll_fn(|cx| {
+            // It asks for the next request when both bodies are over.
+            if self.drive(cx) && !self.sender.is_ready() {
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        self.park();
+    }
+
     /// Puts the connection back for the next request, if it can take one.
     pub(super) fn park(mut self: Box<Self>) {
+        self.is_reused = true;
         if self.settle()
             && let Some(pool) = self.slot.0.upgrade()
         {
@@ -213,11 +236,15 @@ impl<B: SendBody> Pool<B> {
 
     /// A new connection or, at the limit, the next one that is free.
     pub(super) async fn acquire(self: Arc<Self>) -> Result<Box<Connection<B>>, TransportError> {
-        let slot = {
+        let turn = {
             let mut state = self.state.lock();
-            if state.open < self.settings.max_connections {
+            if let Some(connection) = state.idle.pop() {
+                // It was put back since the request looked: at the limit, nobody may come to hand
+                // it on.
+                Ok(Turn::Connection(connection))
+            } else if state.open < self.settings.max_connections {
                 state.open += 1;
-                Ok(Slot(Arc::downgrade(&self)))
+                Ok(Turn::Slot(Slot(Arc::downgrade(&self))))
             } else {
                 state.waiting.retain(|waiting| !waiting.is_closed());
                 if state.waiting.len() >= self.settings.max_pending {
@@ -228,18 +255,20 @@ impl<B: SendBody> Pool<B> {
                 Err(next)
             }
         };
-        let slot = match slot {
-            Ok(slot) => slot,
-            Err(next) => match next.await {
-                Ok(Turn::Connection(mut connection)) => {
-                    if connection.settle() {
-                        return Ok(connection);
-                    }
-                    connection.slot
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(next) => next
+                .await
+                .map_err(|_| TransportError::new(TransportErrorKind::Overloaded))?,
+        };
+        let slot = match turn {
+            Turn::Connection(mut connection) => {
+                if connection.settle() {
+                    return Ok(connection);
                 }
-                Ok(Turn::Slot(slot)) => slot,
-                Err(_) => return Err(TransportError::new(TransportErrorKind::Overloaded)),
-            },
+                connection.slot
+            }
+            Turn::Slot(slot) => slot,
         };
         Connection::open(&self, slot).await
     }

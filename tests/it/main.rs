@@ -3,4 +3,5 @@
 mod failure;
 mod http1;
 
+mod pool;
 mod support;
