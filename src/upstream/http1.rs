@@ -24,7 +24,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::unconstrained};
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::{
@@ -97,7 +97,10 @@ impl<B: SendBody> Connection<B> {
 
     /// Starts an exchange; it goes on with [`poll_exchange`](Self::poll_exchange).
     pub(super) fn send(&mut self, request: Request<RequestBody<B>>) {
-        self.exchange.set(self.sender.try_send_request(request));
+        // The mailbox would refuse to be read, and count on its waker, when the task has used up
+        // its budget: but the answer that is in it already wakes nobody.
+        let exchange = unconstrained(self.sender.try_send_request(request));
+        self.exchange.set(exchange);
     }
 
     /// Whether a request that it never took may be lost to a connection that was closed while
