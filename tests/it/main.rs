@@ -4,4 +4,5 @@ mod failure;
 mod http1;
 
 mod pool;
+mod smuggling;
 mod support;
