@@ -18,7 +18,8 @@ use super::{Wire, until, within};
 /// A node at work over a file in a folder of its own.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    pub(crate) node: Node,
+    /// Gone once it runs on its own.
+    node: Option<Node>,
     pub(crate) folder: TempDir,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -55,7 +56,7 @@ impl Gateway {
         let admin = node.admin_address().expect("tests have an admin address");
         until("readiness", async || get(admin, "/readyz").await.0 == 200).await;
         Self {
-            node,
+            node: Some(node),
             folder,
             address,
             admin,
@@ -74,7 +75,14 @@ impl Gateway {
     /// Changes the file and has it read again.
     pub(crate) async fn reload(&mut self, text: &str) {
         std::fs::write(self.file(), text).unwrap();
-        self.node.reload().await;
+        let node = self.node.as_mut().expect("it does not run on its own");
+        node.reload().await;
+    }
+
+    /// Lets the node follow its file and drain when it is asked to.
+    pub(crate) fn run(&mut self) {
+        let node = self.node.take().expect("it does not run yet");
+        tokio::spawn(node.run());
     }
 
     pub(crate) async fn connect(&self) -> Wire {

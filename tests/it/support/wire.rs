@@ -4,16 +4,19 @@ use std::{io, net::SocketAddr};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 use super::within;
 
 /// One end of a connection, for clients and for backends.
 #[derive(Debug)]
-pub(crate) struct Wire {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Wire<S = TcpStream> {
+    pub(crate) stream: S,
     buffer: BytesMut,
 }
 
@@ -108,6 +111,21 @@ impl Wire {
         }
     }
 
+    /// Both directions on their own.
+    pub(crate) fn split(self) -> (Wire<OwnedReadHalf>, OwnedWriteHalf) {
+        let (stream, writer) = self.stream.into_split();
+        let buffer = self.buffer;
+        (Wire { stream, buffer }, writer)
+    }
+
+    /// Sends a request and reads its response.
+    pub(crate) async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
+        self.send(request).await;
+        self.response().await
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Wire<S> {
     /// Writes all of it; panics when the other side is gone.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes).await.unwrap();
@@ -121,7 +139,9 @@ impl Wire {
     pub(crate) async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
+}
 
+impl<S: AsyncRead + Unpin> Wire<S> {
     /// Reads more; returns how much, 0 at the end.
     async fn more(&mut self) -> io::Result<usize> {
         self.stream.read_buf(&mut self.buffer).await
@@ -181,18 +201,24 @@ impl Wire {
         }
     }
 
+    /// The next chunk of a body; `None` for the last one.
+    pub(crate) async fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let line = self.line().await?;
+        let length = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
+            .map_err(|_| io::Error::other(format!("no chunk size: {line:?}")))?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let chunk = self.exactly(length).await?;
+        assert_eq!(self.exactly(2).await?, b"\r\n");
+        Ok(Some(chunk))
+    }
+
     /// A body of chunks, and its trailers.
     pub(crate) async fn chunks(&mut self) -> io::Result<(Vec<u8>, Vec<(String, String)>)> {
         let mut body = Vec::new();
-        loop {
-            let line = self.line().await?;
-            let length = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
-                .map_err(|_| io::Error::other(format!("no chunk size: {line:?}")))?;
-            if length == 0 {
-                break;
-            }
-            body.extend(self.exactly(length).await?);
-            assert_eq!(self.exactly(2).await?, b"\r\n");
+        while let Some(chunk) = self.chunk().await? {
+            body.extend(chunk);
         }
         let mut trailers = Vec::new();
         loop {
@@ -244,11 +270,5 @@ impl Wire {
             body,
             trailers,
         })
-    }
-
-    /// Sends a request and reads its response.
-    pub(crate) async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
-        self.send(request).await;
-        self.response().await
     }
 }
