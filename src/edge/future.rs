@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version, header::CONNECTION};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -48,8 +48,15 @@ pin_project! {
         // A chunked body is looked at. Boxed: it is rare and large.
         Look { look: Option<Box<Look<S, B>>> },
         // The request was refused.
-        Refused { refusal: Option<(Refusal, Dialect)> },
+        Refused { refused: Option<Refused> },
     }
+}
+
+/// What the answer to a refused request is made of.
+struct Refused {
+    refusal: Refusal,
+    dialect: Dialect,
+    version: Version,
 }
 
 struct Look<S, B: Body> {
@@ -82,12 +89,33 @@ where
         }
     }
 
-    pub(super) fn refused(refusal: Refusal, dialect: Dialect) -> Self {
+    pub(super) fn refused<T>(refusal: Refusal, request: &Request<T>) -> Self {
         Self {
             state: State::Refused {
-                refusal: Some((refusal, dialect)),
+                refused: Some(Refused::new(refusal, request)),
             },
         }
+    }
+}
+
+impl Refused {
+    fn new<T>(refusal: Refusal, request: &Request<T>) -> Self {
+        Self {
+            refusal,
+            dialect: Dialect::of(request.headers()),
+            version: request.version(),
+        }
+    }
+
+    fn into_response<R: From<Bytes>>(self) -> Response<R> {
+        let is_bad = self.refusal.reason() == Reason::BadRequest;
+        let mut response = self.refusal.into_response(self.dialect);
+        if is_bad && self.version < Version::HTTP_2 {
+            // Where the next request begins is not to be trusted (RFC 9112 section 6.3).
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
     }
 }
 
@@ -137,13 +165,13 @@ where
                             inner: look.inner.call(look.request),
                         },
                         Err(refusal) => State::Refused {
-                            refusal: Some((refusal, Dialect::of(look.request.headers()))),
+                            refused: Some(Refused::new(refusal, &look.request)),
                         },
                     });
                 }
-                StateProj::Refused { refusal } => {
-                    let (refusal, dialect) = refusal.take().expect("polled after it was ready");
-                    return Poll::Ready(Ok(refusal.into_response(dialect)));
+                StateProj::Refused { refused } => {
+                    let refused = refused.take().expect("polled after it was ready");
+                    return Poll::Ready(Ok(refused.into_response()));
                 }
             }
         }

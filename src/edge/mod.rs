@@ -2,8 +2,9 @@
 //!
 //! - Requests that two readers could understand in two ways are refused with 400 and never
 //!   forwarded (RFC 9112 sections 3.2, 6.3 and 11.2): a missing, repeated or malformed `Host`, one
-//!   that contradicts `:authority`, `Content-Length` beside `Transfer-Encoding`. hyper refuses the
-//!   rest of the malformed shapes before a request exists. The first bytes of a chunked body are
+//!   that contradicts `:authority`, `Content-Length` beside `Transfer-Encoding`, a coding other than
+//!   chunked. hyper refuses the rest of the malformed shapes before a request exists, and an
+//!   HTTP/1.1 connection is closed after either. The first bytes of a chunked body are
 //!   looked at before the request goes on, so that a bad chunk that came with the head is refused
 //!   too.
 //! - `CONNECT`, also the extended one of HTTP/2 (RFC 8441), is answered with 501.

@@ -14,7 +14,7 @@ use super::{
     future::ResponseFuture,
     validate,
 };
-use crate::{hop, refusal::Dialect};
+use crate::hop;
 
 /// The service of [`EdgeLayer`](super::EdgeLayer).
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if let Err(refusal) = validate::check(&mut request) {
-            return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+            return ResponseFuture::refused(refusal, &request);
         }
         let is_chunked = request.version() == Version::HTTP_11
             && request.headers().contains_key(TRANSFER_ENCODING)

@@ -22,6 +22,13 @@ fn bad(detail: &'static str) -> Refusal {
 }
 
 fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(first) = codings.next()
+        && (codings.next().is_some() || !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        // A further coding would be lost on the way (RFC 9112 section 6.1).
+        return Err(bad("a Transfer-Encoding other than chunked, once"));
+    }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let Some(first) = lengths.next() else {
         return Ok(());
@@ -111,7 +118,7 @@ mod tests {
     fn ambiguous_requests_are_refused() {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
         type Fields = &'static [(&'static str, &'static str)];
-        let refused: [(Version, &str, Fields); 9] = [
+        let refused: [(Version, &str, Fields); 12] = [
             (one, "/", &[]),
             (one, "/", &[("host", "")]),
             (one, "/", &[("host", "a"), ("host", "a")]),
@@ -119,6 +126,25 @@ mod tests {
             (one, "/", &[("host", "a b")]),
             (one, "/", &[("host", "a/b")]),
             (two, "http://a/", &[("host", "b")]),
+            (
+                one,
+                "/",
+                &[("host", "a"), ("transfer-encoding", "gzip, chunked")],
+            ),
+            (
+                one,
+                "/",
+                &[("host", "a"), ("transfer-encoding", "chunked, chunked")],
+            ),
+            (
+                one,
+                "/",
+                &[
+                    ("host", "a"),
+                    ("transfer-encoding", "chunked"),
+                    ("transfer-encoding", "chunked"),
+                ],
+            ),
             (
                 one,
                 "/",

@@ -56,13 +56,12 @@ struct Http1<B: SendBody> {
 enum Step<B: SendBody> {
     /// A connection is being made, or waited for. Boxed: it is rare and large.
     Acquire {
-        connection: BoxFuture<'static, http1::Acquired<B>>,
+        connection: BoxFuture<'static, Result<Box<Connection<B>>, TransportError>>,
         request: Request<RequestBody<B>>,
     },
     /// The request is on its way.
     Exchange {
         connection: Box<Connection<B>>,
-        reused: bool,
     },
     Done,
 }
@@ -103,7 +102,7 @@ impl<B: SendBody> ResponseFuture<B> {
 impl<B: SendBody> Step<B> {
     fn start(pool: &Arc<http1::Pool<B>>, request: Request<RequestBody<B>>) -> Self {
         match pool.idle() {
-            Some(connection) => Self::exchange(connection, request, true),
+            Some(connection) => Self::exchange(connection, request),
             None => Self::Acquire {
                 connection: Box::pin(Arc::clone(pool).acquire()),
                 request,
@@ -111,13 +110,9 @@ impl<B: SendBody> Step<B> {
         }
     }
 
-    fn exchange(
-        mut connection: Box<Connection<B>>,
-        request: Request<RequestBody<B>>,
-        reused: bool,
-    ) -> Self {
+    fn exchange(mut connection: Box<Connection<B>>, request: Request<RequestBody<B>>) -> Self {
         connection.send(request);
-        Self::Exchange { connection, reused }
+        Self::Exchange { connection }
     }
 }
 
@@ -135,12 +130,11 @@ impl<B: SendBody> Http1<B> {
                     else {
                         unreachable!("the step was just matched")
                     };
-                    let (connection, reused) = acquired?;
-                    self.step = Step::exchange(connection, request, reused);
+                    self.step = Step::exchange(acquired?, request);
                 }
-                Step::Exchange { connection, .. } => {
+                Step::Exchange { connection } => {
                     let exchanged = ready!(connection.poll_exchange(cx));
-                    let Step::Exchange { connection, reused } =
+                    let Step::Exchange { connection } =
                         std::mem::replace(&mut self.step, Step::Done)
                     else {
                         unreachable!("the step was just matched")
@@ -150,7 +144,7 @@ impl<B: SendBody> Http1<B> {
                         Err(mut error) => match error.take_message() {
                             // A connection that had been idle closed just now. Each such loss
                             // takes one out of the pool, so this ends with a fresh connection.
-                            Some(request) if reused => {
+                            Some(request) if connection.is_reused() => {
                                 self.step = Step::start(&self.pool, request);
                             }
                             unsent => {
@@ -182,7 +176,7 @@ impl<B: SendBody> Http1<B> {
             } else {
                 // The endpoint answers while it still reads. Who reads the answer slowly must not
                 // hold up the rest of the request.
-                tokio::spawn(connection.run());
+                tokio::spawn(connection.complete());
                 ResponseBody::running(body, None)
             }
         }))

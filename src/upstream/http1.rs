@@ -24,7 +24,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::unconstrained};
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::{
@@ -36,9 +36,6 @@ use crate::{
     endpoint::Address,
     error::{TransportError, TransportErrorKind},
 };
-
-/// A connection, and whether it was used before.
-pub(super) type Acquired<B> = Result<(Box<Connection<B>>, bool), TransportError>;
 
 type Exchanged<B> = Result<Response<Incoming>, TrySendError<Request<RequestBody<B>>>>;
 
@@ -52,6 +49,8 @@ pub(super) struct Connection<B: SendBody> {
     exchange: ReusableBoxFuture<'static, Exchanged<B>>,
     /// The sweep in which the connection was last put back.
     parked: u32,
+    /// Whether it was put back before: the endpoint may have closed it meanwhile.
+    is_reused: bool,
     slot: Slot<B>,
 }
 
@@ -72,6 +71,7 @@ impl<B: SendBody> Connection<B> {
             sender,
             exchange: ReusableBoxFuture::new(std::future::pending()),
             parked: 0,
+            is_reused: false,
             slot,
         }))
     }
@@ -99,7 +99,16 @@ impl<B: SendBody> Connection<B> {
 
     /// Starts an exchange; it goes on with [`poll_exchange`](Self::poll_exchange).
     pub(super) fn send(&mut self, request: Request<RequestBody<B>>) {
-        self.exchange.set(self.sender.try_send_request(request));
+        // The mailbox would refuse to be read, and count on its waker, when the task has used up
+        // its budget: but the answer that is in it already wakes nobody.
+        let exchange = unconstrained(self.sender.try_send_request(request));
+        self.exchange.set(exchange);
+    }
+
+    /// Whether a request that it never took may be lost to a connection that was closed while
+    /// idle.
+    pub(super) fn is_reused(&self) -> bool {
+        self.is_reused
     }
 
     /// Drives the exchange. A connection that the endpoint has closed meanwhile is noticed before
@@ -139,8 +148,22 @@ impl<B: SendBody> Connection<B> {
         self.driver.map(http1::Connection::into_parts)
     }
 
+    /// Goes on with the exchange in hand without the request, and puts the connection back.
+    pub(super) async fn complete(mut self: Box<Self>) {
+        std::future::poll_fn(|cx| {
+            // It asks for the next request when both bodies are over.
+            if self.drive(cx) && !self.sender.is_ready() {
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        self.park();
+    }
+
     /// Puts the connection back for the next request, if it can take one.
     pub(super) fn park(mut self: Box<Self>) {
+        self.is_reused = true;
         if self.settle()
             && let Some(pool) = self.slot.0.upgrade()
         {
@@ -220,14 +243,17 @@ impl<B: SendBody> Pool<B> {
         self.state.lock().idle.pop()
     }
 
-    /// A new connection or, at the limit, the next one that is free; says whether it was used
-    /// before.
-    pub(super) async fn acquire(self: Arc<Self>) -> Acquired<B> {
-        let slot = {
+    /// A new connection or, at the limit, the next one that is free.
+    pub(super) async fn acquire(self: Arc<Self>) -> Result<Box<Connection<B>>, TransportError> {
+        let turn = {
             let mut state = self.state.lock();
-            if state.open < self.settings.max_connections {
+            if let Some(connection) = state.idle.pop() {
+                // It was put back since the request looked: at the limit, nobody may come to hand
+                // it on.
+                Ok(Turn::Connection(connection))
+            } else if state.open < self.settings.max_connections {
                 state.open += 1;
-                Ok(Slot(Arc::downgrade(&self)))
+                Ok(Turn::Slot(Slot(Arc::downgrade(&self))))
             } else {
                 state.waiting.retain(|waiting| !waiting.is_closed());
                 if state.waiting.len() >= self.settings.max_pending {
@@ -238,15 +264,16 @@ impl<B: SendBody> Pool<B> {
                 Err(next)
             }
         };
-        let slot = match slot {
-            Ok(slot) => slot,
-            Err(next) => match next.await {
-                Ok(Turn::Connection(connection)) => return Ok((connection, true)),
-                Ok(Turn::Slot(slot)) => slot,
-                Err(_) => return Err(TransportError::new(TransportErrorKind::Overloaded)),
-            },
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(next) => next
+                .await
+                .map_err(|_| TransportError::new(TransportErrorKind::Overloaded))?,
         };
-        Ok((Connection::open(&self, slot).await?, false))
+        match turn {
+            Turn::Connection(connection) => Ok(connection),
+            Turn::Slot(slot) => Connection::open(&self, slot).await,
+        }
     }
 
     fn put(self: Arc<Self>, mut connection: Box<Connection<B>>) {

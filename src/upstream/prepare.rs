@@ -1,8 +1,8 @@
 //! What a request looks like on the wire to an endpoint.
 
 use http::{
-    HeaderValue, Request, Uri, Version,
-    header::{CONNECTION, EXPECT, HOST, UPGRADE},
+    HeaderMap, HeaderValue, Request, Uri, Version,
+    header::{CONNECTION, COOKIE, EXPECT, HOST, UPGRADE},
     uri::{Authority, PathAndQuery},
 };
 use hyper::upgrade::OnUpgrade;
@@ -13,6 +13,9 @@ use crate::{hop, member::Chosen};
 /// Makes an HTTP/1.1 request in origin form, and takes the client's side of an upgrade out of it.
 pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
     let offer = strip(request, chosen);
+    if request.version() == Version::HTTP_2 {
+        join_cookies(request.headers_mut());
+    }
     *request.version_mut() = Version::HTTP_11;
     let path = path_and_query(request.uri_mut());
     *request.uri_mut() = Uri::from(path);
@@ -62,6 +65,21 @@ fn strip<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
 fn drop_upgrade<B>(request: &mut Request<B>) {
     request.headers_mut().remove(CONNECTION);
     request.headers_mut().remove(UPGRADE);
+}
+
+/// Clients of HTTP/2 may cut the cookies into crumbs (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else {
+        return;
+    };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    let joined = HeaderValue::try_from(joined).expect("field values joined by `; ` are one");
+    headers.insert(COOKIE, joined);
 }
 
 fn path_and_query(uri: &mut Uri) -> PathAndQuery {

@@ -1,0 +1,300 @@
+//! Requests that two readers could understand in two ways: raw bytes that must not get through.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::support::{Backend, Gateway};
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// How long a connection must be quiet before nothing more is expected of it.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// The statuses that the gateway answers until it closes or falls silent.
+async fn statuses(gateway: &Gateway, bytes: &[u8]) -> Vec<u16> {
+    let mut client = gateway.connect().await;
+    client.send(bytes).await;
+    let mut answer = Vec::new();
+    while let Ok(Ok(some)) = timeout(QUIET, client.some(4096)).await {
+        if some.is_empty() {
+            break;
+        }
+        answer.extend(some);
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    let heads = answer.split("HTTP/1.").skip(1);
+    heads
+        .map(|head| head[2..5].parse().unwrap_or_else(|_| panic!("{answer}")))
+        .collect()
+}
+
+/// Each of these is answered with nothing but 400, or not at all, and no byte goes on.
+#[tokio::test]
+async fn ambiguous_requests_reach_no_backend() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+    let probes: Vec<(&str, String)> = [
+        (
+            "differing lengths",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 5\r\n\r\nhello",
+        ),
+        (
+            "differing lengths in a list",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5, 6\r\n\r\nhello",
+        ),
+        (
+            "a length with a sign",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +5\r\n\r\nhello",
+        ),
+        (
+            "a negative length",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+        ),
+        (
+            "a length in hexadecimal",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0x5\r\n\r\nhello",
+        ),
+        (
+            "an empty length",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length:\r\n\r\nhello",
+        ),
+        (
+            "a length beyond any",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551617\r\n\r\nhello",
+        ),
+        (
+            "a folded line",
+            "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\r\n two\r\n\r\n",
+        ),
+        (
+            "a folded line with a tab",
+            "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\r\n\ttwo\r\n\r\n",
+        ),
+        (
+            "a folded framing",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a bare CR in a value",
+            "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\rtwo\r\n\r\n",
+        ),
+        (
+            "a bare CR as an end of line",
+            "GET / HTTP/1.1\r\nhost: a\rx-a: one\r\n\r\n",
+        ),
+        (
+            "a space before the colon",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length : 5\r\n\r\nhello",
+        ),
+        (
+            "a tab before the colon",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding\t: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a space before the first field",
+            "GET / HTTP/1.1\r\n host: a\r\n\r\n",
+        ),
+        (
+            "a field without a name",
+            "GET / HTTP/1.1\r\nhost: a\r\n: b\r\n\r\n",
+        ),
+        (
+            "a NUL in a value",
+            "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\0two\r\n\r\n",
+        ),
+        (
+            "a NUL in a name",
+            "GET / HTTP/1.1\r\nhost: a\r\nx\0a: one\r\n\r\n",
+        ),
+        (
+            "a NUL in the target",
+            "GET /\0 HTTP/1.1\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "another coding of the same name",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a coding above chunked",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a coding above chunked in a line of its own",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a coding that is not chunked",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked twice",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked with a vertical tab",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked in quotes",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked over HTTP/1.0",
+            "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a chunk size that is none",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "a negative chunk size",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "a chunk size with a prefix",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "a chunk size beyond any",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "a chunk without its CRLF",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
+        ),
+        (
+            "a chunk size that ends with LF alone",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "a chunk that ends with LF alone",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\n0\r\n\r\n",
+        ),
+        (
+            "a chunk extension with LF alone",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;a\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "an unknown version",
+            "GET / HTTP/1.2\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "no version",
+            "GET /\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "two spaces in the request line",
+            "GET  / HTTP/1.1\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "a method that is no token",
+            "G(T / HTTP/1.1\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "the preface of HTTP/2 in the middle",
+            "GET / HTTP/1.1\r\nhost: a\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ),
+        (
+            "a preface of HTTP/2 that goes on as HTTP/1.1",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "half a preface of HTTP/2",
+            "PRI * HTTP/2.0\r\nhost: a\r\n\r\n",
+        ),
+    ]
+    .map(|(name, bytes)| (name, format!("{bytes}{smuggled}")))
+    .into();
+    for (name, bytes) in probes {
+        let statuses = statuses(&gateway, bytes.as_bytes()).await;
+        let seen = std::mem::take(&mut *backend.seen.lock());
+        assert!(seen.is_empty(), "{name}: {seen:?}");
+        assert!(
+            statuses.is_empty() || statuses == [400],
+            "{name}: {statuses:?}"
+        );
+    }
+    // Nothing of it hurt.
+    assert_eq!(statuses(&gateway, smuggled.as_bytes()).await, [200]);
+}
+
+#[tokio::test]
+async fn requests_without_one_clear_host_are_refused() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    for request in [
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a/b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a@b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: \r\n\r\n",
+    ] {
+        let bytes = format!("{request}GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n");
+        let statuses = statuses(&gateway, bytes.as_bytes()).await;
+        assert_eq!(statuses, [400], "{request:?}");
+        let seen = std::mem::take(&mut *backend.seen.lock());
+        assert!(seen.is_empty(), "{request:?}: {seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_is_not_made() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let connect = "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let statuses = statuses(&gateway, connect.as_bytes()).await;
+    assert_eq!(statuses.first(), Some(&501));
+    // What comes behind it may be a request, and nothing else.
+    let paths: Vec<_> = backend
+        .heads()
+        .iter()
+        .map(|head| head.target().to_owned())
+        .collect();
+    assert!(paths.is_empty() || paths == ["/"], "{paths:?}");
+}
+
+/// Content-Length beside Transfer-Encoding is refused, or goes on without the length (RFC 9112
+/// section 6.3): then as one request, whatever its body looks like.
+#[tokio::test]
+async fn a_length_beside_chunked_is_one_request_at_most() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    for fields in [
+        "content-length: 5\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ncontent-length: 5",
+        "content-length: 5\r\ntransfer-encoding: Chunked",
+        "content-length: 5\r\ncontent-length: 5\r\ntransfer-encoding: chunked",
+    ] {
+        let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+        let bytes = format!("POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n0\r\n\r\n{smuggled}");
+        let statuses = statuses(&gateway, bytes.as_bytes()).await;
+        let seen = std::mem::take(&mut *backend.seen.lock());
+        assert!(seen.len() <= 1, "{fields}: {seen:?}");
+        for request in &seen {
+            assert_eq!(request.head.one("content-length"), None, "{fields}");
+            assert_eq!(request.head.target(), "/");
+            assert!(request.body.is_empty());
+        }
+        assert!(
+            statuses == [400] || statuses == [200],
+            "{fields}: {statuses:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_target_decides_over_the_host() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let absolute = "GET http://target.example/x?y HTTP/1.1\r\nhost: other.example\r\n\r\n";
+    assert_eq!(statuses(&gateway, absolute.as_bytes()).await, [200]);
+    let [head] = &backend.heads()[..] else {
+        panic!("one request")
+    };
+    assert_eq!(head.target(), "/x?y");
+    assert_eq!(head.one("host"), Some("target.example"));
+    assert_eq!(head.one("x-forwarded-host"), Some("target.example"));
+}

@@ -1,0 +1,201 @@
+//! Connections that leave HTTP.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{WebSocketStream, accept_async, client_async, tungstenite::Message};
+
+use crate::support::{Backend, Gateway, Tape, get, one_cluster, until, within};
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SWITCH: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+
+async fn echo() -> Backend {
+    Backend::raw(|wire, _| async move {
+        let mut socket = accept_async(wire.stream).await.unwrap();
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_close() || socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+async fn open(gateway: &Gateway) -> WebSocketStream<TcpStream> {
+    let stream = gateway.connect().await.stream;
+    let (socket, response) = within("an upgrade", client_async("ws://example.com/chat", stream))
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 101);
+    socket
+}
+
+async fn say(socket: &mut WebSocketStream<TcpStream>, message: Message) {
+    socket.send(message.clone()).await.unwrap();
+    let echo = within("an echo", socket.next()).await.unwrap().unwrap();
+    assert!(echo == message, "another message");
+}
+
+async fn upgraded(gateway: &Gateway, count: u64) {
+    until("upgraded connections", async || {
+        let endpoint = gateway.endpoint("web", "one").await;
+        endpoint["upgraded"] == count && endpoint["in_flight"] == count
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_websocket_echoes_and_counts_while_it_is_open() {
+    let backend = echo().await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut sockets = Vec::new();
+    for number in 0..3 {
+        sockets.push(open(&gateway).await);
+        upgraded(&gateway, number + 1).await;
+    }
+    let tape = Tape::new();
+    for socket in &mut sockets {
+        say(socket, Message::text("hello")).await;
+        for at in 0..20 {
+            say(socket, Message::Binary(tape.piece(at * 7, Tape::PIECE))).await;
+        }
+    }
+    let endpoint = gateway.endpoint("web", "one").await;
+    assert_eq!(endpoint["requests"], 3);
+    assert_eq!(endpoint["latency_ms"], Value::Null, "none is recorded");
+    let metrics = get(gateway.admin, "/metrics").await.1;
+    assert!(metrics.contains("request_duration_seconds_count{service=\"web\"} 0\n"));
+
+    for mut socket in sockets {
+        socket.close(None).await.unwrap();
+    }
+    upgraded(&gateway, 0).await;
+    assert_eq!(gateway.endpoint("web", "one").await["failures"], 0);
+}
+
+#[tokio::test]
+async fn a_websocket_that_is_dropped_is_counted_out() {
+    let backend = echo().await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut socket = open(&gateway).await;
+    say(&mut socket, Message::text("hello")).await;
+    upgraded(&gateway, 1).await;
+    drop(socket);
+    upgraded(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_endpoint_ends_the_websocket() {
+    let backend = Backend::raw(|wire, _| async move {
+        let mut socket = accept_async(wire.stream).await.unwrap();
+        socket.next().await;
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut socket = open(&gateway).await;
+    upgraded(&gateway, 1).await;
+    socket.send(Message::text("hello")).await.unwrap();
+    let end = within("the end", socket.next()).await;
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    drop(socket);
+    upgraded(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn no_timeout_touches_a_websocket() {
+    let backend = echo().await;
+    let route = "timeout: 150ms, idle_timeout: 150ms";
+    let gateway = Gateway::start(&one_cluster(backend.address, "", route)).await;
+    let mut socket = open(&gateway).await;
+    say(&mut socket, Message::text("before")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    say(&mut socket, Message::text("after")).await;
+}
+
+#[tokio::test]
+async fn each_direction_of_a_tunnel_ends_on_its_own() {
+    let backend = Backend::raw(|mut wire, _| async move {
+        wire.head().await.unwrap();
+        // What follows the head at once belongs to the tunnel.
+        wire.send(format!("{SWITCH}hello")).await;
+        let all = wire.rest().await.unwrap();
+        wire.send(all).await;
+        wire.send("bye").await;
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut client = gateway.connect().await;
+    // The client too may be early.
+    client.send(format!("{UPGRADE}early,")).await;
+    let head = within("a head", client.head()).await.unwrap().unwrap();
+    assert_eq!(head.status(), 101);
+    assert_eq!(head.one("connection"), Some("upgrade"));
+    assert_eq!(head.one("upgrade"), Some("websocket"));
+    assert_eq!(client.exactly(5).await.unwrap(), b"hello");
+    client.send("late,").await;
+    client.finish().await;
+    let rest = within("the end", client.rest()).await.unwrap();
+    assert_eq!(String::from_utf8(rest).unwrap(), "early,late,bye");
+    upgraded(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_that_is_refused_is_an_answer_like_any_other() {
+    let backend = Backend::answering(|request| {
+        let status = request.head.target().trim_start_matches('/').to_owned();
+        format!("HTTP/1.1 {status} Said\r\ncontent-length: 2\r\nconnection: keep-alive\r\n\r\nno")
+            .into()
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut client = gateway.connect().await;
+    for status in [200, 403, 426] {
+        let response = client
+            .ask(UPGRADE.replace("/ws", &format!("/{status}")))
+            .await;
+        assert_eq!((response.status(), response.text()), (status, "no"));
+        assert_eq!(response.head.one("upgrade"), None);
+    }
+    // Both connections go on as HTTP.
+    let plain = client.ask("GET /200 HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(plain.text(), "no");
+    assert_eq!(backend.connections(), 1);
+    for head in &backend.heads()[..3] {
+        assert_eq!(head.one("connection"), Some("upgrade"));
+        assert_eq!(head.one("upgrade"), Some("websocket"));
+    }
+    let endpoint = gateway.settled().await;
+    assert_eq!(endpoint["upgraded"], 0);
+    assert_eq!(endpoint["failures"], 0);
+}
+
+#[tokio::test]
+async fn a_switch_that_nobody_asked_for_is_502() {
+    let backend = Backend::saying(SWITCH).await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut client = gateway.connect().await;
+    let response = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(response.status(), 502);
+    // h2c would take requests past the gateway: it is not asked for.
+    let upgrade = UPGRADE.replace("websocket", "h2c");
+    assert_eq!(client.ask(upgrade).await.status(), 502);
+    upgraded(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_over_http2_goes_on_without() {
+    let backend = Backend::hyper(|request| async move {
+        assert!(!request.headers().contains_key("upgrade"));
+        http::Response::new(crate::support::full("plain"))
+    })
+    .await;
+    let gateway = Gateway::start(&one_cluster(backend.address, "protocol: h2", "")).await;
+    let mut client = gateway.connect().await;
+    let response = client.ask(UPGRADE).await;
+    assert_eq!((response.status(), response.text()), (200, "plain"));
+}
