@@ -1,14 +1,16 @@
 //! Live figures of an endpoint and of a cluster, as atomics.
 //!
-//! Every ordering here is `Relaxed`: each figure stands for itself, and none of them guards
-//! other memory.
+//! Orderings are `Relaxed` where a figure stands for itself; none of them guards other memory.
 
 use std::time::{Duration, Instant};
 
 use crate::{
     error::TransportErrorKind,
     outcome::{End, Outcome},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 /// The time constant of latency averages: 10 s, as Finagle and linkerd have it.
@@ -53,8 +55,9 @@ impl Load {
     /// Requests between the pick and the end of the response body, and upgraded connections.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        // What has ended is read first: it may lag behind what has begun, never lead.
-        let ended = self.ended.load(Relaxed);
+        // What has ended is read first: it may lag behind what has begun, never lead. `Acquire`
+        // pairs with the `Release` in `end`: whoever is seen to have ended is seen to have begun.
+        let ended = self.ended.load(Acquire);
         let begun = self.begun.load(Relaxed);
         begun.saturating_sub(ended) + self.upgraded()
     }
@@ -103,7 +106,8 @@ impl Load {
     }
 
     pub(crate) fn end(&self, outcome: &Outcome) {
-        self.ended.fetch_add(1, Relaxed);
+        // Pairs with the `Acquire` in `in_flight`.
+        self.ended.fetch_add(1, Release);
         if outcome.is_failure() {
             self.failures.fetch_add(1, Relaxed);
             self.note(2);
