@@ -4,7 +4,7 @@
 //! # The way of a request
 //!
 //! ```text
-//! axum Router / tonic Server / hyper   the application's own layers: trace, CORS, auth, compression
+//! axum Router / tonic Server / hyper  the application's own layers: trace, CORS, auth
 //!   EdgeLayer                what may come in, and who it came from          400, 501
 //!     TimeoutLayer           one deadline; bodies that stand still           504
 //!       RateLimitLayer       refuse early                                    to come
@@ -85,10 +85,10 @@
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
-//! | `file` | | `discover::File`: endpoints from a YAML or JSON file that is followed |
+//! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `admin` | | `admin`: health, metrics and clusters for operators |
 //! | `config` | | `config`: a running node from a YAML file; brings the five above |
-//! | `conformance` | | the test kit for discovery backends |
+//! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
