@@ -1,5 +1,7 @@
 //! The integration tests: one binary, one module a subject. Most run over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "in a test that is how to stop")]
+
 mod architecture;
 #[cfg(feature = "file")]
 mod discover;
