@@ -12,7 +12,11 @@
 //! A file that cannot be used ends with exit status 2 and its mistakes on stderr.
 
 use std::{
-    convert::Infallible, future::ready, io::Write as _, net::SocketAddr, path::PathBuf,
+    convert::Infallible,
+    future::ready,
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
 

@@ -2,7 +2,7 @@
 //!
 //! [`Admin`] is a handle that the application tells what there is to show, and a router to mount
 //! or to serve on an address of its own. Do not show it to the world: it has no rate limit and
-//! `POST /drain` ends the service. With a [`token`](Admin::token), everything but the two probes
+//! `POST /drain` ends the service. With a [token](Admin::set_token), everything but the two probes
 //! wants `Authorization: Bearer …`.
 //!
 //! | path | answer |
@@ -172,7 +172,7 @@ impl Admin {
     }
 
     /// Asks for this token from now on, or for none.
-    pub fn token(&self, token: Option<String>) {
+    pub fn set_token(&self, token: Option<String>) {
         *self.shared.token.lock() = token;
     }
 

@@ -214,7 +214,7 @@ impl State {
         self.admin.set_clusters(gateway.clusters());
         let next = &plan.settings.node;
         let token = next.admin_token.as_ref().map(Secret::reveal);
-        self.admin.token(token.map(ToOwned::to_owned));
+        self.admin.set_token(token.map(ToOwned::to_owned));
 
         let current = self.node.load();
         let mut restart_needed = Vec::new();

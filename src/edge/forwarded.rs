@@ -44,47 +44,73 @@ impl From<SocketAddr> for Peer {
     }
 }
 
-/// Makes the fields that tell of the client say what is true.
-///
-/// Of `trusted_hops` proxies in front, each has appended the address of its own peer to
-/// `X-Forwarded-For`. With none, what the client says of itself is dropped.
-pub(super) fn tell<B>(request: &mut Request<B>, peer: Option<&Peer>, trusted_hops: u32) {
-    let via = match request.version() {
-        Version::HTTP_2 => "2 tower-gateway",
-        Version::HTTP_10 => "1.0 tower-gateway",
-        _ => "1.1 tower-gateway",
-    };
-    let host = match request.headers().get(HOST) {
-        Some(host) => Some(host.clone()),
-        None => request.uri().authority().map(|authority| {
-            HeaderValue::try_from(authority.as_str()).expect("an authority is a field value")
-        }),
-    };
-    let headers = request.headers_mut();
-    let sent_forwarded = headers.contains_key(FORWARDED);
-    let is_trusted = trusted_hops > 0;
-    remove_claims(headers, is_trusted);
+/// How an edge tells endpoints of the client.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    /// How many proxies in front are believed.
+    pub(super) trusted_hops: u32,
+    /// What the listener speaks.
+    pub(super) scheme: HeaderValue,
+}
 
-    if sent_forwarded && let Some(peer) = peer {
-        headers.append(FORWARDED, element(peer, host.as_ref()));
-    }
-    match peer {
-        Some(peer) => append(headers, X_FORWARDED_FOR, &peer.value),
-        None if !is_trusted => {
-            headers.remove(X_FORWARDED_FOR);
+impl Told {
+    /// Makes the fields that tell of the client say what is true.
+    ///
+    /// Of `trusted_hops` proxies in front, each has appended the address of its own peer to
+    /// `X-Forwarded-For`. With none, what the client says of itself is dropped.
+    pub(super) fn tell<B>(&self, request: &mut Request<B>, peer: Option<&Peer>) {
+        let via = match request.version() {
+            Version::HTTP_2 => "2 tower-gateway",
+            Version::HTTP_10 => "1.0 tower-gateway",
+            _ => "1.1 tower-gateway",
+        };
+        let host = match request.headers().get(HOST) {
+            Some(host) => Some(host.clone()),
+            None => request.uri().authority().map(|authority| {
+                HeaderValue::try_from(authority.as_str()).expect("an authority is a field value")
+            }),
+        };
+        let headers = request.headers_mut();
+        let sent_forwarded = headers.contains_key(FORWARDED);
+        let is_trusted = self.trusted_hops > 0;
+        remove_claims(headers, is_trusted);
+
+        if sent_forwarded && let Some(peer) = peer {
+            headers.append(FORWARDED, self.element(peer, host.as_ref()));
         }
-        None => {}
+        match peer {
+            Some(peer) => append(headers, X_FORWARDED_FOR, &peer.value),
+            None if !is_trusted => {
+                headers.remove(X_FORWARDED_FOR);
+            }
+            None => {}
+        }
+        // What a trusted proxy says of the first hop stands.
+        if !is_trusted || !headers.contains_key(X_FORWARDED_PROTO) {
+            headers.insert(X_FORWARDED_PROTO, self.scheme.clone());
+        }
+        if let Some(host) = host
+            && (!is_trusted || !headers.contains_key(X_FORWARDED_HOST))
+        {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+        append(headers, VIA, &HeaderValue::from_static(via));
     }
-    // What a trusted proxy says of the first hop stands.
-    if !is_trusted || !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+
+    /// An element of `Forwarded` (RFC 7239 section 4).
+    fn element(&self, peer: &Peer, host: Option<&HeaderValue>) -> HeaderValue {
+        let scheme = self.scheme.to_str().unwrap_or("http");
+        let mut element = match peer.address {
+            IpAddr::V4(address) => format!("for={address};proto={scheme}"),
+            IpAddr::V6(address) => format!("for=\"[{address}]\";proto={scheme}"),
+        };
+        if let Some(host) = host.and_then(|host| host.to_str().ok()) {
+            element.push_str(";host=\"");
+            element.push_str(host);
+            element.push('"');
+        }
+        HeaderValue::try_from(element).expect("an address and a checked host are visible ASCII")
     }
-    if let Some(host) = host
-        && (!is_trusted || !headers.contains_key(X_FORWARDED_HOST))
-    {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    append(headers, VIA, &HeaderValue::from_static(via));
 }
 
 /// Removes what a client may not say: of itself, unless it is trusted, and of the path, ever.
@@ -128,20 +154,6 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     headers.insert(name, list);
 }
 
-/// An element of `Forwarded` (RFC 7239 section 4).
-fn element(peer: &Peer, host: Option<&HeaderValue>) -> HeaderValue {
-    let mut element = match peer.address {
-        IpAddr::V4(address) => format!("for={address};proto=http"),
-        IpAddr::V6(address) => format!("for=\"[{address}]\";proto=http"),
-    };
-    if let Some(host) = host.and_then(|host| host.to_str().ok()) {
-        element.push_str(";host=\"");
-        element.push_str(host);
-        element.push('"');
-    }
-    HeaderValue::try_from(element).expect("an address and a checked host are visible ASCII")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,7 +165,12 @@ mod tests {
         }
         let mut request = request.body(()).unwrap();
         let peer = Peer::from("::ffff:192.0.2.1".parse::<IpAddr>().unwrap());
-        tell(&mut request, Some(&peer), trusted_hops);
+        let scheme = HeaderValue::from_static("http");
+        let told = Told {
+            trusted_hops,
+            scheme,
+        };
+        told.tell(&mut request, Some(&peer));
         request.into_parts().0.headers
     }
 

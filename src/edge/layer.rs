@@ -1,28 +1,45 @@
+use http::{HeaderValue, uri::Scheme};
 use tower::Layer;
 
-use super::Edge;
+use super::{Edge, forwarded::Told};
 
 /// Guards the boundary to the client; see the [module docs](super).
 ///
 /// # Defaults
 ///
 /// - `trusted_hops`: 0, the peer is the client
-#[derive(Clone, Copy, Debug, Default)]
+/// - `scheme`: `http`
+#[derive(Clone, Debug)]
 pub struct EdgeLayer {
-    trusted_hops: u32,
+    told: Told,
 }
 
 impl EdgeLayer {
     /// Trusts nobody.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            told: Told {
+                trusted_hops: 0,
+                scheme: HeaderValue::from_static("http"),
+            },
+        }
     }
 
     /// Sets how many proxies in front are trusted to tell the truth in `X-Forwarded-*`.
     #[must_use]
     pub fn trusted_hops(mut self, hops: u32) -> Self {
-        self.trusted_hops = hops;
+        self.told.trusted_hops = hops;
+        self
+    }
+
+    /// Sets what the listener speaks, for `X-Forwarded-Proto`: `https` where the application ends
+    /// TLS itself.
+    #[must_use]
+    pub fn scheme(mut self, scheme: &Scheme) -> Self {
+        if let Ok(scheme) = HeaderValue::try_from(scheme.as_str()) {
+            self.told.scheme = scheme;
+        }
         self
     }
 }
@@ -31,6 +48,12 @@ impl<S> Layer<S> for EdgeLayer {
     type Service = Edge<S>;
 
     fn layer(&self, inner: S) -> Edge<S> {
-        Edge::new(inner, self.trusted_hops)
+        Edge::new(inner, self.told.clone())
+    }
+}
+
+impl Default for EdgeLayer {
+    fn default() -> Self {
+        Self::new()
     }
 }

@@ -10,7 +10,7 @@ use tower::Service;
 
 use super::{
     body::RequestBody,
-    forwarded::{self, Peer},
+    forwarded::{Peer, Told},
     future::ResponseFuture,
     validate,
 };
@@ -20,15 +20,15 @@ use crate::hop;
 #[derive(Clone, Debug)]
 pub struct Edge<S> {
     inner: S,
-    trusted_hops: u32,
+    told: Told,
     peer: Option<Peer>,
 }
 
 impl<S> Edge<S> {
-    pub(super) fn new(inner: S, trusted_hops: u32) -> Self {
+    pub(super) fn new(inner: S, told: Told) -> Self {
         Self {
             inner,
-            trusted_hops,
+            told,
             peer: None,
         }
     }
@@ -67,7 +67,7 @@ where
         hop::strip(request.headers_mut());
         let found = request.extensions_mut().remove::<Peer>();
         let peer = self.peer.as_ref().or(found.as_ref());
-        forwarded::tell(&mut request, peer, self.trusted_hops);
+        self.told.tell(&mut request, peer);
 
         let request = request.map(RequestBody::new);
         if is_chunked {
