@@ -218,12 +218,17 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        // The waker of a task does not change.
-        if !std::mem::replace(this.registered, true) {
-            this.link.waker.register(cx.waker());
-        }
-        let signal = this.link.signal.load(Relaxed);
-        if signal > std::mem::replace(this.seen, signal) {
+        loop {
+            // The waker of a task does not change, but a signal takes it: from the first one on
+            // it is left again each time, and the signal looked at once more behind it.
+            if *this.seen > 0 || !std::mem::replace(this.registered, true) {
+                this.link.waker.register(cx.waker());
+            }
+            let signal = this.link.signal.load(Relaxed);
+            if signal == *this.seen {
+                break;
+            }
+            *this.seen = signal;
             match signal {
                 FINISH => this.inner.as_mut().graceful_shutdown(),
                 _ => return Poll::Ready(Ok(())),
