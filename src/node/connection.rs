@@ -24,7 +24,10 @@ use pin_project_lite::pin_project;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::body::ResponseBody;
+use super::{
+    body::ResponseBody,
+    socket::{Blocked, Socket},
+};
 use crate::error::BoxError;
 
 /// A response body that can be served.
@@ -41,6 +44,7 @@ pub(super) struct Link {
     in_flight: AtomicU32,
     /// The sweep in which the last request ended.
     idle_since: AtomicU32,
+    pub(super) blocked: Blocked,
 }
 
 /// Finish what is in flight and close.
@@ -68,8 +72,13 @@ impl Link {
     }
 
     /// Ends a connection on which there was no request for `sweeps`: first politely; one that is
-    /// still in the middle of a request head then, for good.
+    /// still in the middle of a request head then, for good. So ends one whose client took no byte
+    /// for so long.
     pub(super) fn expire(&self, sweep: u32, sweeps: u32) {
+        if self.blocked.sweeps(sweep) >= sweeps {
+            self.close();
+            return;
+        }
         let idle = sweep.wrapping_sub(self.idle_since.load(Relaxed));
         if self.in_flight.load(Relaxed) > 0 || idle < sweeps {
             return;
@@ -177,7 +186,7 @@ pin_project! {
         B: ServeBody,
     {
         #[pin]
-        inner: UpgradeableConnection<'static, TokioIo<TcpStream>, Counted<S>, TokioExecutor>,
+        inner: UpgradeableConnection<'static, TokioIo<Socket>, Counted<S>, TokioExecutor>,
         link: Arc<Link>,
         seen: u8,
         registered: bool,
@@ -197,7 +206,8 @@ where
         service: Counted<S>,
     ) -> Self {
         let link = Arc::clone(&service.link);
-        let inner = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let socket = Socket::new(stream, Arc::clone(&link), Arc::clone(&service.sweeps));
+        let inner = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
         Self {
             inner: inner.into_owned(),
             link,
