@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module a subject. They run over real sockets.
 
 mod admin;
+mod clients;
 mod drain;
 mod failure;
 mod forwarding;
