@@ -46,8 +46,8 @@ async fn a_thousand_idle_clients_take_little_memory() {
     let (now, _) = memory();
     let grown = now - before;
     println!("{grown} KiB for 1000 clients");
-    // With their ends in this process: 48 KiB each.
-    assert!(grown < 48 * 1024, "{grown} KiB for 1000 clients");
+    // With their own ends in this process.
+    assert!(grown < 24 * 1024, "{grown} KiB for 1000 clients");
 
     let uri = format!("http://{}/drain", gateway.admin);
     let request = Request::post(uri).body(Full::<Bytes>::default()).unwrap();

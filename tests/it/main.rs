@@ -13,5 +13,6 @@ mod reload;
 mod smuggling;
 mod stream;
 mod support;
+mod tls;
 mod websocket;
 mod weights;

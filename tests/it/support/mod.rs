@@ -10,7 +10,7 @@ use std::{process::Command, time::Duration};
 use bytes::Bytes;
 
 pub(crate) use backend::{Backend, BoxBody, full, nobody};
-pub(crate) use gateway::{Gateway, get, http_client, json, one_cluster};
+pub(crate) use gateway::{Gateway, get, http_client, one_cluster};
 pub(crate) use wire::{Head, Message, Wire};
 
 /// How long a test waits for what must come. No test is decided by a shorter time.
