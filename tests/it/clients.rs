@@ -7,6 +7,7 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpSocket, TcpStream};
 use tower::service_fn;
 use tower_gateway::node::{Listener, Server};
@@ -213,4 +214,51 @@ async fn slow_readers_hold_nobody_up() {
     }
     drop(slow);
     assert_eq!(gateway.settled().await["failures"], 0);
+}
+
+#[tokio::test]
+async fn an_idle_client_of_http2_is_closed_and_a_busy_one_is_not() {
+    let (server, address) = server(SHORT).await;
+    let connect = async || {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let handshake =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = within("a handshake", handshake).await.unwrap();
+        (sender, tokio::spawn(connection))
+    };
+    let (_idle, idle_connection) = connect().await;
+    let (mut busy, busy_connection) = connect().await;
+    let request = |path: &str| {
+        let uri = format!("http://{address}{path}");
+        Request::get(uri).body(Full::<Bytes>::default()).unwrap()
+    };
+    let response = within("an answer", busy.send_request(request("/wait"))).await;
+    let body = response.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(body.to_bytes(), "waited");
+    // The other one was closed in the meantime, and this one is then.
+    within("the end", idle_connection).await.unwrap().ok();
+    within("the end", busy_connection).await.unwrap().ok();
+    until("no connection", async || server.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait_their_turn() {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let service =
+        service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(Response::new(full("ok"))));
+    let server = listener.max_connections(2).serve(move |_| service);
+    let mut first = Wire::connect(address).await;
+    let mut second = Wire::connect(address).await;
+    assert_eq!(first.ask(GET).await.text(), "ok");
+    assert_eq!(second.ask(GET).await.text(), "ok");
+    let mut third = Wire::connect(address).await;
+    third.send(GET).await;
+    assert_eq!(first.ask(GET).await.text(), "ok");
+    assert_eq!(server.connections(), 2);
+    drop(first);
+    assert_eq!(third.response().await.text(), "ok");
+    assert_eq!(server.connections(), 2);
 }

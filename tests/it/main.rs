@@ -1,5 +1,8 @@
 //! The integration tests: one binary, one module a subject. They run over real sockets.
 
+#![cfg(feature = "config")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod admin;
 mod clients;
 mod drain;
@@ -7,6 +10,7 @@ mod failure;
 mod forwarding;
 mod grpc;
 mod http1;
+mod http2;
 mod layers;
 mod pool;
 mod reload;

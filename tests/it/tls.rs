@@ -50,11 +50,13 @@ fn issue(authority: &Authority, name: &str) -> (rcgen::Certificate, KeyPair) {
     (params.signed_by(&key, authority).unwrap(), key)
 }
 
+/// What a client said of the name and of the protocol.
+type Heard = (Option<String>, Option<String>);
+
 /// An endpoint at `users.internal` that wants clients of the same authority.
 struct Endpoint {
     address: SocketAddr,
-    /// What clients said of the name and of the protocol.
-    heard: Arc<Mutex<Vec<(Option<String>, Option<String>)>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<AtomicUsize>,
 }
 
