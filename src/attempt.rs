@@ -22,3 +22,8 @@ pub struct Attempt {
     /// The hash of the request's key, for policies that hash.
     pub hash: Option<u64>,
 }
+
+/// A request extension: when the endpoint has had its time. The timeout layer writes it, balance
+/// reads it: a request that is dropped after that was not cancelled by the client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overdue(pub(crate) Instant);

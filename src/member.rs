@@ -13,8 +13,10 @@ use parking_lot::Mutex;
 
 use crate::{
     endpoint::Endpoint,
+    error::TransportErrorKind,
     load::{Load, Totals},
     outcome::{End, Head, Outcome},
+    time,
 };
 
 /// One endpoint of a cluster.
@@ -81,6 +83,7 @@ impl Member {
             member: Some(Arc::clone(self)),
             started: now,
             head: None,
+            overdue: None,
         }
     }
 
@@ -148,15 +151,22 @@ impl fmt::Debug for Attachments {
 
 /// A request counted in at an endpoint, from the pick to the end of the response body.
 ///
-/// Dropped before it is finished, it is a cancellation: the client went away.
+/// Dropped before it is finished, it is a cancellation: the client went away. Without a response
+/// head after its time, it is a failure: the endpoint never answered.
 #[derive(Debug)]
 pub(crate) struct Lease {
     member: Option<Arc<Member>>,
     started: Instant,
     head: Option<Head>,
+    overdue: Option<Instant>,
 }
 
 impl Lease {
+    /// Sets when the endpoint has had its time.
+    pub(crate) fn overdue(&mut self, at: Instant) {
+        self.overdue = Some(at);
+    }
+
     /// The response head was seen. A switch of protocols says nothing about latency.
     pub(crate) fn head(&mut self, status: StatusCode, now: Instant) {
         let latency = now.saturating_duration_since(self.started);
@@ -185,7 +195,18 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.finish(End::Cancelled);
+        if self.member.is_none() {
+            return;
+        }
+        let is_overdue = |at| self.head.is_none() && time::now() >= at;
+        self.finish(if self.overdue.is_some_and(is_overdue) {
+            End::Failed {
+                kind: TransportErrorKind::Timeout,
+                written: true,
+            }
+        } else {
+            End::Cancelled
+        });
     }
 }
 
@@ -229,7 +250,6 @@ impl Chosen {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use crate::time;
     use std::time::Duration;
 
     fn member() -> Arc<Member> {
@@ -247,6 +267,27 @@ mod tests {
         assert_eq!(member.load().in_flight(), 0);
         assert_eq!(member.load().failures(), 0);
         assert_eq!(member.live.totals.requests().cancelled, 1);
+    }
+
+    #[test]
+    fn a_lease_dropped_after_its_time_is_a_failure() {
+        let member = member();
+        let now = time::now();
+        let mut lease = member.lease(now);
+        lease.overdue(now + Duration::from_secs(60));
+        drop(lease);
+        assert_eq!(member.load().failures(), 0);
+        let mut lease = member.lease(now);
+        lease.overdue(now);
+        drop(lease);
+        assert_eq!(member.load().failures(), 1);
+        // With a head, the endpoint has answered in time.
+        let mut lease = member.lease(now);
+        lease.overdue(now);
+        lease.head(StatusCode::OK, now);
+        drop(lease);
+        assert_eq!(member.load().failures(), 1);
+        assert_eq!(member.load().in_flight(), 0);
     }
 
     #[test]

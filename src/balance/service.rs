@@ -12,7 +12,7 @@ use tower::Service;
 
 use super::{body::ResponseBody, future::ResponseFuture};
 use crate::{
-    attempt::Attempt,
+    attempt::{Attempt, Overdue},
     cluster::Cluster,
     member::{Chosen, Lease, Member},
     pick::Pick,
@@ -51,7 +51,11 @@ impl<S> Balance<S> {
         };
         let snapshot = self.cluster.snapshot();
         let member = snapshot.pick(&pick)?;
-        Some((Arc::clone(member), member.lease(time::now())))
+        let mut lease = member.lease(time::now());
+        if let Some(Overdue(at)) = request.extensions().get() {
+            lease.overdue(*at);
+        }
+        Some((Arc::clone(member), lease))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     error_response::ErrorResponse,
     pick::{Schedule, Sequence},
     refusal::{Dialect, Reason, Refusal},
-    route::Table,
+    route::{self, Table},
     timeout::{Timeout, body::TimeoutBody},
     upstream::{self, Upstream},
 };
@@ -109,7 +109,8 @@ impl Service<Request<ClientBody>> for Routes {
                 .unwrap_or_default(),
         };
         let table = self.table.load();
-        let target = table.find(request.method(), host, uri.path(), request.headers());
+        let path = route::resolve(uri.path());
+        let target = table.find(request.method(), host, &path, request.headers());
         match target.and_then(Target::choose) {
             Some(stack) => {
                 // The upstream client below is always ready, and so is each layer above it.

@@ -7,8 +7,6 @@
 //!   HTTP/1.1 connection is closed after either. The first bytes of a chunked body are
 //!   looked at before the request goes on, so that a bad chunk that came with the head is refused
 //!   too.
-//! - Paths with dot segments are refused too: a route could be chosen by a path that the endpoint
-//!   then leaves.
 //! - `CONNECT`, also the extended one of HTTP/2 (RFC 8441), is answered with 501.
 //! - Hop-by-hop fields go (RFC 9110 section 7.6.1), and `Via` is added.
 //! - `X-Forwarded-For`, `-Proto`, `-Host` say what is true: from a client that is no trusted hop

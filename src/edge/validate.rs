@@ -14,30 +14,7 @@ pub(super) fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
         return Err(Refusal::new(Reason::NotImplemented, detail));
     }
     framing(request.headers())?;
-    if has_dot_segment(request.uri().path().as_bytes()) {
-        return Err(bad("the path has a dot segment"));
-    }
     host(request)
-}
-
-/// Whether a segment is `.` or `..`, also percent-encoded. Clients resolve them (RFC 3986 section
-/// 5.2.4); forwarded as they are, a route could be chosen by a path that the endpoint then leaves.
-fn has_dot_segment(path: &[u8]) -> bool {
-    // Nearly every path has neither a dot nor an escape behind a slash.
-    let is_suspect = |pair: &[u8]| pair[0] == b'/' && matches!(pair[1], b'.' | b'%');
-    path.windows(2).any(is_suspect) && path.split(|byte| *byte == b'/').any(is_dots)
-}
-
-fn is_dots(mut segment: &[u8]) -> bool {
-    let mut dots = 0;
-    while !segment.is_empty() {
-        segment = match segment {
-            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
-            _ => return false,
-        };
-        dots += 1;
-    }
-    dots == 1 || dots == 2
 }
 
 fn bad(detail: &'static str) -> Refusal {
@@ -189,39 +166,6 @@ mod tests {
         ];
         for (version, uri, headers) in refused {
             assert!(verdict(version, uri, headers).is_err(), "{uri} {headers:?}");
-        }
-    }
-
-    #[test]
-    fn dot_segments_are_refused() {
-        for path in [
-            "/.",
-            "/..",
-            "/a/../b",
-            "/a/./b",
-            "/a/%2e%2E/b",
-            "/a/.%2e",
-            "//..",
-        ] {
-            let verdict = verdict(Version::HTTP_11, path, &[("host", "a")]);
-            assert_eq!(
-                verdict,
-                Err("the path has a dot segment".to_owned()),
-                "{path}"
-            );
-        }
-        for path in [
-            "/",
-            "/.a",
-            "/a..",
-            "/...",
-            "/a.b/c",
-            "/%2f",
-            "/a?b=/../",
-            "/.well-known/x",
-        ] {
-            let verdict = verdict(Version::HTTP_11, path, &[("host", "a")]);
-            assert_eq!(verdict, Ok(()), "{path}");
         }
     }
 

@@ -6,14 +6,14 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -24,7 +24,10 @@ use pin_project_lite::pin_project;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::body::ResponseBody;
+use super::{
+    body::ResponseBody,
+    socket::{Blocked, Socket},
+};
 use crate::error::BoxError;
 
 /// A response body that can be served.
@@ -39,20 +42,37 @@ pub(super) struct Link {
     signal: AtomicU8,
     waker: AtomicWaker,
     in_flight: AtomicU32,
+    is_http2: AtomicBool,
     /// The sweep in which the last request ended.
     idle_since: AtomicU32,
+    pub(super) blocked: Blocked,
 }
 
+/// Say with each HTTP/1.1 response that it is the last one.
+const LEAVE: u8 = 1;
 /// Finish what is in flight and close.
-const FINISH: u8 = 1;
+const FINISH: u8 = 2;
 /// Close now.
-const CLOSE: u8 = 2;
+const CLOSE: u8 = 3;
 
 impl Link {
     pub(super) fn new(sweep: u32) -> Self {
         let link = Self::default();
         link.idle_since.store(sweep, Relaxed);
         link
+    }
+
+    /// Tells the connection that the server is leaving. HTTP/2 can say so at any time without a
+    /// loss. A client of HTTP/1.1 may be sending at this moment: it is told with its next response.
+    pub(super) fn leave(&self) {
+        self.signal.fetch_max(LEAVE, Relaxed);
+        if self.is_http2.load(Relaxed) {
+            self.finish();
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.signal.load(Relaxed) >= LEAVE
     }
 
     /// Tells the connection to finish what is in flight and close.
@@ -68,13 +88,18 @@ impl Link {
     }
 
     /// Ends a connection on which there was no request for `sweeps`: first politely; one that is
-    /// still in the middle of a request head then, for good.
+    /// still in the middle of a request head then, for good. So ends one whose client took no byte
+    /// for so long.
     pub(super) fn expire(&self, sweep: u32, sweeps: u32) {
+        if self.blocked.sweeps(sweep) >= sweeps {
+            self.close();
+            return;
+        }
         let idle = sweep.wrapping_sub(self.idle_since.load(Relaxed));
         if self.in_flight.load(Relaxed) > 0 || idle < sweeps {
             return;
         }
-        if self.signal.load(Relaxed) == 0 {
+        if self.signal.load(Relaxed) < FINISH {
             self.finish();
         } else if idle > sweeps {
             self.close();
@@ -136,7 +161,12 @@ where
     type Future = CountedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let is_http2 = request.version() == Version::HTTP_2;
+        if is_http2 {
+            self.link.is_http2.store(true, Relaxed);
+        }
         CountedFuture {
+            is_http2,
             // A service that must be polled ready first has to be behind something that does it.
             inner: self.service.clone().call(request),
             in_flight: Some(InFlight::new(&self.link, &self.sweeps)),
@@ -149,6 +179,7 @@ pin_project! {
         #[pin]
         inner: F,
         in_flight: Option<InFlight>,
+        is_http2: bool,
     }
 }
 
@@ -161,8 +192,17 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.inner.poll(cx).map_ok(|response| {
+        this.inner.poll(cx).map_ok(|mut response| {
             let in_flight = this.in_flight.take();
+            if in_flight
+                .as_ref()
+                .is_some_and(|counted| counted.link.is_leaving())
+                && !*this.is_http2
+                && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
             response.map(|body| ResponseBody::new(body, in_flight))
         })
     }
@@ -177,7 +217,7 @@ pin_project! {
         B: ServeBody,
     {
         #[pin]
-        inner: UpgradeableConnection<'static, TokioIo<TcpStream>, Counted<S>, TokioExecutor>,
+        inner: UpgradeableConnection<'static, TokioIo<Socket>, Counted<S>, TokioExecutor>,
         link: Arc<Link>,
         seen: u8,
         registered: bool,
@@ -197,7 +237,8 @@ where
         service: Counted<S>,
     ) -> Self {
         let link = Arc::clone(&service.link);
-        let inner = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let socket = Socket::new(stream, Arc::clone(&link), Arc::clone(&service.sweeps));
+        let inner = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
         Self {
             inner: inner.into_owned(),
             link,
@@ -218,13 +259,19 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        // The waker of a task does not change.
-        if !std::mem::replace(this.registered, true) {
-            this.link.waker.register(cx.waker());
-        }
-        let signal = this.link.signal.load(Relaxed);
-        if signal > std::mem::replace(this.seen, signal) {
+        loop {
+            // The waker of a task does not change, but a signal takes it: from the first one on
+            // it is left again each time, and the signal looked at once more behind it.
+            if *this.seen > 0 || !std::mem::replace(this.registered, true) {
+                this.link.waker.register(cx.waker());
+            }
+            let signal = this.link.signal.load(Relaxed);
+            if signal == *this.seen {
+                break;
+            }
+            *this.seen = signal;
             match signal {
+                LEAVE => {}
                 FINISH => this.inner.as_mut().graceful_shutdown(),
                 _ => return Poll::Ready(Ok(())),
             }

@@ -4,6 +4,7 @@ pub mod body;
 mod connection;
 mod listener;
 mod server;
+mod socket;
 
 pub use connection::ServeBody;
 pub use listener::Listener;

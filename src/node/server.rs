@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{Request, Response};
@@ -29,6 +29,7 @@ use super::{
     Listener,
     connection::{Connection, Counted, Link, ServeBody},
 };
+use crate::time;
 
 /// Sweeps in one keep-alive time.
 const SWEEPS: u32 = 4;
@@ -38,9 +39,14 @@ const SWEEPS: u32 = 4;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a server that drains goes on to accept and to serve idle connections.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// A running server. Dropping it stops accepting; connections that are open go on.
 pub struct Server {
     connections: Arc<Connections>,
+    /// Ends the task that accepts.
+    stop: watch::Sender<bool>,
     accept: JoinHandle<()>,
     sweep: JoinHandle<()>,
 }
@@ -75,9 +81,11 @@ impl Server {
             sweeps: Arc::default(),
         });
         let sweep = tokio::spawn(sweep(Arc::clone(&connections), listener.keep_alive));
-        let accept = tokio::spawn(accept(listener, make, Arc::clone(&connections)));
+        let (stop, stopped) = watch::channel(false);
+        let accept = tokio::spawn(accept(listener, make, Arc::clone(&connections), stopped));
         Self {
             connections,
+            stop,
             accept,
             sweep,
         }
@@ -100,23 +108,35 @@ impl Server {
             .sum()
     }
 
-    /// Stops accepting, and lets every connection finish what it has in flight. After `limit` the
+    /// Lets every connection finish what it has in flight, and stops accepting. After `limit` the
     /// rest is closed; returns how many connections that were.
+    ///
+    /// Nothing is lost by it: for up to a second clients are still served, and each response over
+    /// HTTP/1.1 says that it is the last one. An idle connection that was closed at once could
+    /// meet a request that is already on its way.
     ///
     /// # Cancel safety
     ///
-    /// A dropped drain goes on without its limit; a second one waits for the same end.
+    /// A dropped drain leaves the server as far as it came; a second one goes on from there.
     pub async fn drain(&self, limit: Duration) -> usize {
-        self.accept.abort();
+        let until = time::now() + limit;
+        self.connections.each(Link::leave);
+        self.empty(until.min(time::now() + LEAVING)).await;
+        self.stop.send_replace(true);
         self.connections.each(Link::finish);
-        let mut open = self.connections.open.subscribe();
-        let drained = tokio::time::timeout(limit, open.wait_for(|open| *open == 0)).await;
-        if drained.is_ok() {
+        if self.empty(until).await {
             return 0;
         }
         let left = self.connections();
         self.connections.each(Link::close);
         left
+    }
+
+    /// Waits until no connection is open; `false` when some still are at that time.
+    async fn empty(&self, until: Instant) -> bool {
+        let mut open = self.connections.open.subscribe();
+        let empty = open.wait_for(|open| *open == 0);
+        tokio::time::timeout_at(until.into(), empty).await.is_ok()
     }
 }
 
@@ -142,9 +162,8 @@ impl Connections {
         let number = links.next;
         links.next += 1;
         links.by_number.insert(number, Arc::clone(&link));
-        // It was accepted at the very moment when the drain began.
         if links.is_draining {
-            link.finish();
+            link.leave();
         }
         self.open.send_replace(links.by_number.len());
         (number, link)
@@ -176,29 +195,32 @@ impl Drop for Entry {
     }
 }
 
-async fn accept<M, S, B>(listener: Listener, make: M, connections: Arc<Connections>)
-where
+async fn accept<M, S, B>(
+    listener: Listener,
+    make: M,
+    connections: Arc<Connections>,
+    mut stopped: watch::Receiver<bool>,
+) where
     M: Fn(SocketAddr) -> S,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send + 'static,
     B: ServeBody,
 {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
+    let builder = builder();
     let slots = Arc::new(Semaphore::new(listener.max_connections));
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await;
-        let slot = slot.expect("the semaphore is never closed");
-        let (stream, peer) = match listener.socket.accept().await {
+        let slot = tokio::select! {
+            slot = Arc::clone(&slots).acquire_owned() => slot.expect("it is never closed"),
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        let accepted = tokio::select! {
+            // Who is in the backlog of the operating system is served yet: it would be reset.
+            biased;
+            accepted = listener.socket.accept() => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 rest_after(&error).await;
@@ -228,6 +250,21 @@ where
             drop(slot);
         });
     }
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // The sweep ends who dawdles, without a timer for each head.
+        .header_read_timeout(None);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
 }
 
 /// An error of one connection costs nothing; one of the whole process, such as no descriptors

@@ -27,9 +27,11 @@
 mod host;
 mod matching;
 mod path;
+mod resolve;
 mod table;
 
 pub use host::{HostPattern, InvalidHostPattern};
 pub use matching::Match;
 pub use path::{InvalidPathPrefix, PathPrefix};
+pub use resolve::resolve;
 pub use table::Table;

@@ -9,7 +9,7 @@ use http_body::Body;
 use tower::Service;
 
 use super::{activity::Guard, body::TimeoutBody, future::ResponseFuture, grpc};
-use crate::{refusal::Dialect, time};
+use crate::{attempt::Overdue, refusal::Dialect, time};
 
 /// The service of [`TimeoutLayer`](super::TimeoutLayer).
 #[derive(Clone, Debug)]
@@ -43,8 +43,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let now = time::now();
+        // The deadline of the client is no measure for the endpoint.
+        let overdue = Overdue(now + self.timeout);
+        request.extensions_mut().insert(overdue);
         let timeout = match grpc::timeout(request.headers()) {
             Some(shorter) => shorter.min(self.timeout),
             None => self.timeout,

@@ -145,7 +145,9 @@ async fn an_endpoint_that_never_answers_is_504_after_the_timeout() {
         assert_problem(&client.ask(GET).await, 504, "timeout");
         let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody";
         assert_problem(&client.ask(post).await, 504, "timeout");
-        gateway.settled().await;
+        let endpoint = gateway.settled().await;
+        assert_eq!(endpoint["failures"], 2, "nobody cancelled");
+        assert_eq!(endpoint["health"], "unhealthy");
     }
 }
 

@@ -1,25 +1,25 @@
 //! The integration tests: one binary, one module a subject. Most run over real sockets.
 
+#![cfg(feature = "config")]
 #![allow(clippy::unwrap_used, reason = "in a test that is how to stop")]
 
+mod admin;
 mod architecture;
-#[cfg(feature = "file")]
+mod clients;
 mod discover;
-#[cfg(feature = "config")]
+mod drain;
 mod failure;
-#[cfg(feature = "config")]
 mod forwarding;
-#[cfg(feature = "config")]
+mod grpc;
 mod http1;
-#[cfg(feature = "config")]
+mod http2;
+mod layers;
 mod pool;
-#[cfg(feature = "config")]
 mod readme;
-#[cfg(feature = "config")]
+mod reload;
 mod smuggling;
-#[cfg(feature = "config")]
 mod stream;
-#[cfg(feature = "config")]
 mod support;
-#[cfg(feature = "config")]
+mod tls;
 mod websocket;
+mod weights;

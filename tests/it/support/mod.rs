@@ -10,7 +10,7 @@ use std::{process::Command, time::Duration};
 use bytes::Bytes;
 
 pub(crate) use backend::{Backend, BoxBody, full, nobody};
-pub(crate) use gateway::{Gateway, get, http_client, json, one_cluster};
+pub(crate) use gateway::{Gateway, get, http_client, one_cluster};
 pub(crate) use wire::{Head, Message, Wire};
 
 /// How long a test waits for what must come. No test is decided by a shorter time.
@@ -47,7 +47,7 @@ impl Tape {
     pub(crate) fn new() -> Self {
         let period = |at: usize| at % Self::PERIOD;
         let length = Self::PERIOD + Self::PIECE;
-        let bytes = (0..length).map(|at| (period(at) * 31 ^ (period(at) >> 7)) as u8);
+        let bytes = (0..length).map(|at| ((period(at) * 31) ^ (period(at) >> 7)) as u8);
         Self(bytes.collect())
     }
 

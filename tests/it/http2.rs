@@ -1,0 +1,191 @@
+//! HTTP/2 to the endpoint: connections that go away, and how many there are.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::support::{Backend, Gateway, Wire, full, one_cluster, until, within};
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+async fn over(backend: &Backend, cluster: &str) -> Gateway {
+    let cluster = format!("protocol: h2, {cluster}");
+    Gateway::start(&one_cluster(backend.address, &cluster, "timeout: 10s")).await
+}
+
+/// A backend whose connections each say goodbye after so many requests; it tells when they are
+/// over.
+async fn leaving_after(requests: usize, left: mpsc::UnboundedSender<()>) -> Backend {
+    Backend::raw(move |wire, _| leave_after(wire, requests, left.clone())).await
+}
+
+async fn leave_after(wire: Wire, requests: usize, left: mpsc::UnboundedSender<()>) {
+    let served = Arc::new(AtomicUsize::new(0));
+    let enough = Arc::new(Notify::new());
+    let (counter, notify) = (Arc::clone(&served), Arc::clone(&enough));
+    let service = service_fn(move |request: Request<Incoming>| {
+        if counter.fetch_add(1, SeqCst) + 1 == requests {
+            notify.notify_one();
+        }
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Ok::<_, Infallible>(Response::new(full(body)))
+        }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(wire.stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = enough.notified() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await.ok();
+    left.send(()).ok();
+}
+
+#[tokio::test]
+async fn a_connection_that_went_away_loses_no_request() {
+    let (left, mut leavings) = mpsc::unbounded_channel();
+    let backend = leaving_after(2, left).await;
+    let gateway = over(&backend, "").await;
+    let mut client = gateway.connect().await;
+    for turn in 0..30 {
+        for body in ["", "body"] {
+            let length = body.len();
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+            let response = client.ask(head + body).await;
+            assert_eq!((response.status(), response.text()), (200, body), "{turn}");
+        }
+        within("the goodbye", leavings.recv()).await.unwrap();
+    }
+    assert_eq!(backend.connections(), 30);
+    assert_eq!(gateway.settled().await["failures"], 0);
+}
+
+#[tokio::test]
+async fn a_goodbye_while_a_stream_is_open_loses_no_request() {
+    let (leave, leaving) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, done) = (Arc::clone(&leave), Arc::clone(&leaving));
+    let (open, opened) = watch::channel(false);
+    let backend = Backend::raw(move |wire, _| {
+        let (leave, leaving, opened) = (Arc::clone(&told), Arc::clone(&done), opened.clone());
+        async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let mut opened = opened.clone();
+                async move {
+                    if request.uri().path() == "/held" {
+                        opened.wait_for(|open| *open).await.unwrap();
+                    }
+                    Ok::<_, Infallible>(Response::new(full("ok")))
+                }
+            });
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(wire.stream), service);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = leave.notified() => connection.as_mut().graceful_shutdown(),
+            }
+            leaving.notify_one();
+            connection.await.ok();
+        }
+    })
+    .await;
+    let gateway = over(&backend, "").await;
+    for turn in 0..5 {
+        open.send_replace(false);
+        let mut held = gateway.connect().await;
+        held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until("the request", async || {
+            gateway.endpoint("web", "one").await["in_flight"] == 1
+        })
+        .await;
+        leave.notify_one();
+        within("the goodbye", leaving.notified()).await;
+        let mut client = gateway.connect().await;
+        for _ in 0..5 {
+            assert_eq!(client.ask(GET).await.status(), 200, "{turn}");
+        }
+        open.send_replace(true);
+        assert_eq!(held.response().await.text(), "ok");
+        gateway.settled().await;
+    }
+    assert_eq!(gateway.settled().await["failures"], 0);
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_requests() {
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let all = Arc::new(Notify::new());
+    let (counter, notify) = (Arc::clone(&arrived), Arc::clone(&all));
+    let backend = Backend::hyper(move |_| {
+        let (arrived, all) = (Arc::clone(&counter), Arc::clone(&notify));
+        async move {
+            // None is answered before all of them are here.
+            if arrived.fetch_add(1, SeqCst) + 1 == 50 {
+                all.notify_waiters();
+            } else {
+                all.notified().await;
+            }
+            Response::new(full("ok"))
+        }
+    })
+    .await;
+    let gateway = over(&backend, "").await;
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let mut client = gateway.connect().await;
+        client.send(GET).await;
+        clients.push(client);
+    }
+    for mut client in clients {
+        assert_eq!(client.response().await.text(), "ok");
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_is_cancelled_resets_its_stream_alone() {
+    struct OnDrop(Arc<AtomicUsize>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&dropped);
+    let backend = Backend::hyper(move |request| {
+        let guard = OnDrop(Arc::clone(&counter));
+        async move {
+            if request.uri().path() == "/never" {
+                std::future::pending::<()>().await;
+            }
+            drop(guard);
+            Response::new(full("ok"))
+        }
+    })
+    .await;
+    let gateway = over(&backend, "").await;
+    let mut client = gateway.connect().await;
+    client.send("GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    until("the request", async || {
+        gateway.endpoint("web", "one").await["in_flight"] == 1
+    })
+    .await;
+    let mut other = gateway.connect().await;
+    assert_eq!(other.ask(GET).await.text(), "ok");
+    drop(client);
+    until("the reset", async || dropped.load(SeqCst) == 2).await;
+    assert_eq!(other.ask(GET).await.text(), "ok");
+    assert_eq!(backend.connections(), 1);
+    assert_eq!(gateway.settled().await["failures"], 0);
+}

@@ -1,0 +1,323 @@
+//! The configuration changes while clients hammer the gateway: no request fails.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+};
+
+use tokio::task::JoinHandle;
+
+use crate::support::{Backend, Gateway, Wire, until, within};
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// Clients that ask without a pause; a failure ends the test.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    answers: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(gateway: &Gateway, clients: usize) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let answers = Arc::new(AtomicUsize::new(0));
+        let clients = (0..clients).map(|number| {
+            let (is_over, answers) = (Arc::clone(&is_over), Arc::clone(&answers));
+            let address = gateway.address;
+            tokio::spawn(async move {
+                let mut client = Wire::connect(address).await;
+                let request = match number % 3 {
+                    0 => "GET /a HTTP/1.1\r\nhost: a\r\n\r\n",
+                    1 => "POST /b HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody",
+                    _ => {
+                        "PUT /c HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                         4\r\nbody\r\n0\r\n\r\n"
+                    }
+                };
+                while !is_over.load(SeqCst) {
+                    let response = client.ask(request).await;
+                    assert_eq!(response.status(), 200, "{}", response.text());
+                    answers.fetch_add(1, SeqCst);
+                }
+            })
+        });
+        Self {
+            clients: clients.collect(),
+            is_over,
+            answers,
+        }
+    }
+
+    fn answers(&self) -> usize {
+        self.answers.load(SeqCst)
+    }
+
+    /// Waits until there was load for a while.
+    async fn more(&self) {
+        let before = self.answers();
+        until("answers", async || self.answers() > before + 20).await;
+    }
+
+    /// Ends it; returns how many answers there were.
+    async fn end(self) -> usize {
+        self.is_over.store(true, SeqCst);
+        for client in self.clients {
+            within("the end of a client", client).await.unwrap();
+        }
+        self.answers.load(SeqCst)
+    }
+}
+
+/// A file whose every part turns with the number. Endpoint `one` is always there.
+fn turn(number: usize, backends: &[Backend]) -> String {
+    let policies = [
+        "round_robin",
+        "weighted_round_robin",
+        "random",
+        "weighted_random",
+    ];
+    let endpoint = |at: usize| {
+        let (address, weight) = (backends[at].address, 1 + (number + at) % 5);
+        let id = ["one", "two", "three"][at];
+        format!("{{ address: \"{address}\", id: {id}, weight: {weight}, zone: z{number} }}")
+    };
+    let mut endpoints = vec![endpoint(0)];
+    if number.is_multiple_of(2) {
+        endpoints.push(endpoint(1));
+    }
+    if number.is_multiple_of(3) {
+        endpoints.insert(0, endpoint(2));
+    }
+    let routes = match number % 4 {
+        0 => "- { match: {}, cluster: web }",
+        1 => {
+            "- { match: { path_prefix: /b }, cluster: web }\n  - { match: {}, cluster: web, timeout: 9s }"
+        }
+        2 => "- { match: {}, clusters: [ { name: web, weight: 3 }, { name: side, weight: 1 } ] }",
+        _ => {
+            "- { match: { methods: [GET, POST] }, cluster: web }\n  - { match: {}, cluster: side }"
+        }
+    };
+    let side = match number % 4 {
+        2 | 3 => format!(
+            "  side: {{ discovery: {{ type: static, endpoints: [ {{ address: \"{}\", id: one }} ] }} }}\n",
+            backends[1].address
+        ),
+        _ => String::new(),
+    };
+    let keys = match number % 5 {
+        4 => format!("    connect_timeout: {}ms\n", 2000 + number),
+        _ => String::new(),
+    };
+    format!(
+        "\
+node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\", trusted_hops: {} }}
+clusters:
+  web:
+    discovery: {{ type: static, endpoints: [ {} ] }}
+    balance: {{ type: {} }}
+{keys}{side}routes:
+  {routes}
+",
+        number % 3,
+        endpoints.join(", "),
+        policies[number % policies.len()],
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_while_the_configuration_changes() {
+    let mut backends = Vec::new();
+    for _ in 0..3 {
+        backends.push(Backend::saying(OK).await);
+    }
+    let mut gateway = Gateway::start(&turn(0, &backends)).await;
+    let load = Load::start(&gateway, 6);
+    for number in 1..=60 {
+        load.more().await;
+        gateway.reload(&turn(number, &backends)).await;
+    }
+    load.more().await;
+    let answers = load.end().await;
+
+    let config = gateway.json("/config").await;
+    assert_eq!(config["version"], 61);
+    assert_eq!(config["refused"], serde_json::Value::Null);
+    assert_eq!(config["rejected"], 0);
+    // What an endpoint has served is known through every change.
+    let seen: Vec<_> = backends
+        .iter()
+        .map(|backend| backend.seen.lock().len())
+        .collect();
+    assert_eq!(seen.iter().sum::<usize>(), answers);
+    let one = gateway.settled().await;
+    assert_eq!(one["requests"], seen[0]);
+    assert_eq!(one["failures"], 0);
+}
+
+#[tokio::test]
+async fn what_is_in_flight_goes_on_over_a_change() {
+    let (open, opened) = tokio::sync::watch::channel(false);
+    let slow = Backend::raw(move |mut wire, _| {
+        let mut opened = opened.clone();
+        async move {
+            while let Ok(Some(request)) = wire.request().await {
+                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf")
+                    .await;
+                opened.wait_for(|open| *open).await.unwrap();
+                assert_eq!(request.head.target(), "/");
+                wire.send("half").await;
+            }
+        }
+    })
+    .await;
+    let other = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(slow.address).await;
+    let mut client = gateway.connect().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let head = within("a head", client.head()).await.unwrap().unwrap();
+    // The endpoint, and then the whole cluster, is gone.
+    gateway
+        .reload(&crate::support::one_cluster(other.address, "", ""))
+        .await;
+    let mut second = gateway.connect().await;
+    let answer = second.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(answer.text(), "ok");
+    gateway
+        .reload("node: { listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }\n")
+        .await;
+    let answer = second.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(answer.status(), 404);
+    open.send_replace(true);
+    let response = within("the body", client.body(head, true)).await.unwrap();
+    assert_eq!(response.text(), "halfhalf");
+}
+
+#[tokio::test]
+async fn a_wrong_file_is_refused_and_the_old_one_goes_on() {
+    let backend = Backend::saying(OK).await;
+    let good = crate::support::one_cluster(backend.address, "", "");
+    let mut gateway = Gateway::start(&good).await;
+    let load = Load::start(&gateway, 2);
+    for (turn, wrong) in ["cluster: [", "clusters: { web: {} }", "", "zzz: 1"]
+        .iter()
+        .enumerate()
+    {
+        load.more().await;
+        gateway.reload(wrong).await;
+        let config = gateway.json("/config").await;
+        let reason = config["refused"].as_str().unwrap_or_default();
+        assert!(reason.contains("gateway.yaml:"), "{wrong:?}: {config}");
+        assert_eq!(config["rejected"], turn + 1);
+        assert_eq!(config["version"], 1);
+    }
+    std::fs::remove_file(gateway.file()).unwrap();
+    load.more().await;
+    gateway.reload(&good).await;
+    let config = gateway.json("/config").await;
+    assert_eq!(config["refused"], serde_json::Value::Null);
+    assert_eq!(config["version"], 2);
+    load.more().await;
+    let answers = load.end().await;
+    assert_eq!(gateway.settled().await["requests"], answers);
+}
+
+#[tokio::test]
+async fn what_needs_a_restart_is_said() {
+    let backend = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(backend.address).await;
+    let text = crate::support::one_cluster(backend.address, "", "");
+    let moved = text.replace("listen: \"127.0.0.1:0\"", "listen: \"127.0.0.1:1\"");
+    gateway.reload(&moved).await;
+    let config = gateway.json("/config").await;
+    assert_eq!(config["restart_needed"], serde_json::json!(["node.listen"]));
+    let mut client = gateway.connect().await;
+    let answer = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(answer.status(), 200);
+}
+
+#[tokio::test]
+async fn a_node_follows_its_file() {
+    let backend = Backend::saying(OK).await;
+    let text = crate::support::one_cluster(backend.address, "", "");
+    let mut gateway = Gateway::start(&text).await;
+    let path = gateway.file();
+    gateway.run();
+    let version = async |version: u64| {
+        until("a version", async || {
+            gateway.json("/config").await["version"] == version
+        })
+        .await;
+    };
+    version(1).await;
+    // In place, and renamed into it.
+    std::fs::write(&path, format!("{text}# more\n")).unwrap();
+    version(2).await;
+    let next = path.with_extension("next");
+    std::fs::write(&next, format!("{text}# and more\n")).unwrap();
+    std::fs::rename(&next, &path).unwrap();
+    version(3).await;
+    std::fs::write(&path, "zzz: 1\n").unwrap();
+    until("a refusal", async || {
+        gateway.json("/config").await["rejected"] == 1
+    })
+    .await;
+    assert_eq!(gateway.json("/config").await["version"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_in_a_file_changes_under_load() {
+    let mut backends = Vec::new();
+    for _ in 0..3 {
+        backends.push(Backend::saying(OK).await);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("endpoints.yaml");
+    let entry = |at: usize| format!("- {{ address: \"{}\", id: e{at} }}\n", backends[at].address);
+    std::fs::write(&list, entry(0)).unwrap();
+    let text = "\
+node: { listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }
+clusters: { web: { discovery: { type: file, path: endpoints.yaml } } }
+routes: [ { match: {}, cluster: web } ]
+";
+    let gateway = Gateway::start_in(folder, text).await;
+    let load = Load::start(&gateway, 4);
+    let ids = async || -> Vec<String> {
+        let clusters = gateway.json("/clusters").await;
+        let endpoints = clusters["web"]["endpoints"].as_array().unwrap();
+        let mut ids: Vec<_> = endpoints
+            .iter()
+            .map(|endpoint| endpoint["id"].as_str().unwrap().to_owned())
+            .collect();
+        ids.sort();
+        ids
+    };
+    for (turn, members) in [vec![0, 1], vec![1, 2], vec![0, 1, 2], vec![2]]
+        .iter()
+        .enumerate()
+    {
+        load.more().await;
+        let text: String = members.iter().map(|at| entry(*at)).collect();
+        if turn % 2 == 0 {
+            std::fs::write(&list, text).unwrap();
+        } else {
+            let next = list.with_extension("next");
+            std::fs::write(&next, text).unwrap();
+            std::fs::rename(next, &list).unwrap();
+        }
+        let expected: Vec<_> = members.iter().map(|at| format!("e{at}")).collect();
+        until("the list", async || ids().await == expected).await;
+    }
+    // An empty list is no reason to stop.
+    std::fs::write(&list, "").unwrap();
+    until("the state", async || {
+        gateway.json("/clusters").await["web"]["discovery"]["state"] == "stale"
+    })
+    .await;
+    assert_eq!(ids().await, ["e2"]);
+    load.more().await;
+    let answers = load.end().await;
+    let seen = backends.iter().map(|backend| backend.seen.lock().len());
+    assert_eq!(seen.sum::<usize>(), answers);
+}
