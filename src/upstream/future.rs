@@ -60,7 +60,9 @@ enum Step<B: SendBody> {
         request: Request<RequestBody<B>>,
     },
     /// The request is on its way.
-    Exchange { connection: Box<Connection<B>> },
+    Exchange {
+        connection: Box<Connection<B>>,
+    },
     Done,
 }
 
@@ -175,7 +177,7 @@ impl<B: SendBody> Http1<B> {
                 // The endpoint answers while it still reads. Who reads the answer slowly must not
                 // hold up the rest of the request.
                 tokio::spawn(connection.complete());
-                ResponseBody::running(body, None)
+                ResponseBody::running(body, self.progress.take(), None)
             }
         }))
     }
@@ -191,7 +193,7 @@ impl<B: SendBody> Http1<B> {
                 .caused_by("101 Switching Protocols, which the request did not ask for"));
         };
         offer.accept(connection);
-        Ok(response.map(|body| ResponseBody::running(body, None)))
+        Ok(response.map(|body| ResponseBody::running(body, None, None)))
     }
 }
 
