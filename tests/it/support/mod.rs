@@ -47,7 +47,7 @@ impl Tape {
     pub(crate) fn new() -> Self {
         let period = |at: usize| at % Self::PERIOD;
         let length = Self::PERIOD + Self::PIECE;
-        let bytes = (0..length).map(|at| (period(at) * 31 ^ (period(at) >> 7)) as u8);
+        let bytes = (0..length).map(|at| ((period(at) * 31) ^ (period(at) >> 7)) as u8);
         Self(bytes.collect())
     }
 
