@@ -11,7 +11,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 
-use crate::{member::Lease, outcome::End};
+use crate::{
+    error::{TransportError, TransportErrorKind},
+    member::Lease,
+    outcome::End,
+};
 
 pin_project! {
     /// The response body of [`Balance`](super::Balance).
@@ -61,10 +65,19 @@ fn end(lease: &mut Lease) {
     });
 }
 
+/// A client that breaks off its own request takes the response with it.
+fn broken<E: 'static>(error: &E) -> End {
+    match TransportError::find(error) {
+        Some(error) if error.kind() == TransportErrorKind::RequestBody => End::Cancelled,
+        _ => End::BodyLost,
+    }
+}
+
 impl<B> Body for ResponseBody<B>
 where
     B: Body,
     B::Data: From<Bytes>,
+    B::Error: 'static,
 {
     type Data = B::Data;
     type Error = B::Error;
@@ -77,7 +90,7 @@ where
             StateProj::Leased { mut inner, lease } => {
                 let frame = ready!(inner.as_mut().poll_frame(cx));
                 match &frame {
-                    Some(Err(_)) => lease.finish(End::BodyLost),
+                    Some(Err(error)) => lease.finish(broken(error)),
                     // The consumer may not poll again after the last frame.
                     Some(Ok(_)) if !inner.is_end_stream() => {}
                     Some(Ok(_)) | None => end(lease),

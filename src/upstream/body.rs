@@ -121,6 +121,8 @@ enum Source<B: SendBody> {
     /// The connection runs in a task of its own.
     Running {
         body: Incoming,
+        /// How far the request has come, which may still be on its way.
+        progress: Option<Progress>,
         _stream: Option<http2::Stream<B>>,
     },
 }
@@ -134,10 +136,15 @@ impl<B: SendBody> ResponseBody<B> {
         driven
     }
 
-    pub(super) fn running(body: Incoming, stream: Option<http2::Stream<B>>) -> Self {
+    pub(super) fn running(
+        body: Incoming,
+        progress: Option<Progress>,
+        stream: Option<http2::Stream<B>>,
+    ) -> Self {
         Self {
             source: Source::Running {
                 body,
+                progress,
                 _stream: stream,
             },
         }
@@ -174,8 +181,17 @@ impl<B: SendBody> Body for ResponseBody<B> {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                self.source = Source::Ended;
-                Poll::Ready(Some(Err(lost(error))))
+                let source = std::mem::replace(&mut self.source, Source::Ended);
+                let kind = match source {
+                    // Who broke off the request took the response with it.
+                    Source::Running {
+                        progress: Some(progress),
+                        ..
+                    } if progress.is_failed() => TransportErrorKind::RequestBody,
+                    _ => TransportErrorKind::Lost,
+                };
+                let error = TransportError::new(kind).written().caused_by(error);
+                Poll::Ready(Some(Err(error)))
             }
             None => {
                 if let Source::Driven { connection, .. } =
@@ -201,12 +217,6 @@ impl<B: SendBody> Body for ResponseBody<B> {
             Source::Driven { body, .. } | Source::Running { body, .. } => body.size_hint(),
         }
     }
-}
-
-fn lost(error: hyper::Error) -> TransportError {
-    TransportError::new(TransportErrorKind::Lost)
-        .written()
-        .caused_by(error)
 }
 
 impl<B: SendBody> fmt::Debug for ResponseBody<B> {

@@ -177,7 +177,7 @@ impl<B: SendBody> Http1<B> {
                 // The endpoint answers while it still reads. Who reads the answer slowly must not
                 // hold up the rest of the request.
                 tokio::spawn(connection.complete());
-                ResponseBody::running(body, None)
+                ResponseBody::running(body, self.progress.take(), None)
             }
         }))
     }
@@ -193,7 +193,7 @@ impl<B: SendBody> Http1<B> {
                 .caused_by("101 Switching Protocols, which the request did not ask for"));
         };
         offer.accept(connection);
-        Ok(response.map(|body| ResponseBody::running(body, None)))
+        Ok(response.map(|body| ResponseBody::running(body, None, None)))
     }
 }
 

@@ -99,7 +99,9 @@ impl<B: SendBody> Pool<B> {
             let mut sender = stream.0.sender.clone();
             match sender.try_send_request(request).await {
                 Ok(response) => {
-                    return Ok(response.map(|body| ResponseBody::running(body, Some(stream))));
+                    return Ok(
+                        response.map(|body| ResponseBody::running(body, progress, Some(stream)))
+                    );
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if dispatches < DISPATCHES => {

@@ -189,3 +189,24 @@ async fn a_request_that_is_cancelled_resets_its_stream_alone() {
     assert_eq!(backend.connections(), 1);
     assert_eq!(gateway.settled().await["failures"], 0);
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_both_bodies_is_no_failure() {
+    let backend = Backend::hyper(|request| async move {
+        let body = request.into_body().map_err(std::io::Error::other);
+        Response::new(body.boxed_unsync())
+    })
+    .await;
+    let gateway = over(&backend, "").await;
+    for _ in 0..10 {
+        let mut client = gateway.connect().await;
+        client
+            .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhello")
+            .await;
+        let head = within("a head", client.head()).await.unwrap().unwrap();
+        assert_eq!(head.status(), 200);
+        drop(client);
+        assert_eq!(gateway.settled().await["failures"], 0);
+    }
+    assert_eq!(backend.connections(), 1);
+}

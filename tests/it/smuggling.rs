@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::support::{Backend, Gateway};
+use crate::support::{Backend, Gateway, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -238,6 +238,83 @@ async fn requests_without_one_clear_host_are_refused() {
         let seen = std::mem::take(&mut *backend.seen.lock());
         assert!(seen.is_empty(), "{request:?}: {seen:?}");
     }
+}
+
+/// A request that goes on already breaks off: the endpoint never sees its end.
+#[tokio::test]
+async fn a_bad_chunk_that_comes_late_ends_the_request_of_the_endpoint_too() {
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let backend = Backend::raw(move |mut wire, _| {
+        let arrived = arrived.clone();
+        async move {
+            let head = wire.head().await.unwrap().unwrap();
+            assert_eq!(head.one("transfer-encoding"), Some("chunked"));
+            let first = wire.chunk().await.unwrap();
+            arrived.send(first).unwrap();
+            arrived.send(wire.chunk().await.ok().flatten()).unwrap();
+        }
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    for bad in ["zz\r\n", "5\r\nhello0\r\n\r\n", "5\nhello\r\n0\r\n\r\n"] {
+        let mut client = gateway.connect().await;
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+        client.send(head).await;
+        let first = within("a chunk", arrivals.recv()).await.unwrap();
+        assert_eq!(first.as_deref(), Some(&b"hello"[..]));
+        client
+            .send(format!("{bad}GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
+        let second = within("the end", arrivals.recv()).await.unwrap();
+        // What was whole before the mistake may have gone on; the last chunk must not.
+        assert!(second.is_none_or(|second| second == b"hello"), "{bad:?}");
+        if let Ok(response) = within("an answer", client.try_response()).await {
+            assert_eq!(response.status(), 400, "{bad:?}");
+        }
+        assert!(
+            within("the end", client.rest())
+                .await
+                .is_ok_and(|rest| rest.is_empty())
+        );
+        assert_eq!(gateway.settled().await["failures"], 0, "it was the client");
+    }
+    assert_eq!(backend.connections(), 3);
+}
+
+#[tokio::test]
+async fn heads_beyond_the_limits_are_refused() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let many: String = (0..2000)
+        .map(|number| format!("x-{number}: 1\r\n"))
+        .collect();
+    for (bytes, status) in [
+        (
+            format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "x".repeat(70_000)),
+            414,
+        ),
+        (format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"), 431),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
+                "x".repeat(1 << 20)
+            ),
+            431,
+        ),
+    ] {
+        let mut client = gateway.connect().await;
+        // It may be cut in the middle.
+        client.try_send(&bytes).await.ok();
+        match within("an answer", client.try_response()).await {
+            Ok(response) => assert_eq!(response.status(), status),
+            Err(error) => assert_eq!(status, 431, "{error}"),
+        }
+        assert!(backend.seen.lock().is_empty());
+    }
+    assert_eq!(
+        statuses(&gateway, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await,
+        [200]
+    );
 }
 
 #[tokio::test]
