@@ -2,6 +2,8 @@
 
 use std::{any::Any, fmt};
 
+use http::uri::Authority;
+
 /// A boxed error, as tower uses it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -68,6 +70,7 @@ impl TransportErrorKind {
 pub struct TransportError {
     kind: TransportErrorKind,
     written: bool,
+    endpoint: Option<Authority>,
     source: Option<BoxError>,
 }
 
@@ -78,6 +81,7 @@ impl TransportError {
         Self {
             kind,
             written: false,
+            endpoint: None,
             source: None,
         }
     }
@@ -86,6 +90,13 @@ impl TransportError {
     #[must_use]
     pub fn written(mut self) -> Self {
         self.written = true;
+        self
+    }
+
+    /// Names the address of the endpoint.
+    #[must_use]
+    pub fn at(mut self, endpoint: &Authority) -> Self {
+        self.endpoint = Some(endpoint.clone());
         self
     }
 
@@ -110,6 +121,12 @@ impl TransportError {
         self.kind
     }
 
+    /// The address of the endpoint, when it is known.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&Authority> {
+        self.endpoint.as_ref()
+    }
+
     /// Whether bytes of the request were, or may have been, written to the endpoint.
     #[must_use]
     pub fn is_written(&self) -> bool {
@@ -119,6 +136,9 @@ impl TransportError {
 
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, "{endpoint}: ")?;
+        }
         f.write_str(self.kind.description())
     }
 }
@@ -140,6 +160,13 @@ mod tests {
             .caused_by(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
         assert!(error.source().unwrap().is::<std::io::Error>());
         assert!(!error.is_written());
+    }
+
+    #[test]
+    fn the_endpoint_is_named() {
+        let endpoint = Authority::from_static("127.0.0.1:80");
+        let error = TransportError::new(TransportErrorKind::Lost).at(&endpoint);
+        assert!(error.to_string().starts_with("127.0.0.1:80: "));
     }
 
     #[test]

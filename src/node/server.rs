@@ -111,9 +111,10 @@ impl Server {
     /// Lets every connection finish what it has in flight, and stops accepting. After `limit` the
     /// rest is closed; returns how many connections that were.
     ///
-    /// Nothing is lost by it: for up to a second clients are still served, and each response over
-    /// HTTP/1.1 says that it is the last one. An idle connection that was closed at once could
-    /// meet a request that is already on its way.
+    /// When there are connections, clients are still served for a second, also on new ones, and
+    /// each response over HTTP/1.1 says that it is the last one: an idle connection that was closed
+    /// at once could meet a request that is already on its way. Whoever stops to connect within
+    /// that second loses no request.
     ///
     /// # Cancel safety
     ///
@@ -121,7 +122,11 @@ impl Server {
     pub async fn drain(&self, limit: Duration) -> usize {
         let until = time::now() + limit;
         self.connections.each(Link::leave);
-        self.empty(until.min(time::now() + LEAVING)).await;
+        // Clients that are told to leave come back while nobody else knows that they should not.
+        if self.connections() > 0 {
+            let leaving = until.min(time::now() + LEAVING);
+            tokio::time::sleep_until(leaving.into()).await;
+        }
         self.stop.send_replace(true);
         self.connections.each(Link::finish);
         if self.empty(until).await {

@@ -94,7 +94,10 @@ impl<B: SendBody> ResponseFuture<B> {
 
     pub(super) fn http2(pool: Arc<http2::Pool<B>>, request: Request<B>) -> Self {
         Self {
-            state: State::Http2(Box::pin(pool.exchange(request))),
+            state: State::Http2(Box::pin(async move {
+                let exchanged = Arc::clone(&pool).exchange(request).await;
+                exchanged.map_err(|error| error.at(pool.authority()))
+            })),
         }
     }
 }
@@ -202,7 +205,10 @@ impl<B: SendBody> Future for ResponseFuture<B> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let result = match &mut self.state {
-            State::Http1(exchange) => ready!(exchange.poll(cx)),
+            State::Http1(exchange) => {
+                let result = ready!(exchange.poll(cx));
+                result.map_err(|error| error.at(exchange.pool.authority()))
+            }
             State::Http2(exchange) => ready!(exchange.as_mut().poll(cx)),
             State::Failed(_) | State::Done => {
                 match std::mem::replace(&mut self.state, State::Done) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, uri::Authority};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -236,6 +236,11 @@ impl<B: SendBody> Pool<B> {
             }),
             sweeps: AtomicU32::new(0),
         }
+    }
+
+    /// Where the endpoint is.
+    pub(super) fn authority(&self) -> &Authority {
+        self.address.authority()
     }
 
     /// An idle connection. Whether it is still open shows when it is used.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Request, Response, uri::Authority};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -82,6 +82,11 @@ impl<B: SendBody> Pool<B> {
                 sweeping: false,
             }),
         }
+    }
+
+    /// Where the endpoint is.
+    pub(super) fn authority(&self) -> &Authority {
+        self.address.authority()
     }
 
     /// Sends a request; one that was never written is sent again on another connection.

@@ -174,3 +174,49 @@ async fn a_websocket_is_waited_for() {
     let echo = within("an echo", client.exactly(10)).await.unwrap();
     assert_eq!(echo, b"still here");
 }
+
+/// Keep-alive clients that ask as fast as they can, heed `connection: close`, and stop to connect
+/// some time after the drain began, as those of a load balancer do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_while_a_node_drains() {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = tower::service_fn(async |_: Request<hyper::body::Incoming>| {
+        Ok::<_, Infallible>(Response::new(full("ok")))
+    });
+    let server = listener.serve(move |_| service);
+    let (stop, stopped) = watch::channel(false);
+    let client = move || {
+        let stopped = stopped.clone();
+        async move {
+            let mut farewells = 0;
+            while !*stopped.borrow() {
+                let mut wire = Wire::connect(address).await;
+                loop {
+                    wire.try_send(GET).await.unwrap();
+                    let response = wire.try_response().await.unwrap();
+                    assert_eq!(response.text(), "ok");
+                    if response.head.one("connection") == Some("close") {
+                        break;
+                    }
+                }
+                farewells += 1;
+            }
+            farewells
+        }
+    };
+    let clients: Vec<_> = (0..20).map(|_| tokio::spawn(client())).collect();
+    until("some load", async || server.connections() == 20).await;
+    let drain = within("the drain", server.drain(Duration::from_secs(10)));
+    let told = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stop.send_replace(true);
+    };
+    let (closed, ()) = tokio::join!(drain, told);
+    assert_eq!(closed, 0);
+    for client in clients {
+        assert!(within("the end of a client", client).await.unwrap() > 0);
+    }
+}

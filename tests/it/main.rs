@@ -14,6 +14,7 @@ mod grpc;
 mod http1;
 mod http2;
 mod layers;
+mod policy;
 mod pool;
 mod readme;
 mod reload;
