@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod admin;
+mod chaos;
 mod clients;
 mod drain;
 mod failure;
