@@ -91,8 +91,8 @@ where
                 let frame = ready!(inner.as_mut().poll_frame(cx));
                 match &frame {
                     Some(Err(error)) => lease.finish(broken(error)),
-                    // The consumer may not poll again after the last frame.
-                    Some(Ok(_)) if !inner.is_end_stream() => {}
+                    // The consumer may not poll again after the last frame, and trailers are one.
+                    Some(Ok(frame)) if !frame.is_trailers() && !inner.is_end_stream() => {}
                     Some(Ok(_)) | None => end(lease),
                 }
                 Poll::Ready(frame)

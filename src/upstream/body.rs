@@ -153,9 +153,14 @@ impl<B: SendBody> ResponseBody<B> {
     /// Puts the connection back as soon as the body has ended: nobody needs to poll after the
     /// last frame.
     fn park_at_end(&mut self) {
-        if self.is_end_stream()
-            && let Source::Driven { connection, .. } =
-                std::mem::replace(&mut self.source, Source::Ended)
+        if self.is_end_stream() {
+            self.park();
+        }
+    }
+
+    fn park(&mut self) {
+        if let Source::Driven { connection, .. } =
+            std::mem::replace(&mut self.source, Source::Ended)
         {
             connection.park();
         }
@@ -177,7 +182,12 @@ impl<B: SendBody> Body for ResponseBody<B> {
         };
         match frame {
             Some(Ok(frame)) => {
-                self.park_at_end();
+                // Nothing follows trailers, although a chunked body does not say so.
+                if frame.is_trailers() {
+                    self.park();
+                } else {
+                    self.park_at_end();
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
@@ -194,11 +204,7 @@ impl<B: SendBody> Body for ResponseBody<B> {
                 Poll::Ready(Some(Err(error)))
             }
             None => {
-                if let Source::Driven { connection, .. } =
-                    std::mem::replace(&mut self.source, Source::Ended)
-                {
-                    connection.park();
-                }
+                self.park();
                 Poll::Ready(None)
             }
         }

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use crate::support::{Backend, Gateway, Head, full, one_cluster, within};
+use crate::support::{Backend, Gateway, Head, full, get, one_cluster, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -247,6 +247,93 @@ async fn a_request_over_http2_is_a_plain_one_over_http1() {
         ("x-forwarded-proto", "http"),
     ];
     assert_eq!(sorted(&request.head), expected);
+}
+
+#[tokio::test]
+async fn an_answer_over_http1_is_a_plain_one_over_http2() {
+    let backend = Backend::answering(|request| {
+        let response = match request.head.method() {
+            "HEAD" => "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n",
+            "DELETE" => "HTTP/1.1 204 No Content\r\n\r\n",
+            _ => {
+                "HTTP/1.1 200 OK\r\nconnection: keep-alive, x-private\r\nx-private: 1\r\n\
+                 keep-alive: timeout=5\r\ntransfer-encoding: chunked\r\n\r\n\
+                 2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n"
+            }
+        };
+        response.into()
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut client = http2(&gateway).await;
+    for (method, status, length) in [
+        ("GET", 200, None),
+        ("HEAD", 200, Some("7")),
+        ("DELETE", 204, None),
+    ] {
+        let request = Request::builder().method(method).uri("http://a/");
+        let request = request.body(Full::default()).unwrap();
+        let response = within("an answer", client.send_request(request))
+            .await
+            .unwrap();
+        assert_eq!(response.status(), status);
+        let found = response.headers().get("content-length");
+        assert_eq!(
+            found.map(|length| length.to_str().unwrap()),
+            length,
+            "{method}"
+        );
+        for private in ["connection", "x-private", "keep-alive", "transfer-encoding"] {
+            assert!(!response.headers().contains_key(private), "{private}");
+        }
+        let body = response.into_body().collect().await.unwrap();
+        let sum = body.trailers().map(|trailers| trailers["x-sum"].clone());
+        let is_get = method == "GET";
+        assert_eq!(sum.is_some_and(|sum| sum == "7"), is_get);
+        assert_eq!(body.to_bytes(), if is_get { "ok" } else { "" });
+    }
+    assert_eq!(
+        backend.connections(),
+        1,
+        "trailers are the end of an answer"
+    );
+    assert_eq!(gateway.settled().await["health"], "healthy");
+    let metrics = get(gateway.admin, "/metrics").await.1;
+    let all = "tower_gateway_requests_total{service=\"web\",outcome=\"success\"} 3\n";
+    assert!(metrics.contains(all), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_answer_over_http2_is_a_plain_one_over_http1() {
+    let backend = Backend::hyper(|request| async move {
+        let status = request.uri().path()[1..].parse::<u16>().unwrap();
+        let mut response = Response::new(full("ok"));
+        if request.method() == "HEAD" || status != 200 {
+            *response.body_mut() = full("");
+            response
+                .headers_mut()
+                .insert("etag", "\"a\"".parse().unwrap());
+        }
+        if request.method() == "HEAD" {
+            response.headers_mut().insert("content-length", 7.into());
+        }
+        *response.status_mut() = status.try_into().unwrap();
+        response
+    })
+    .await;
+    let gateway = Gateway::start(&one_cluster(backend.address, "protocol: h2", "")).await;
+    let mut client = gateway.connect().await;
+    client.send("HEAD /200 HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let head = within("a head", client.head()).await.unwrap().unwrap();
+    assert_eq!(head.status(), 200);
+    assert_eq!(head.one("content-length"), Some("7"));
+    for status in [204, 304, 200] {
+        let request = format!("GET /{status} HTTP/1.1\r\nhost: a\r\n\r\n");
+        let response = client.ask(request).await;
+        assert_eq!(response.status(), status);
+        assert_eq!(response.head.one("transfer-encoding"), None, "{status}");
+        assert_eq!(response.text(), if status == 200 { "ok" } else { "" });
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 
 mod admin;
 mod architecture;
+mod chaos;
 mod clients;
 mod discover;
 mod drain;

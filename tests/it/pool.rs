@@ -385,3 +385,28 @@ async fn a_client_that_leaves_in_the_middle_of_both_bodies_frees_the_connection_
     }
     assert_eq!(gateway.settled().await["failures"], 0);
 }
+
+#[tokio::test]
+async fn an_upload_that_stands_still_after_its_answer_frees_the_connection() {
+    let backend = Backend::raw(|mut wire, _| async move {
+        while let Ok(Some(head)) = wire.head().await {
+            wire.send(OK).await;
+            if wire.body(head, false).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let route = "timeout: 10s, idle_timeout: 200ms";
+    let gateway = Gateway::start(&one_cluster(backend.address, "max_connections: 1", route)).await;
+    let mut client = gateway.connect().await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhello")
+        .await;
+    assert_eq!(client.response().await.text(), "ok");
+    let mut other = gateway.connect().await;
+    assert_eq!(other.ask(get("/")).await.status(), 200);
+    assert_eq!(backend.connections(), 2);
+    assert_eq!(gateway.settled().await["failures"], 0);
+    drop(client);
+}
