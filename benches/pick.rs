@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
+    time::Instant,
 };
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -29,6 +30,15 @@ fn cluster(policy: Arc<dyn Policy>, size: usize) -> Cluster {
     Cluster::fixed("bench", policy, endpoints)
 }
 
+/// Picks read no clock themselves.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench outside the crate has its own clock"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 fn policies() -> [Arc<dyn Policy>; 4] {
     [
         Arc::new(RoundRobin::new()),
@@ -45,8 +55,9 @@ fn pick(criterion: &mut Criterion) {
             let cluster = cluster(Arc::clone(&policy), size);
             let snapshot = Arc::clone(&cluster.snapshot());
             let mut rng = fastrand::Rng::with_seed(1);
+            let now = now();
             group.bench_function(BenchmarkId::new(policy.name(), size), |bencher| {
-                bencher.iter(|| black_box(snapshot.pick(&Pick::new(rng.u64(..)))).is_some());
+                bencher.iter(|| black_box(snapshot.pick(&Pick::new(rng.u64(..), now))).is_some());
             });
         }
     }
@@ -64,14 +75,16 @@ fn contended(criterion: &mut Criterion) {
             let (snapshot, stop) = (Arc::clone(&snapshot), Arc::clone(&stop));
             move || {
                 let mut rng = fastrand::Rng::with_seed(2);
+                let now = now();
                 while !stop.load(Relaxed) {
-                    black_box(snapshot.pick(&Pick::new(rng.u64(..))));
+                    black_box(snapshot.pick(&Pick::new(rng.u64(..), now)));
                 }
             }
         });
         let mut rng = fastrand::Rng::with_seed(1);
+        let now = now();
         group.bench_function(BenchmarkId::new(policy.name(), 100), |bencher| {
-            bencher.iter(|| black_box(snapshot.pick(&Pick::new(rng.u64(..)))).is_some());
+            bencher.iter(|| black_box(snapshot.pick(&Pick::new(rng.u64(..), now))).is_some());
         });
         stop.store(true, Relaxed);
         other.join().expect("the other thread does not panic");

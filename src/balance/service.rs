@@ -44,14 +44,15 @@ impl<S> Balance<S> {
     }
 
     fn lease<B>(&self, request: &Request<B>) -> Option<(Arc<Member>, Lease)> {
-        let pick = Pick::new(fastrand::u64(..));
+        let now = time::now();
+        let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
             Some(attempt) => pick.tried(&attempt.tried).hash(attempt.hash),
             None => pick,
         };
         let snapshot = self.cluster.snapshot();
         let member = snapshot.pick(&pick)?;
-        let mut lease = member.lease(time::now());
+        let mut lease = member.lease(now);
         if let Some(Overdue(at)) = request.extensions().get() {
             lease.overdue(*at);
         }

@@ -7,6 +7,7 @@ use crate::{
     event::Event,
     load::Totals,
     member::Member,
+    pick::Candidate,
 };
 
 /// The next members and what changed.
@@ -63,7 +64,7 @@ pub(super) fn apply(
 
 /// The members that take new picks: not draining, of positive weight, and of the most preferred
 /// priority that has any.
-pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Arc<Member>]> {
+pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Candidate]> {
     let open = |member: &&Arc<Member>| {
         let endpoint = member.endpoint();
         endpoint.weight > 0 && !endpoint.draining
@@ -77,7 +78,7 @@ pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Arc<Member>]> {
         .iter()
         .filter(open)
         .filter(|member| Some(member.endpoint().priority) == preferred)
-        .cloned()
+        .map(|member| Candidate::new(Arc::clone(member)))
         .collect()
 }
 
@@ -134,8 +135,11 @@ mod tests {
         }
     }
 
-    fn ids(members: &[Arc<Member>]) -> Vec<&str> {
-        members.iter().map(|m| m.endpoint().id.as_str()).collect()
+    fn ids(candidates: &[Candidate]) -> Vec<&str> {
+        let members = candidates.iter().map(|candidate| &candidate.member);
+        members
+            .map(|member| member.endpoint().id.as_str())
+            .collect()
     }
 
     #[test]

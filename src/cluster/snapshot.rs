@@ -6,14 +6,14 @@ use super::apply;
 use crate::{
     discover::State,
     member::Member,
-    pick::{Pick, Picker, Policy},
+    pick::{Candidate, Pick, Picker, Policy},
 };
 
 /// The members of a cluster and the picker over them, published together.
 #[derive(Debug)]
 pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
-    candidates: Arc<[Arc<Member>]>,
+    candidates: Arc<[Candidate]>,
     picker: Box<dyn Picker>,
     generation: u64,
     discovery: State,
@@ -22,10 +22,10 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(super) fn empty(policy: &dyn Policy) -> Self {
-        let none: Arc<[Arc<Member>]> = Arc::default();
+        let none: Arc<[Candidate]> = Arc::default();
         Self {
             picker: policy.picker(&none),
-            members: Arc::clone(&none),
+            members: Arc::default(),
             candidates: none,
             generation: 0,
             discovery: State::Pending,
@@ -73,7 +73,7 @@ impl Snapshot {
 
     /// The members that take new picks.
     #[must_use]
-    pub fn candidates(&self) -> &Arc<[Arc<Member>]> {
+    pub fn candidates(&self) -> &Arc<[Candidate]> {
         &self.candidates
     }
 
@@ -103,6 +103,6 @@ impl Snapshot {
             let anyone = pick.tried(&[]);
             self.picker.pick(&anyone)
         })?;
-        self.candidates.get(index)
+        Some(&self.candidates.get(index)?.member)
     }
 }

@@ -47,7 +47,10 @@ pub(super) struct Target {
 impl Target {
     /// Splits requests among these stacks in proportion to their weights.
     pub(super) fn new(shares: impl IntoIterator<Item = (Timeout<Stack>, u32)>) -> Self {
-        let (stacks, weights): (Vec<_>, Vec<_>) = shares.into_iter().unzip();
+        let shares = shares.into_iter();
+        let (stacks, weights): (Vec<_>, Vec<_>) = shares
+            .map(|(stack, weight)| (stack, f64::from(weight)))
+            .unzip();
         Self {
             stacks: stacks.into(),
             schedule: Schedule::new(&weights),

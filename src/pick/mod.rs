@@ -5,13 +5,13 @@
 //! What must outlive a set, such as the place in a rotation, belongs to the policy and is shared
 //! with its pickers.
 //!
-//! Everything here is pure: randomness comes in with the [`Pick`].
+//! Everything here is pure: randomness and the time come in with the [`Pick`].
 //!
 //! # A policy of one's own
 //!
 //! ```
 //! use std::sync::Arc;
-//! use tower_gateway::{member::Member, pick::{Pick, Picker, Policy}};
+//! use tower_gateway::pick::{Candidate, Pick, Picker, Policy};
 //!
 //! /// Always the first candidate that was not tried yet.
 //! #[derive(Debug)]
@@ -22,17 +22,17 @@
 //!         "first"
 //!     }
 //!
-//!     fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+//!     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
 //!         Box::new(FirstPicker(Arc::clone(candidates)))
 //!     }
 //! }
 //!
 //! #[derive(Debug)]
-//! struct FirstPicker(Arc<[Arc<Member>]>);
+//! struct FirstPicker(Arc<[Candidate]>);
 //!
 //! impl Picker for FirstPicker {
 //!     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-//!         self.0.iter().position(|member| pick.allows(member))
+//!         self.0.iter().position(|candidate| pick.allows(candidate))
 //!     }
 //! }
 //! ```
@@ -43,7 +43,7 @@ mod stride;
 mod weighted_random;
 mod weighted_round_robin;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 pub use random::Random;
 pub use round_robin::RoundRobin;
@@ -55,6 +55,30 @@ pub(crate) use stride::{Schedule, Sequence};
 
 use crate::{endpoint::EndpointId, member::Member};
 
+/// An endpoint that takes new requests.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// The endpoint with its live figures.
+    pub member: Arc<Member>,
+    /// The share of its weight that it takes now: below 1 while it starts slowly.
+    pub share: f32,
+}
+
+impl Candidate {
+    /// A candidate that takes its whole weight.
+    #[must_use]
+    pub fn new(member: Arc<Member>) -> Self {
+        Self { member, share: 1.0 }
+    }
+
+    /// The weight that it takes now.
+    #[must_use]
+    pub fn weight(&self) -> f64 {
+        f64::from(self.member.endpoint().weight) * f64::from(self.share)
+    }
+}
+
 /// A way to choose endpoints.
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// The name that configuration files and metrics use.
@@ -62,7 +86,7 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 
     /// Makes the picker for one set of candidates. All of them may take new requests: none is
     /// draining or has weight 0. The set may be empty.
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker>;
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker>;
 }
 
 impl Policy for Arc<dyn Policy> {
@@ -70,7 +94,7 @@ impl Policy for Arc<dyn Policy> {
         (**self).name()
     }
 
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         (**self).picker(candidates)
     }
 }
@@ -87,6 +111,8 @@ pub trait Picker: fmt::Debug + Send + Sync + 'static {
 pub struct Pick<'a> {
     /// Random bits, fresh for each pick.
     pub entropy: u64,
+    /// The current instant.
+    pub now: Instant,
     /// The hash of the request's key, when there is one.
     pub hash: Option<u64>,
     /// Endpoints that were tried before.
@@ -96,9 +122,10 @@ pub struct Pick<'a> {
 impl<'a> Pick<'a> {
     /// A pick with these random bits, nothing tried and no hash.
     #[must_use]
-    pub fn new(entropy: u64) -> Self {
+    pub fn new(entropy: u64, now: Instant) -> Self {
         Self {
             entropy,
+            now,
             hash: None,
             tried: &[],
         }
@@ -120,13 +147,13 @@ impl<'a> Pick<'a> {
 
     /// Whether this endpoint was not tried yet.
     #[must_use]
-    pub fn allows(&self, member: &Member) -> bool {
-        self.tried.is_empty() || !self.tried.contains(&member.endpoint().id)
+    pub fn allows(&self, candidate: &Candidate) -> bool {
+        self.tried.is_empty() || !self.tried.contains(&candidate.member.endpoint().id)
     }
 }
 
 /// The first candidate from `start` on, in a circle, that the pick allows.
-fn next_allowed(candidates: &[Arc<Member>], start: usize, pick: &Pick<'_>) -> Option<usize> {
+fn next_allowed(candidates: &[Candidate], start: usize, pick: &Pick<'_>) -> Option<usize> {
     let count = candidates.len();
     (0..count)
         .map(|step| {
@@ -148,17 +175,15 @@ pub(crate) mod tests {
     use super::*;
     use crate::{endpoint::Endpoint, load::Totals, time};
 
-    /// Members with these weights, named `0`, `1`, …
-    pub(crate) fn members(weights: &[u32]) -> Arc<[Arc<Member>]> {
+    /// Candidates with these weights, named `0`, `1`, …
+    pub(crate) fn candidates(weights: &[u32]) -> Arc<[Candidate]> {
         let totals = Arc::new(Totals::default());
         let member = |(index, weight): (usize, &u32)| {
             let endpoint: Endpoint = format!("127.0.0.1:{}", index + 1).parse().unwrap();
             let endpoint = endpoint.id(index.to_string()).weight(*weight);
-            Arc::new(Member::new(
-                Arc::new(endpoint),
-                Arc::clone(&totals),
-                time::now(),
-            ))
+            let endpoint = Arc::new(endpoint);
+            let member = Member::new(endpoint, Arc::clone(&totals), time::now());
+            Candidate::new(Arc::new(member))
         };
         weights.iter().enumerate().map(member).collect()
     }
@@ -166,9 +191,10 @@ pub(crate) mod tests {
     /// How often each of `count` candidates is picked in `picks` picks.
     pub(crate) fn tally(picker: &dyn Picker, count: usize, picks: usize) -> Vec<usize> {
         let mut rng = fastrand::Rng::with_seed(7);
+        let now = time::now();
         let mut tally = vec![0; count];
         for _ in 0..picks {
-            tally[picker.pick(&Pick::new(rng.u64(..))).unwrap()] += 1;
+            tally[picker.pick(&Pick::new(rng.u64(..), now)).unwrap()] += 1;
         }
         tally
     }
@@ -185,25 +211,31 @@ pub(crate) mod tests {
     #[test]
     fn every_policy_avoids_what_was_tried_while_others_are_left() {
         for policy in policies() {
-            let candidates = members(&[1, 100, 3, 50]);
+            let now = time::now();
+            let candidates = candidates(&[1, 100, 3, 50]);
             let picker = policy.picker(&candidates);
             let mut tried = Vec::new();
             let mut rng = fastrand::Rng::with_seed(1);
             for _ in 0..candidates.len() {
-                let pick = Pick::new(rng.u64(..)).tried(&tried);
+                let pick = Pick::new(rng.u64(..), now).tried(&tried);
                 let index = picker.pick(&pick).unwrap();
-                let id = candidates[index].endpoint().id.clone();
+                let id = candidates[index].member.endpoint().id.clone();
                 assert!(!tried.contains(&id), "{} repeats {id}", policy.name());
                 tried.push(id);
             }
-            assert_eq!(picker.pick(&Pick::new(0).tried(&tried)), None);
+            assert_eq!(picker.pick(&Pick::new(0, now).tried(&tried)), None);
         }
     }
 
     #[test]
     fn no_policy_picks_from_nothing() {
         for policy in policies() {
-            assert_eq!(policy.picker(&members(&[])).pick(&Pick::new(5)), None);
+            assert_eq!(
+                policy
+                    .picker(&candidates(&[]))
+                    .pick(&Pick::new(5, time::now())),
+                None
+            );
         }
     }
 

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Pick, Picker, Policy, next_allowed, scale};
-use crate::member::Member;
+use super::{Candidate, Pick, Picker, Policy, next_allowed, scale};
 
 /// Any endpoint, each as likely as the others, whatever its weight.
 #[derive(Debug, Default)]
@@ -23,13 +22,13 @@ impl Policy for Random {
         "random"
     }
 
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         Box::new(RandomPicker(Arc::clone(candidates)))
     }
 }
 
 #[derive(Debug)]
-struct RandomPicker(Arc<[Arc<Member>]>);
+struct RandomPicker(Arc<[Candidate]>);
 
 impl Picker for RandomPicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
@@ -41,11 +40,11 @@ impl Picker for RandomPicker {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use crate::pick::tests::{members, tally};
+    use crate::pick::tests::{candidates, tally};
 
     #[test]
     fn the_choice_is_uniform() {
-        let picker = Random::new().picker(&members(&[1, 9, 1, 1]));
+        let picker = Random::new().picker(&candidates(&[1, 9, 1, 1]));
         for count in tally(&*picker, 4, 40_000) {
             assert!((9_500..=10_500).contains(&count), "{count}");
         }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Pick, Picker, Policy, next_allowed, stride::Sequence};
-use crate::member::Member;
+use super::{Candidate, Pick, Picker, Policy, next_allowed, stride::Sequence};
 
 /// Each endpoint in turn, whatever its weight.
 ///
@@ -27,7 +26,7 @@ impl Policy for RoundRobin {
         "round_robin"
     }
 
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         Box::new(RoundRobinPicker {
             sequence: Arc::clone(&self.sequence),
             candidates: Arc::clone(candidates),
@@ -38,7 +37,7 @@ impl Policy for RoundRobin {
 #[derive(Debug)]
 struct RoundRobinPicker {
     sequence: Arc<Sequence>,
-    candidates: Arc<[Arc<Member>]>,
+    candidates: Arc<[Candidate]>,
 }
 
 impl Picker for RoundRobinPicker {
@@ -53,20 +52,26 @@ impl Picker for RoundRobinPicker {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use crate::pick::tests::{members, tally};
+    use crate::pick::tests::{candidates, tally};
 
     #[test]
     fn every_endpoint_gets_the_same_whatever_its_weight() {
-        let picker = RoundRobin::new().picker(&members(&[1, 50, 3]));
+        let picker = RoundRobin::new().picker(&candidates(&[1, 50, 3]));
         assert_eq!(tally(&*picker, 3, 300), [100, 100, 100]);
     }
 
     #[test]
     fn the_rotation_goes_on_when_the_list_changes() {
         let policy = RoundRobin::new();
-        let candidates = members(&[1; 5]);
-        let first = policy.picker(&candidates).pick(&Pick::new(0)).unwrap();
-        let second = policy.picker(&candidates).pick(&Pick::new(0)).unwrap();
+        let candidates = candidates(&[1; 5]);
+        let first = policy
+            .picker(&candidates)
+            .pick(&Pick::new(0, crate::time::now()))
+            .unwrap();
+        let second = policy
+            .picker(&candidates)
+            .pick(&Pick::new(0, crate::time::now()))
+            .unwrap();
         assert_eq!(second, (first + 1) % 5);
     }
 }

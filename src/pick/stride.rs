@@ -40,18 +40,17 @@ impl Schedule {
     const OFFSET: u64 = Self::MAX / 2;
 
     /// A schedule for these weights. A weight of 0 is never picked, unless all are 0.
-    pub(crate) fn new(weights: &[u32]) -> Self {
-        let max = weights.iter().copied().max().unwrap_or_default().max(1);
-        let scaled = |weight: &u32| {
-            let scaled = (u64::from(*weight) * Self::MAX + u64::from(max) / 2) / u64::from(max);
+    pub(crate) fn new(weights: &[f64]) -> Self {
+        let max = weights.iter().copied().fold(0.0, f64::max);
+        let scaled = |weight: &f64| {
             // A small share is still a share.
-            let least = u64::from(*weight > 0);
-            scaled.max(least) as u16
+            let least = if *weight > 0.0 { 1.0 } else { 0.0 };
+            (weight / max * Self::MAX as f64).round().max(least) as u16
         };
-        let weights = if weights.iter().all(|weight| *weight == 0) {
-            vec![u16::MAX; weights.len()].into()
-        } else {
+        let weights = if max > 0.0 {
             weights.iter().map(scaled).collect()
+        } else {
+            vec![u16::MAX; weights.len()].into()
         };
         Self { weights }
     }
@@ -117,6 +116,7 @@ mod tests {
             generations in 1_u64..200,
         ) {
             prop_assume!(weights.iter().any(|weight| *weight > 0));
+            let weights: Vec<_> = weights.into_iter().map(f64::from).collect();
             let schedule = Schedule::new(&weights);
             let expected = exact(&schedule.weights, generations);
             let sequence = sequence_at(0);
@@ -131,6 +131,7 @@ mod tests {
         fn a_full_cycle_gives_every_candidate_exactly_its_weight(
             weights in proptest::collection::vec(1_u32..500, 1..4),
         ) {
+            let weights: Vec<_> = weights.into_iter().map(f64::from).collect();
             let schedule = Schedule::new(&weights);
             let mut tally = vec![0_u64; weights.len()];
             for (index, count) in tally.iter_mut().enumerate() {
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn zero_weights_are_never_picked() {
-        let schedule = Schedule::new(&[0, 3, 0, 1]);
+        let schedule = Schedule::new(&[0.0, 3.0, 0.0, 1.0]);
         let sequence = sequence_at(9);
         let mut tally = [0; 4];
         for _ in 0..400 {
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_tiny_weight_beside_a_huge_one_is_not_lost() {
-        let schedule = Schedule::new(&[1, u32::MAX]);
+        let schedule = Schedule::new(&[1.0, f64::from(u32::MAX)]);
         assert_eq!(&*schedule.weights, [1, u16::MAX]);
     }
 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Pick, Picker, Policy, next_allowed, scale};
-use crate::member::Member;
+use super::{Candidate, Pick, Picker, Policy, next_allowed, scale};
 
 /// Any endpoint, as likely as its weight says, in constant time (Vose's alias method: M. D. Vose,
 /// "A linear algorithm for generating random numbers with a given distribution", 1991).
@@ -24,11 +23,8 @@ impl Policy for WeightedRandom {
         "weighted_random"
     }
 
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
-        let weights: Vec<_> = candidates
-            .iter()
-            .map(|member| member.endpoint().weight)
-            .collect();
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
+        let weights: Vec<_> = candidates.iter().map(Candidate::weight).collect();
         Box::new(WeightedRandomPicker {
             columns: alias_table(&weights),
             candidates: Arc::clone(candidates),
@@ -39,7 +35,7 @@ impl Policy for WeightedRandom {
 #[derive(Debug)]
 struct WeightedRandomPicker {
     columns: Box<[Column]>,
-    candidates: Arc<[Arc<Member>]>,
+    candidates: Arc<[Candidate]>,
 }
 
 impl Picker for WeightedRandomPicker {
@@ -64,14 +60,15 @@ struct Column {
     alias: u32,
 }
 
-fn alias_table(weights: &[u32]) -> Box<[Column]> {
-    let count = weights.len() as u64;
-    let total: u64 = weights.iter().copied().map(u64::from).sum();
+fn alias_table(weights: &[f64]) -> Box<[Column]> {
+    // In whole numbers, so that no rounding leaves a column half filled.
+    let max = weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let whole = |weight: &f64| (weight / max * f64::from(u32::MAX)).round() as u64;
+    let mut fill: Vec<u64> = weights.iter().map(whole).collect();
+    let total: u64 = fill.iter().sum();
     // Each column holds `total`; a weight fills `weight * count` of it.
-    let mut fill: Vec<u64> = weights
-        .iter()
-        .map(|weight| u64::from(*weight) * count)
-        .collect();
+    let count = weights.len() as u64;
+    fill.iter_mut().for_each(|weight| *weight *= count);
     let mut columns: Box<[Column]> = (0..weights.len() as u32)
         .map(|index| Column {
             threshold: u32::MAX,
@@ -99,12 +96,12 @@ fn alias_table(weights: &[u32]) -> Box<[Column]> {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use crate::pick::tests::{members, tally};
+    use crate::pick::tests::{candidates, tally};
     use proptest::prelude::*;
 
     #[test]
     fn the_choice_follows_the_weights() {
-        let picker = WeightedRandom::new().picker(&members(&[7, 1, 2]));
+        let picker = WeightedRandom::new().picker(&candidates(&[7, 1, 2]));
         let tally = tally(&*picker, 3, 100_000);
         for (count, expected) in tally.iter().zip([70_000_usize, 10_000, 20_000]) {
             assert!(count.abs_diff(expected) < 1_000, "{tally:?}");
@@ -118,7 +115,8 @@ mod tests {
         ) {
             let total: u64 = weights.iter().copied().map(u64::from).sum();
             prop_assume!(total > 0);
-            let columns = alias_table(&weights);
+            let table: Vec<_> = weights.iter().copied().map(f64::from).collect();
+            let columns = alias_table(&table);
             let mut share = vec![0.0; weights.len()];
             for (index, column) in columns.iter().enumerate() {
                 let own = f64::from(column.threshold) / f64::from(u32::MAX);

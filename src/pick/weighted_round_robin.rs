@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    Pick, Picker, Policy, next_allowed,
+    Candidate, Pick, Picker, Policy, next_allowed,
     stride::{Schedule, Sequence},
 };
-use crate::member::Member;
 
 /// Each endpoint in turn, as often as its weight says: static stride scheduling, smooth and
 /// lock-free.
@@ -30,11 +29,8 @@ impl Policy for WeightedRoundRobin {
         "weighted_round_robin"
     }
 
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
-        let weights: Vec<_> = candidates
-            .iter()
-            .map(|member| member.endpoint().weight)
-            .collect();
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
+        let weights: Vec<_> = candidates.iter().map(Candidate::weight).collect();
         Box::new(WeightedRoundRobinPicker {
             sequence: Arc::clone(&self.sequence),
             schedule: Schedule::new(&weights),
@@ -47,7 +43,7 @@ impl Policy for WeightedRoundRobin {
 struct WeightedRoundRobinPicker {
     sequence: Arc<Sequence>,
     schedule: Schedule,
-    candidates: Arc<[Arc<Member>]>,
+    candidates: Arc<[Candidate]>,
 }
 
 impl Picker for WeightedRoundRobinPicker {
@@ -61,11 +57,11 @@ impl Picker for WeightedRoundRobinPicker {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use crate::pick::tests::{members, tally};
+    use crate::pick::tests::{candidates, tally};
 
     #[test]
     fn picks_follow_the_weights() {
-        let picker = WeightedRoundRobin::new().picker(&members(&[100, 50, 50]));
+        let picker = WeightedRoundRobin::new().picker(&candidates(&[100, 50, 50]));
         let tally = tally(&*picker, 3, 4000);
         for (count, expected) in tally.iter().zip([2000_usize, 1000, 1000]) {
             assert!(count.abs_diff(expected) <= 3, "{tally:?}");
@@ -74,10 +70,10 @@ mod tests {
 
     #[test]
     fn picks_are_smooth() {
-        let candidates = members(&[5, 1, 1]);
+        let candidates = candidates(&[5, 1, 1]);
         let picker = WeightedRoundRobin::new().picker(&candidates);
         let picks: Vec<_> = (0..70)
-            .map(|_| picker.pick(&Pick::new(0)).unwrap())
+            .map(|_| picker.pick(&Pick::new(0, crate::time::now())).unwrap())
             .collect();
         for window in picks.windows(14) {
             for light in [1, 2] {

@@ -99,7 +99,10 @@ struct OnDrop(mpsc::UnboundedSender<()>);
 
 impl OnDrop {
     /// Nothing; who calls it holds it.
-    #[expect(clippy::unused_self, reason = "a closure that calls it holds all of it")]
+    #[expect(
+        clippy::unused_self,
+        reason = "a closure that calls it holds all of it"
+    )]
     fn hold(&self) {}
 }
 

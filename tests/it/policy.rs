@@ -4,8 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use tower_gateway::{
     config::{ConfigFile, Node},
-    member::Member,
-    pick::{Pick, Picker, Policy},
+    pick::{Candidate, Pick, Picker, Policy},
 };
 
 use crate::support::{Backend, Wire};
@@ -19,8 +18,8 @@ impl Policy for Only {
         "only"
     }
 
-    fn picker(&self, candidates: &Arc<[Arc<Member>]>) -> Box<dyn Picker> {
-        let wanted = |member: &Arc<Member>| member.endpoint().id.as_str() == self.0;
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
+        let wanted = |candidate: &Candidate| candidate.member.endpoint().id.as_str() == self.0;
         Box::new(OnlyPicker(candidates.iter().position(wanted)))
     }
 }
