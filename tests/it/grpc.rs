@@ -424,7 +424,13 @@ async fn a_service_that_is_gone_comes_back() {
         said.is_err_and(|status| status.code() == Code::Unavailable)
     })
     .await;
-    let backend = apart(std::net::TcpListener::bind(address).unwrap());
+    let mut bound = None;
+    until("the address is free", async || {
+        bound = std::net::TcpListener::bind(address).ok();
+        bound.is_some()
+    })
+    .await;
+    let backend = apart(bound.expect("it was just bound"));
     until("the service", async || client.say("hello").await.is_ok()).await;
     backend.shutdown_background();
 }

@@ -9,9 +9,10 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    time::timeout,
 };
 
-use super::within;
+use super::{PATIENCE, within};
 
 /// One end of a connection, for clients and for backends.
 #[derive(Debug)]
@@ -142,9 +143,9 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
 }
 
 impl<S: AsyncRead + Unpin> Wire<S> {
-    /// Reads more; returns how much, 0 at the end.
+    /// Reads more; returns how much, 0 at the end. It does not wait forever.
     async fn more(&mut self) -> io::Result<usize> {
-        self.stream.read_buf(&mut self.buffer).await
+        timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await?
     }
 
     /// The next bytes, at most so many; empty at the end.
