@@ -83,10 +83,10 @@ fn turn(number: usize, backends: &[Backend]) -> String {
         format!("{{ address: \"{address}\", id: {id}, weight: {weight}, zone: z{number} }}")
     };
     let mut endpoints = vec![endpoint(0)];
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         endpoints.push(endpoint(1));
     }
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         endpoints.insert(0, endpoint(2));
     }
     let routes = match number % 4 {
