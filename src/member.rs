@@ -4,12 +4,12 @@
 use std::{
     any::Any,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Weak},
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use http::{StatusCode, uri::Authority};
-use parking_lot::Mutex;
 
 use crate::{
     endpoint::Endpoint,
@@ -33,6 +33,8 @@ pub struct Member {
 struct Live {
     load: Load,
     totals: Arc<Totals>,
+    /// When it joined a cluster that was already there.
+    joined: Option<Instant>,
     attachments: Attachments,
 }
 
@@ -41,12 +43,26 @@ impl Member {
         let live = Live {
             load: Load::new(now),
             totals,
+            joined: None,
             attachments: Attachments::default(),
         };
         Self {
             endpoint,
             live: Arc::new(live),
         }
+    }
+
+    /// The same new instance, which joined a cluster that was already there.
+    pub(crate) fn joined_at(mut self, now: Instant) -> Self {
+        let live = Arc::get_mut(&mut self.live);
+        live.expect("nobody else has seen a new instance").joined = Some(now);
+        self
+    }
+
+    /// When the endpoint joined the cluster; `None` when it was there from the first list on.
+    #[must_use]
+    pub fn joined(&self) -> Option<Instant> {
+        self.live.joined
     }
 
     /// The same instance with other attributes.
@@ -95,52 +111,66 @@ impl Member {
     }
 
     /// What `owner` has attached to this instance, made by `init` at first sight. It lives as long
-    /// as the instance: a connection pool closes when its endpoint is gone.
+    /// as both do: a connection pool closes when its endpoint or its client is gone.
+    #[cfg_attr(
+        not(feature = "client"),
+        allow(dead_code, reason = "clients have pools")
+    )]
     pub(crate) fn attachment<T: Send + Sync + 'static>(
         &self,
-        owner: u64,
+        owner: &Owner,
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
         self.live.attachments.find_or_insert(owner, init)
     }
 }
 
-/// What layers attach to an endpoint. Nearly always there is one, found without a lock.
-#[derive(Default)]
-struct Attachments {
-    first: OnceLock<(u64, Attachment)>,
-    rest: Mutex<Vec<(u64, Attachment)>>,
-}
+/// Who attaches things to endpoints. Clones are the same owner.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owner(Arc<()>);
 
-type Attachment = Arc<dyn Any + Send + Sync>;
+/// What clients attach to an endpoint; found without a lock.
+#[derive(Default)]
+struct Attachments(ArcSwap<Vec<Attachment>>);
+
+#[derive(Clone)]
+struct Attachment {
+    owner: Weak<()>,
+    value: Arc<dyn Any + Send + Sync>,
+}
 
 impl Attachments {
     fn find_or_insert<T: Send + Sync + 'static>(
         &self,
-        owner: u64,
+        owner: &Owner,
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
-        let mut init = Some(init);
-        let mut make = || {
-            let init = init.take().expect("one attachment is made a call");
-            Arc::new(init()) as Attachment
-        };
-        let (first_owner, first) = self.first.get_or_init(|| (owner, make()));
-        let found = if *first_owner == owner {
-            Arc::clone(first)
-        } else {
-            let mut rest = self.rest.lock();
-            let position = rest.iter().position(|(other, _)| *other == owner);
-            let position = position.unwrap_or_else(|| {
-                rest.push((owner, make()));
-                rest.len() - 1
+        let found = find(&self.0.load(), owner).unwrap_or_else(|| {
+            let value: Arc<dyn Any + Send + Sync> = Arc::new(init());
+            // Another thread may have been faster: the first one stands.
+            self.0.rcu(|attached| match find(attached, owner) {
+                Some(_) => Arc::clone(attached),
+                None => {
+                    let alive = attached.iter().filter(|one| one.owner.strong_count() > 0);
+                    let mut attached: Vec<_> = alive.cloned().collect();
+                    attached.push(Attachment {
+                        owner: Arc::downgrade(&owner.0),
+                        value: Arc::clone(&value),
+                    });
+                    Arc::new(attached)
+                }
             });
-            Arc::clone(&rest[position].1)
-        };
+            find(&self.0.load(), owner).expect("an owner that is alive keeps its attachment")
+        });
         found
             .downcast()
             .expect("an owner attaches values of one type")
     }
+}
+
+fn find(attached: &[Attachment], owner: &Owner) -> Option<Arc<dyn Any + Send + Sync>> {
+    let is_owned = |one: &&Attachment| std::ptr::eq(one.owner.as_ptr(), Arc::as_ptr(&owner.0));
+    Some(Arc::clone(&attached.iter().find(is_owned)?.value))
 }
 
 impl fmt::Debug for Attachments {
@@ -322,12 +352,24 @@ mod tests {
     #[test]
     fn owners_have_attachments_of_their_own() {
         let member = member();
-        let first = member.attachment(1, || String::from("first"));
-        let second = member.attachment(2, || 2_u32);
-        assert_eq!(*member.attachment(2, || 9_u32), *second);
+        let (one, other) = (Owner::default(), Owner::default());
+        let first = member.attachment(&one, || String::from("first"));
+        let second = member.attachment(&other, || 2_u32);
+        assert_eq!(*member.attachment(&other, || 9_u32), *second);
         let updated = member.updated(Arc::new(Endpoint::clone(member.endpoint()).weight(5)));
-        let kept = updated.attachment(1, || String::from("lost"));
+        let kept = updated.attachment(&one, || String::from("lost"));
         assert!(Arc::ptr_eq(&first, &kept));
+    }
+
+    #[test]
+    fn an_owner_that_is_gone_leaves_nothing_behind() {
+        let member = member();
+        let gone = Owner::default();
+        let attached = Arc::downgrade(&member.attachment(&gone, || 1_u32));
+        drop(gone);
+        assert!(attached.upgrade().is_some(), "nobody has looked yet");
+        member.attachment(&Owner::default(), || 2_u32);
+        assert!(attached.upgrade().is_none());
     }
 }
 

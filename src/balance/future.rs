@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::Response;
+use http::{HeaderValue, Response, header::SET_COOKIE};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -31,18 +31,19 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         // The endpoint is asked; the lease moves into the body with the head.
-        Leased { #[pin] inner: F, lease: Option<Lease> },
+        Leased { #[pin] inner: F, lease: Option<Lease>, set_cookie: Option<HeaderValue> },
         // There was no endpoint to ask.
         Refused { refusal: Option<(Refusal, Dialect)> },
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn leased(inner: F, lease: Lease) -> Self {
+    pub(super) fn leased(inner: F, lease: Lease, set_cookie: Option<HeaderValue>) -> Self {
         Self {
             state: State::Leased {
                 inner,
                 lease: Some(lease),
+                set_cookie,
             },
         }
     }
@@ -66,12 +67,19 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Leased { inner, lease } => {
+            StateProj::Leased {
+                inner,
+                lease,
+                set_cookie,
+            } => {
                 let result = ready!(inner.poll(cx));
                 let mut lease = lease.take().expect("polled after it was ready");
                 Poll::Ready(match result {
-                    Ok(response) => {
+                    Ok(mut response) => {
                         lease.head(response.status(), time::now());
+                        if let Some(set_cookie) = set_cookie.take() {
+                            response.headers_mut().append(SET_COOKIE, set_cookie);
+                        }
                         Ok(response.map(|body| ResponseBody::leased(body, lease)))
                     }
                     Err(error) => {

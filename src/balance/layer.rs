@@ -1,7 +1,10 @@
 use http::uri::Scheme;
 use tower::Layer;
 
-use super::Balance;
+use super::{
+    Balance,
+    sticky::{Sessions, Sticky},
+};
 use crate::cluster::Cluster;
 
 /// Sends each request to an endpoint of a cluster; see the [module docs](super).
@@ -9,10 +12,12 @@ use crate::cluster::Cluster;
 /// # Defaults
 ///
 /// - `scheme`: `http`
+/// - `sticky`: no sessions
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
     scheme: Scheme,
+    sessions: Option<Sessions>,
 }
 
 impl BalanceLayer {
@@ -22,6 +27,7 @@ impl BalanceLayer {
         Self {
             cluster,
             scheme: Scheme::HTTP,
+            sessions: None,
         }
     }
 
@@ -31,12 +37,24 @@ impl BalanceLayer {
         self.scheme = scheme;
         self
     }
+
+    /// Keeps the requests of a session at one endpoint.
+    #[must_use]
+    pub fn sticky(mut self, sticky: Sticky) -> Self {
+        self.sessions = Some(Sessions::new(sticky, self.cluster.name()));
+        self
+    }
 }
 
 impl<S> Layer<S> for BalanceLayer {
     type Service = Balance<S>;
 
     fn layer(&self, inner: S) -> Balance<S> {
-        Balance::new(inner, self.cluster.clone(), self.scheme.clone())
+        Balance::new(
+            inner,
+            self.cluster.clone(),
+            self.scheme.clone(),
+            self.sessions.clone(),
+        )
     }
 }

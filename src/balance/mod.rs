@@ -42,6 +42,8 @@ pub mod body;
 pub mod future;
 mod layer;
 mod service;
+mod sticky;
 
 pub use layer::BalanceLayer;
 pub use service::Balance;
+pub use sticky::{InvalidCookieName, Sticky};

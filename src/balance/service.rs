@@ -4,13 +4,13 @@ use std::{
 };
 
 use http::{
-    Request, Response, Uri,
+    HeaderValue, Request, Response, Uri,
     uri::{PathAndQuery, Scheme},
 };
 use http_body::Body;
 use tower::Service;
 
-use super::{body::ResponseBody, future::ResponseFuture};
+use super::{body::ResponseBody, future::ResponseFuture, sticky::Sessions};
 use crate::{
     attempt::{Attempt, Overdue},
     cluster::Cluster,
@@ -26,14 +26,29 @@ pub struct Balance<S> {
     inner: S,
     cluster: Cluster,
     scheme: Scheme,
+    sessions: Option<Sessions>,
+}
+
+/// An endpoint for a request.
+struct Leased {
+    member: Arc<Member>,
+    lease: Lease,
+    /// The cookie of a session that begins.
+    set_cookie: Option<HeaderValue>,
 }
 
 impl<S> Balance<S> {
-    pub(super) fn new(inner: S, cluster: Cluster, scheme: Scheme) -> Self {
+    pub(super) fn new(
+        inner: S,
+        cluster: Cluster,
+        scheme: Scheme,
+        sessions: Option<Sessions>,
+    ) -> Self {
         Self {
             inner,
             cluster,
             scheme,
+            sessions,
         }
     }
 
@@ -43,7 +58,7 @@ impl<S> Balance<S> {
         &self.cluster
     }
 
-    fn lease<B>(&self, request: &Request<B>) -> Option<(Arc<Member>, Lease)> {
+    fn lease<B>(&self, request: &Request<B>) -> Option<Leased> {
         let now = time::now();
         let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
@@ -51,12 +66,29 @@ impl<S> Balance<S> {
             None => pick,
         };
         let snapshot = self.cluster.snapshot();
-        let member = snapshot.pick(&pick)?;
+        let (member, set_cookie) = match &self.sessions {
+            None => (Arc::clone(snapshot.pick(&pick)?), None),
+            Some(sessions) => {
+                let kept = sessions.member(request.headers(), &snapshot);
+                match kept.filter(|member| !pick.tried.contains(&member.endpoint().id)) {
+                    Some(member) => (member, None),
+                    None => {
+                        let member = Arc::clone(snapshot.pick(&pick)?);
+                        let set_cookie = sessions.set_cookie(&member);
+                        (member, Some(set_cookie))
+                    }
+                }
+            }
+        };
         let mut lease = member.lease(now);
         if let Some(Overdue(at)) = request.extensions().get() {
             lease.overdue(*at);
         }
-        Some((Arc::clone(member), lease))
+        Some(Leased {
+            member,
+            lease,
+            set_cookie,
+        })
     }
 }
 
@@ -75,16 +107,21 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Some((member, lease)) = self.lease(&request) else {
+        let Some(leased) = self.lease(&request) else {
             self.cluster.totals().no_endpoint();
             let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
             let refusal = Refusal::new(Reason::NoEndpoint, detail);
             return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
         };
+        let Leased {
+            member,
+            lease,
+            set_cookie,
+        } = leased;
         let authority = address(request.uri_mut(), &self.scheme, &member);
         let chosen = Chosen::new(member, authority);
         request.extensions_mut().insert(chosen);
-        ResponseFuture::leased(self.inner.call(request), lease)
+        ResponseFuture::leased(self.inner.call(request), lease, set_cookie)
     }
 }
 

@@ -20,6 +20,7 @@ mod pool;
 mod readme;
 mod reload;
 mod smuggling;
+mod sticky;
 mod stream;
 mod support;
 mod tls;

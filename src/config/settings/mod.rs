@@ -15,7 +15,8 @@ use std::{
 };
 
 pub use cluster::{
-    ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, TlsSettings,
+    ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
+    TlsSettings,
 };
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};

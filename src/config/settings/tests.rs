@@ -27,6 +27,8 @@ clusters:
         - { address: "127.0.0.1:9002" }
     balance:
       type: weighted_round_robin
+    sticky: { cookie: gw_session, ttl: 1h, secret: s3cret, secure: true }
+    slow_start: 30s
     protocol: h2
     tls: { ca: ca.pem, cert: /etc/client.pem, key: client.key, server_name: users.internal }
     connect_timeout: 250ms
@@ -123,6 +125,13 @@ fn a_file_with_every_key_is_read() {
         ClusterSettings {
             discovery: DiscoverySettings::Static(vec![first, "127.0.0.1:9002".parse().unwrap()]),
             balance: PolicySettings::WeightedRoundRobin,
+            sticky: Some(StickySettings {
+                cookie: "gw_session".into(),
+                ttl: Some(Duration::from_secs(3600)),
+                secret: Some(Secret::new("s3cret")),
+                secure: true,
+            }),
+            slow_start: Some(Duration::from_secs(30)),
             protocol: Protocol::Http2,
             tls: Some(TlsSettings {
                 ca: Some("etc/ca.pem".into()),
@@ -158,7 +167,7 @@ fn a_file_with_every_key_is_read() {
         .map(|option| (option.key.as_str(), option.text.as_str(), option.line))
         .collect();
     assert_eq!(name, "least_loaded");
-    assert_eq!(options, [("window", "10s", 28), ("sample", "2", 28)]);
+    assert_eq!(options, [("window", "10s", 30), ("sample", "2", 30)]);
 
     assert_eq!(
         settings.routes,
@@ -226,6 +235,8 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
                 allow_empty: false,
             },
             balance: PolicySettings::RoundRobin,
+            sticky: None,
+            slow_start: None,
             protocol: Protocol::Http1,
             tls: None,
             connect_timeout: Duration::from_secs(1),
@@ -581,6 +592,17 @@ fn a_cluster_needs_a_name() {
     );
 }
 
+#[test]
+fn a_session_needs_a_cookie_that_can_be_set() {
+    refused_cluster(
+        "sticky: { cookie: \"a b\", ttl: 0s }",
+        &[
+            "gateway.yaml:5: clusters.users.sticky.cookie: expected a cookie name, such as gw_session, found the quoted \"a b\"",
+            "gateway.yaml:5: clusters.users.sticky.ttl: expected a duration longer than zero, found \"0s\"",
+        ],
+    );
+}
+
 /// A key that is not built yet must not look as if it worked.
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
@@ -597,16 +619,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
             "gateway.yaml:3: node.register: expected one of id, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
         ],
     );
-    for key in [
-        "sticky",
-        "health",
-        "outlier",
-        "breaker",
-        "panic_threshold",
-        "slow_start",
-    ] {
+    for key in ["health", "outlier", "breaker", "panic_threshold"] {
         let mistake = format!(
-            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
+            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, sticky, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
         );
         refused_cluster(&format!("{key}: {{}}"), &[&mistake]);
     }
@@ -648,7 +663,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 34);
+    assert_eq!(tried, 36);
 }
 
 proptest! {
