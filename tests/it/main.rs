@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test that is how to stop")]
 
 mod admin;
+mod allocations;
 mod architecture;
 mod chaos;
 mod clients;
