@@ -4,9 +4,10 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use http::Response;
+use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -71,7 +72,9 @@ where
                 let mut lease = lease.take().expect("polled after it was ready");
                 Poll::Ready(match result {
                     Ok(response) => {
-                        lease.head(response.status(), time::now());
+                        let status = response.status();
+                        let retry_after = retry_after(status, response.headers());
+                        lease.head(status, retry_after, time::now());
                         Ok(response.map(|body| ResponseBody::leased(body, lease)))
                     }
                     Err(error) => {
@@ -86,6 +89,16 @@ where
             }
         }
     }
+}
+
+/// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
+/// not taken: the clock of the endpoint decides nothing here.
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    if !status.is_server_error() {
+        return None;
+    }
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// What an error of the inner client says about the endpoint. An error of an unknown type is a
