@@ -10,10 +10,10 @@ use http::{
 use http_body::Body;
 use tower::Service;
 
-use super::{body::ResponseBody, future::ResponseFuture};
+use super::{Destination, body::ResponseBody, future::ResponseFuture};
 use crate::{
     attempt::{Attempt, Overdue},
-    cluster::Cluster,
+    cluster::{Cluster, Snapshot},
     member::{Chosen, Lease, Member},
     pick::Pick,
     refusal::{Dialect, Reason, Refusal},
@@ -43,7 +43,7 @@ impl<S> Balance<S> {
         &self.cluster
     }
 
-    fn lease<B>(&self, request: &Request<B>) -> Option<(Arc<Member>, Lease)> {
+    fn lease<B>(&self, request: &Request<B>) -> Result<(Arc<Member>, Lease), Refusal> {
         let now = time::now();
         let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
@@ -51,12 +51,41 @@ impl<S> Balance<S> {
             None => pick,
         };
         let snapshot = self.cluster.snapshot();
-        let member = snapshot.pick(&pick)?;
+        let member = match request.extensions().get() {
+            Some(destination) => self.destined(&snapshot, destination, &pick)?,
+            None => snapshot.pick(&pick).ok_or_else(|| self.no_endpoint())?,
+        };
         let mut lease = member.lease(now);
         if let Some(Overdue(at)) = request.extensions().get() {
             lease.overdue(*at);
         }
-        Some((Arc::clone(member), lease))
+        Ok((Arc::clone(member), lease))
+    }
+
+    /// The endpoint that the request is for, or else, when another will do, one that is picked.
+    fn destined<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        destination: &Destination,
+        pick: &Pick<'_>,
+    ) -> Result<&'a Arc<Member>, Refusal> {
+        let id = destination.endpoint();
+        let member = snapshot.member(id);
+        if destination.is_strict() {
+            return member.ok_or_else(|| {
+                let detail = format!("cluster {} has no endpoint {id}", self.cluster.name());
+                Refusal::new(Reason::NoEndpoint, detail)
+            });
+        }
+        member
+            .filter(|_| !pick.tried.contains(id))
+            .or_else(|| snapshot.pick(pick))
+            .ok_or_else(|| self.no_endpoint())
+    }
+
+    fn no_endpoint(&self) -> Refusal {
+        let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
+        Refusal::new(Reason::NoEndpoint, detail)
     }
 }
 
@@ -75,11 +104,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Some((member, lease)) = self.lease(&request) else {
-            self.cluster.totals().no_endpoint();
-            let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
-            let refusal = Refusal::new(Reason::NoEndpoint, detail);
-            return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+        let (member, lease) = match self.lease(&request) {
+            Ok(leased) => leased,
+            Err(refusal) => {
+                self.cluster.totals().no_endpoint();
+                return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+            }
         };
         let authority = address(request.uri_mut(), &self.scheme, &member);
         let chosen = Chosen::new(member, authority);

@@ -1,10 +1,14 @@
 //! What readers of a cluster see: one immutable value.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use super::apply;
 use crate::{
     discover::State,
+    endpoint::EndpointId,
     member::Member,
     pick::{Candidate, Pick, Picker, Policy},
 };
@@ -15,6 +19,8 @@ pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
     candidates: Arc<[Candidate]>,
     picker: Box<dyn Picker>,
+    /// Members by identity; made when the first one is asked for.
+    index: OnceLock<HashMap<EndpointId, usize>>,
     generation: u64,
     discovery: State,
     version: u64,
@@ -27,6 +33,7 @@ impl Snapshot {
             picker: policy.picker(&none),
             members: Arc::default(),
             candidates: none,
+            index: OnceLock::new(),
             generation: 0,
             discovery: State::Pending,
             version: 0,
@@ -50,6 +57,7 @@ impl Snapshot {
             picker: policy.picker(&candidates),
             members,
             candidates,
+            index: OnceLock::new(),
             generation: self.generation + 1,
             discovery: self.discovery,
             version: self.version,
@@ -69,6 +77,16 @@ impl Snapshot {
     #[must_use]
     pub fn members(&self) -> &Arc<[Arc<Member>]> {
         &self.members
+    }
+
+    /// The member of this identity.
+    #[must_use]
+    pub fn member(&self, id: &EndpointId) -> Option<&Arc<Member>> {
+        let index = self.index.get_or_init(|| {
+            let ids = self.members.iter().map(|member| &member.endpoint().id);
+            ids.cloned().zip(0..).collect()
+        });
+        self.members.get(*index.get(id)?)
     }
 
     /// The members that take new picks.

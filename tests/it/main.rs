@@ -7,6 +7,7 @@ mod admin;
 mod architecture;
 mod chaos;
 mod clients;
+mod destination;
 mod discover;
 mod drain;
 mod failure;
