@@ -71,8 +71,8 @@ impl Choices {
         let mut least: Option<(usize, f32)> = None;
         let mut is_loaded = false;
         let mut ties = 1;
-        for index in 0..self.len {
-            if !pick.allows(&candidates[index]) {
+        for (index, candidate) in candidates.iter().enumerate() {
+            if !pick.allows(candidate) {
                 continue;
             }
             let Cost { value, is_load } = cost(index);
