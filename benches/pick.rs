@@ -15,7 +15,10 @@ use tower_gateway::{
     Endpoint,
     cluster::Cluster,
     endpoint::Address,
-    pick::{Pick, Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin},
+    pick::{
+        LeastRequest, Pick, Policy, Random, ResponseTime, RoundRobin, WeightedRandom,
+        WeightedRoundRobin,
+    },
 };
 
 const SIZES: [usize; 3] = [3, 100, 10_000];
@@ -39,12 +42,14 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn policies() -> [Arc<dyn Policy>; 4] {
+fn policies() -> [Arc<dyn Policy>; 6] {
     [
         Arc::new(RoundRobin::new()),
         Arc::new(WeightedRoundRobin::new()),
         Arc::new(Random::new()),
         Arc::new(WeightedRandom::new()),
+        Arc::new(LeastRequest::new()),
+        Arc::new(ResponseTime::new()),
     ]
 }
 

@@ -5,7 +5,7 @@ use std::{
     any::Any,
     fmt,
     sync::{Arc, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -14,10 +14,13 @@ use http::{StatusCode, uri::Authority};
 use crate::{
     endpoint::Endpoint,
     error::TransportErrorKind,
-    load::{Load, Totals},
+    load::{Load, PENALTY, Totals},
     outcome::{End, Head, Outcome},
     time,
 };
+
+/// The longest `Retry-After` that is believed: 300 s, as linkerd has it.
+const LONGEST_PENALTY: Duration = Duration::from_secs(300);
 
 /// One endpoint of a cluster.
 ///
@@ -94,12 +97,13 @@ impl Member {
 
     /// Counts a request in, until its lease ends.
     pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Lease {
-        self.live.load.begin();
+        self.live.load.begin(now);
         Lease {
             member: Some(Arc::clone(self)),
             started: now,
             head: None,
             overdue: None,
+            penalised: false,
         }
     }
 
@@ -189,6 +193,8 @@ pub(crate) struct Lease {
     started: Instant,
     head: Option<Head>,
     overdue: Option<Instant>,
+    /// Whether its failure was counted before its end.
+    penalised: bool,
 }
 
 impl Lease {
@@ -197,14 +203,24 @@ impl Lease {
         self.overdue = Some(at);
     }
 
-    /// The response head was seen. A switch of protocols says nothing about latency.
-    pub(crate) fn head(&mut self, status: StatusCode, now: Instant) {
+    /// The response head was seen, with the time that a `Retry-After` asks for. A switch of
+    /// protocols says nothing about latency, and a 5xx is never fast.
+    pub(crate) fn head(&mut self, status: StatusCode, retry_after: Option<Duration>, now: Instant) {
         let latency = now.saturating_duration_since(self.started);
-        self.head = Some(Head::new(status, latency));
-        if status != StatusCode::SWITCHING_PROTOCOLS
-            && let Some(member) = &self.member
-        {
-            member.live.load.head(latency, now);
+        if self.head.replace(Head::new(status, latency)).is_some() {
+            return;
+        }
+        let Some(member) = &self.member else {
+            return;
+        };
+        let load = &member.live.load;
+        if status.is_server_error() {
+            load.head(None, now);
+            load.penalise(retry_after.unwrap_or(PENALTY).min(LONGEST_PENALTY), now);
+            self.penalised = true;
+        } else {
+            let latency = (status != StatusCode::SWITCHING_PROTOCOLS).then_some(latency);
+            load.head(latency, now);
         }
     }
 
@@ -217,6 +233,9 @@ impl Lease {
     pub(crate) fn finish(&mut self, end: End) {
         if let Some(member) = self.member.take() {
             let outcome = Outcome::new(self.head, end);
+            if outcome.is_failure() && !self.penalised {
+                member.live.load.penalise(PENALTY, time::now());
+            }
             member.live.load.end(&outcome);
             member.live.totals.end(&outcome);
         }
@@ -280,8 +299,6 @@ impl Chosen {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     fn member() -> Arc<Member> {
         let endpoint: Endpoint = "127.0.0.1:80".parse().unwrap();
         let totals = Arc::new(Totals::default());
@@ -314,7 +331,7 @@ mod tests {
         // With a head, the endpoint has answered in time.
         let mut lease = member.lease(now);
         lease.overdue(now);
-        lease.head(StatusCode::OK, now);
+        lease.head(StatusCode::OK, None, now);
         drop(lease);
         assert_eq!(member.load().failures(), 1);
         assert_eq!(member.load().in_flight(), 0);
@@ -338,6 +355,7 @@ mod tests {
         let mut lease = member.lease(start);
         lease.head(
             StatusCode::SWITCHING_PROTOCOLS,
+            None,
             start + Duration::from_secs(3),
         );
         let upgraded = member.upgraded();
@@ -347,6 +365,40 @@ mod tests {
         assert_eq!(member.load().latency(start), None);
         drop(upgraded);
         assert_eq!(member.load().in_flight(), 0);
+    }
+
+    #[test]
+    fn failing_is_never_fast() {
+        let now = time::now();
+        let seconds = |lease: fn(&mut Lease, Instant)| {
+            let member = member();
+            lease(&mut member.lease(now), now);
+            let latency = member.load().latency(now);
+            latency.map(|latency| latency.as_secs_f32().round())
+        };
+        assert_eq!(seconds(|_, _| ()), None);
+        assert_eq!(seconds(|lease, _| lease.finish(End::Cancelled)), None);
+        assert_eq!(
+            seconds(|lease, _| lease.finish(End::Failed {
+                kind: TransportErrorKind::Connect,
+                written: false,
+            })),
+            Some(5.0)
+        );
+        assert_eq!(
+            seconds(|lease, now| lease.head(StatusCode::BAD_GATEWAY, None, now)),
+            Some(5.0)
+        );
+        let unavailable = |lease: &mut Lease, seconds, now| {
+            let retry_after = Some(Duration::from_secs(seconds));
+            lease.head(StatusCode::SERVICE_UNAVAILABLE, retry_after, now);
+        };
+        let member = member();
+        for (retry_after, expected) in [(1, 1), (20, 20), (2, 20), (9_000, 300)] {
+            unavailable(&mut member.lease(now), retry_after, now);
+            let latency = member.load().latency(now).unwrap();
+            assert_eq!(latency, Duration::from_secs(expected));
+        }
     }
 
     #[test]
@@ -390,9 +442,11 @@ mod loom_tests {
             let cancelled = thread::spawn(move || drop(other.lease(now)));
             let mut lease = member.lease(now);
             assert!(member.load().in_flight() >= 1);
+            assert!(member.load().waiting() >= 1);
             lease.finish(End::BodyLost);
             cancelled.join().unwrap();
             assert_eq!(member.load().in_flight(), 0);
+            assert_eq!(member.load().waiting(), 0);
             assert_eq!(member.load().failures(), 1);
             assert_eq!(totals.requests().cancelled, 1);
         });

@@ -4,9 +4,10 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use http::{HeaderValue, Response, header::SET_COOKIE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -76,9 +77,12 @@ where
                 let mut lease = lease.take().expect("polled after it was ready");
                 Poll::Ready(match result {
                     Ok(mut response) => {
-                        lease.head(response.status(), time::now());
+                        let status = response.status();
+                        let retry_after = retry_after(status, response.headers());
+                        lease.head(status, retry_after, time::now());
                         if let Some(set_cookie) = set_cookie.take() {
-                            response.headers_mut().append(SET_COOKIE, set_cookie);
+                            let headers = response.headers_mut();
+                            headers.append(header::SET_COOKIE, set_cookie);
                         }
                         Ok(response.map(|body| ResponseBody::leased(body, lease)))
                     }
@@ -94,6 +98,16 @@ where
             }
         }
     }
+}
+
+/// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
+/// not taken: the clock of the endpoint decides nothing here.
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    if !status.is_server_error() {
+        return None;
+    }
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// What an error of the inner client says about the endpoint. An error of an unknown type is a

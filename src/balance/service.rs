@@ -4,16 +4,16 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Request, Response, Uri,
+    HeaderMap, HeaderValue, Request, Response, Uri,
     uri::{PathAndQuery, Scheme},
 };
 use http_body::Body;
 use tower::Service;
 
-use super::{body::ResponseBody, future::ResponseFuture, sticky::Sessions};
+use super::{Destination, body::ResponseBody, future::ResponseFuture, sticky::Sessions};
 use crate::{
     attempt::{Attempt, Overdue},
-    cluster::Cluster,
+    cluster::{Cluster, Snapshot},
     member::{Chosen, Lease, Member},
     pick::Pick,
     refusal::{Dialect, Reason, Refusal},
@@ -58,7 +58,7 @@ impl<S> Balance<S> {
         &self.cluster
     }
 
-    fn lease<B>(&self, request: &Request<B>) -> Option<Leased> {
+    fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refusal> {
         let now = time::now();
         let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
@@ -66,29 +66,67 @@ impl<S> Balance<S> {
             None => pick,
         };
         let snapshot = self.cluster.snapshot();
-        let (member, set_cookie) = match &self.sessions {
-            None => (Arc::clone(snapshot.pick(&pick)?), None),
-            Some(sessions) => {
-                let kept = sessions.member(request.headers(), &snapshot);
-                match kept.filter(|member| !pick.tried.contains(&member.endpoint().id)) {
-                    Some(member) => (member, None),
-                    None => {
-                        let member = Arc::clone(snapshot.pick(&pick)?);
-                        let set_cookie = sessions.set_cookie(&member);
-                        (member, Some(set_cookie))
-                    }
-                }
+        let (member, set_cookie) = match (request.extensions().get(), &self.sessions) {
+            (Some(destination), _) => (self.destined(&snapshot, destination, &pick)?, None),
+            (None, Some(sessions)) => {
+                self.in_session(sessions, request.headers(), &snapshot, &pick)?
             }
+            (None, None) => (self.picked(&snapshot, &pick)?, None),
         };
         let mut lease = member.lease(now);
         if let Some(Overdue(at)) = request.extensions().get() {
             lease.overdue(*at);
         }
-        Some(Leased {
+        Ok(Leased {
             member,
             lease,
             set_cookie,
         })
+    }
+
+    fn picked(&self, snapshot: &Snapshot, pick: &Pick<'_>) -> Result<Arc<Member>, Refusal> {
+        snapshot.pick(pick).cloned().ok_or_else(|| {
+            let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
+            Refusal::new(Reason::NoEndpoint, detail)
+        })
+    }
+
+    /// The endpoint of the session or, when it has none, one that is picked and its cookie.
+    fn in_session(
+        &self,
+        sessions: &Sessions,
+        headers: &HeaderMap,
+        snapshot: &Snapshot,
+        pick: &Pick<'_>,
+    ) -> Result<(Arc<Member>, Option<HeaderValue>), Refusal> {
+        let kept = sessions.member(headers, snapshot);
+        if let Some(member) = kept.filter(|member| !pick.tried.contains(&member.endpoint().id)) {
+            return Ok((member, None));
+        }
+        let member = self.picked(snapshot, pick)?;
+        let set_cookie = sessions.set_cookie(&member);
+        Ok((member, Some(set_cookie)))
+    }
+
+    /// The endpoint that the request is for, or else, when another will do, one that is picked.
+    fn destined(
+        &self,
+        snapshot: &Snapshot,
+        destination: &Destination,
+        pick: &Pick<'_>,
+    ) -> Result<Arc<Member>, Refusal> {
+        let id = destination.endpoint();
+        let member = snapshot.member(id).cloned();
+        if destination.is_strict() {
+            return member.ok_or_else(|| {
+                let detail = format!("cluster {} has no endpoint {id}", self.cluster.name());
+                Refusal::new(Reason::NoEndpoint, detail)
+            });
+        }
+        match member.filter(|_| !pick.tried.contains(id)) {
+            Some(member) => Ok(member),
+            None => self.picked(snapshot, pick),
+        }
     }
 }
 
@@ -107,11 +145,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Some(leased) = self.lease(&request) else {
-            self.cluster.totals().no_endpoint();
-            let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
-            let refusal = Refusal::new(Reason::NoEndpoint, detail);
-            return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+        let leased = match self.lease(&request) {
+            Ok(leased) => leased,
+            Err(refusal) => {
+                self.cluster.totals().no_endpoint();
+                return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+            }
         };
         let Leased {
             member,

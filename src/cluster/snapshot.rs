@@ -1,10 +1,15 @@
 //! What readers of a cluster see: one immutable value.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use super::{apply, priority, slow_start::SlowStart};
 use crate::{
     discover::State,
+    endpoint::EndpointId,
     member::Member,
     pick::{Candidate, Pick, Picker, Policy},
 };
@@ -15,6 +20,8 @@ pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
     /// By priority, the most preferred first.
     tiers: Box<[Tier]>,
+    /// Members by identity; made when the first one is asked for.
+    index: OnceLock<HashMap<EndpointId, usize>>,
     generation: u64,
     discovery: State,
     version: u64,
@@ -41,6 +48,7 @@ impl Snapshot {
         Self {
             members: Arc::default(),
             tiers: Box::default(),
+            index: OnceLock::new(),
             generation: 0,
             discovery: State::Pending,
             version: 0,
@@ -77,6 +85,7 @@ impl Snapshot {
                     }
                 })
                 .collect(),
+            index: OnceLock::new(),
             generation: self.generation + 1,
             discovery: self.discovery,
             version: self.version,
@@ -97,6 +106,16 @@ impl Snapshot {
     #[must_use]
     pub fn members(&self) -> &Arc<[Arc<Member>]> {
         &self.members
+    }
+
+    /// The member of this identity.
+    #[must_use]
+    pub fn member(&self, id: &EndpointId) -> Option<&Arc<Member>> {
+        let index = self.index.get_or_init(|| {
+            let ids = self.members.iter().map(|member| &member.endpoint().id);
+            ids.cloned().zip(0..).collect()
+        });
+        self.members.get(*index.get(id)?)
     }
 
     /// The members that take new picks, the most preferred priority first.

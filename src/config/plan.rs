@@ -10,7 +10,9 @@ use super::{
     },
 };
 use crate::{
-    pick::{Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin},
+    pick::{
+        LeastRequest, Policy, Random, ResponseTime, RoundRobin, WeightedRandom, WeightedRoundRobin,
+    },
     upstream::{self, TlsConnector},
     yaml::Mistake,
 };
@@ -118,6 +120,8 @@ fn policy(
         PolicySettings::WeightedRoundRobin => Arc::new(WeightedRoundRobin::new()),
         PolicySettings::Random => Arc::new(Random::new()),
         PolicySettings::WeightedRandom => Arc::new(WeightedRandom::new()),
+        PolicySettings::LeastRequest { choices } => Arc::new(LeastRequest::new().choices(*choices)),
+        PolicySettings::ResponseTime => Arc::new(ResponseTime::new()),
         PolicySettings::Named {
             name,
             options,

@@ -8,6 +8,7 @@ mod allocations;
 mod architecture;
 mod chaos;
 mod clients;
+mod destination;
 mod discover;
 mod drain;
 mod failure;

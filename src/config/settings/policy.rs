@@ -1,7 +1,10 @@
 //! How a cluster chooses among its endpoints.
 
 use super::{Place, Reader};
-use crate::yaml::{Mistakes, Value, one_of, text};
+use crate::{
+    pick::LeastRequest,
+    yaml::{Mistakes, Value, number, one_of, text},
+};
 
 /// How a cluster chooses among its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +19,13 @@ pub enum PolicySettings {
     Random,
     /// Any of them, in proportion to their weights.
     WeightedRandom,
+    /// Of a few of them the one with the fewest requests in flight.
+    LeastRequest {
+        /// How many are compared: 2 to 10, default 2.
+        choices: usize,
+    },
+    /// Of two of them the one that will answer sooner.
+    ResponseTime,
     /// A policy of the application.
     Named {
         /// The name, one of those given to [`Settings::parse`](super::Settings::parse).
@@ -54,6 +64,8 @@ enum Kind {
     WeightedRoundRobin,
     Random,
     WeightedRandom,
+    LeastRequest,
+    ResponseTime,
     Named,
 }
 
@@ -64,6 +76,8 @@ impl Reader<'_> {
             ("weighted_round_robin", Kind::WeightedRoundRobin),
             ("random", Kind::Random),
             ("weighted_random", Kind::WeightedRandom),
+            ("least_request", Kind::LeastRequest),
+            ("response_time", Kind::ResponseTime),
         ];
         words.extend(self.policies.iter().map(|name| (*name, Kind::Named)));
 
@@ -78,6 +92,13 @@ impl Reader<'_> {
             Kind::WeightedRoundRobin => PolicySettings::WeightedRoundRobin,
             Kind::Random => PolicySettings::Random,
             Kind::WeightedRandom => PolicySettings::WeightedRandom,
+            Kind::LeastRequest => {
+                let choices = fields.optional("choices", number(2..=LeastRequest::MAX_CHOICES));
+                PolicySettings::LeastRequest {
+                    choices: choices.unwrap_or(2),
+                }
+            }
+            Kind::ResponseTime => PolicySettings::ResponseTime,
             Kind::Named => {
                 let mut options = Vec::new();
                 for (key, value) in fields.rest() {

@@ -447,13 +447,31 @@ fn clusters_are_checked() {
     refused_cluster(
         "balance:\n  type: foo",
         &[
-            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_loaded, found \"foo\"",
+            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_request, response_time, least_loaded, found \"foo\"",
         ],
     );
     refused_cluster(
         "balance:\n  type: random\n  seed: 1",
         &[
             "gateway.yaml:7: clusters.users.balance.seed: expected one of type, found the unknown key \"seed\"",
+        ],
+    );
+    refused_cluster(
+        "balance:\n  type: least_request\n  choices: 1",
+        &[
+            "gateway.yaml:7: clusters.users.balance.choices: expected a number from 2 to 10, found \"1\"",
+        ],
+    );
+    refused_cluster(
+        "balance:\n  type: least_request\n  choice: 3",
+        &[
+            "gateway.yaml:7: clusters.users.balance.choice: expected one of type, choices, found the unknown key \"choice\"; did you mean \"choices\"?",
+        ],
+    );
+    refused_cluster(
+        "balance:\n  type: response_time\n  choices: 3",
+        &[
+            "gateway.yaml:7: clusters.users.balance.choices: expected one of type, found the unknown key \"choices\"",
         ],
     );
     refused_cluster(
