@@ -1,6 +1,12 @@
 //! What a retrying layer tells the balancer about the attempt in hand.
 
-use std::time::Instant;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use crate::endpoint::EndpointId;
 
@@ -25,5 +31,25 @@ pub struct Attempt {
 
 /// A request extension: when the endpoint has had its time. The timeout layer writes it, balance
 /// reads it: a request that is dropped after that was not cancelled by the client.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Overdue(pub(crate) Instant);
+#[derive(Clone, Debug)]
+pub(crate) struct Overdue {
+    /// When its time is over.
+    pub(crate) at: Instant,
+    /// The body of the request, unless it is empty.
+    pub(crate) upload: Option<Upload>,
+}
+
+/// Whether the client is waited for, in the middle of the body of its request. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Upload(Arc<AtomicBool>);
+
+impl Upload {
+    /// Says whether the next bytes are the client's to send.
+    pub(crate) fn waits(&self, for_client: bool) {
+        self.0.store(for_client, Relaxed);
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use http::{StatusCode, uri::Authority};
 
 use crate::{
+    attempt::Overdue,
     endpoint::Endpoint,
     error::TransportErrorKind,
     load::{Load, PENALTY, Totals},
@@ -186,21 +187,22 @@ impl fmt::Debug for Attachments {
 /// A request counted in at an endpoint, from the pick to the end of the response body.
 ///
 /// Dropped before it is finished, it is a cancellation: the client went away. Without a response
-/// head after its time, it is a failure: the endpoint never answered.
+/// head after its time, it is a failure: the endpoint never answered, unless the client was still to
+/// send its body.
 #[derive(Debug)]
 pub(crate) struct Lease {
     member: Option<Arc<Member>>,
     started: Instant,
     head: Option<Head>,
-    overdue: Option<Instant>,
+    overdue: Option<Overdue>,
     /// Whether its failure was counted before its end.
     penalised: bool,
 }
 
 impl Lease {
     /// Sets when the endpoint has had its time.
-    pub(crate) fn overdue(&mut self, at: Instant) {
-        self.overdue = Some(at);
+    pub(crate) fn overdue(&mut self, overdue: Overdue) {
+        self.overdue = Some(overdue);
     }
 
     /// The response head was seen, with the time that a `Retry-After` asks for. A switch of
@@ -247,8 +249,11 @@ impl Drop for Lease {
         if self.member.is_none() {
             return;
         }
-        let is_overdue = |at| self.head.is_none() && time::now() >= at;
-        self.finish(if self.overdue.is_some_and(is_overdue) {
+        let is_overdue = self.overdue.take().is_some_and(|overdue| {
+            let waits_for_client = overdue.upload.is_some_and(|upload| upload.is_waiting());
+            self.head.is_none() && !waits_for_client && time::now() >= overdue.at
+        });
+        self.finish(if is_overdue {
             End::Failed {
                 kind: TransportErrorKind::Timeout,
                 written: true,
@@ -299,6 +304,7 @@ impl Chosen {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
+    use crate::attempt::Upload;
     fn member() -> Arc<Member> {
         let endpoint: Endpoint = "127.0.0.1:80".parse().unwrap();
         let totals = Arc::new(Totals::default());
@@ -321,20 +327,37 @@ mod tests {
         let member = member();
         let now = time::now();
         let mut lease = member.lease(now);
-        lease.overdue(now + Duration::from_secs(60));
+        let overdue = |at| Overdue { at, upload: None };
+        lease.overdue(overdue(now + Duration::from_secs(60)));
         drop(lease);
         assert_eq!(member.load().failures(), 0);
         let mut lease = member.lease(now);
-        lease.overdue(now);
+        lease.overdue(overdue(now));
         drop(lease);
         assert_eq!(member.load().failures(), 1);
         // With a head, the endpoint has answered in time.
         let mut lease = member.lease(now);
-        lease.overdue(now);
+        lease.overdue(overdue(now));
         lease.head(StatusCode::OK, None, now);
         drop(lease);
         assert_eq!(member.load().failures(), 1);
         assert_eq!(member.load().in_flight(), 0);
+    }
+
+    #[test]
+    fn a_client_that_dawdles_with_its_body_is_no_failure_of_the_endpoint() {
+        let (member, now) = (member(), time::now());
+        let upload = Upload::default();
+        for (waits, failures) in [(true, 0), (false, 1)] {
+            upload.waits(waits);
+            let mut lease = member.lease(now);
+            lease.overdue(Overdue {
+                at: now,
+                upload: Some(upload.clone()),
+            });
+            drop(lease);
+            assert_eq!(member.load().failures(), failures);
+        }
     }
 
     #[test]

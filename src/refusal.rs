@@ -28,19 +28,22 @@ pub enum Reason {
     Upstream,
     /// No answer in time.
     Timeout,
+    /// No connection in time: the request was never sent.
+    ConnectTimeout,
     /// The request asks for something that the gateway does not do.
     NotImplemented,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::NoEndpoint,
         Self::Overloaded,
         Self::Upstream,
         Self::Timeout,
+        Self::ConnectTimeout,
         Self::NotImplemented,
     ];
 
@@ -54,6 +57,7 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::Upstream => "upstream",
             Self::Timeout => "timeout",
+            Self::ConnectTimeout => "connect_timeout",
             Self::NotImplemented => "not_implemented",
         }
     }
@@ -66,7 +70,7 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoEndpoint | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream => StatusCode::BAD_GATEWAY,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
         }
     }
@@ -75,10 +79,11 @@ impl Reason {
     #[must_use]
     pub fn grpc_status(self) -> u8 {
         match self {
-            Self::BadRequest => 13,                                     // INTERNAL
-            Self::NoRoute | Self::NotImplemented => 12,                 // UNIMPLEMENTED
-            Self::Timeout => 4,                                         // DEADLINE_EXCEEDED
-            Self::NoEndpoint | Self::Upstream | Self::Overloaded => 14, // UNAVAILABLE
+            Self::BadRequest => 13,                     // INTERNAL
+            Self::NoRoute | Self::NotImplemented => 12, // UNIMPLEMENTED
+            Self::Timeout => 4,                         // DEADLINE_EXCEEDED
+            // UNAVAILABLE: clients may try again.
+            Self::NoEndpoint | Self::Upstream | Self::Overloaded | Self::ConnectTimeout => 14,
         }
     }
 }

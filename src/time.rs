@@ -3,7 +3,7 @@
 //! It is tokio's clock, so paused tests and simulations drive it. Decisions never read it:
 //! they take `now` as their last argument.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The current instant of the monotonic clock.
 #[allow(
@@ -12,6 +12,12 @@ use std::time::Instant;
 )]
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// The instant that is `span` after `now`; a span without end ends in 30 years.
+pub(crate) fn after(now: Instant, span: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    now.checked_add(span.min(FAR)).unwrap_or(now)
 }
 
 /// A sleep that ends at `deadline`.

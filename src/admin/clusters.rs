@@ -43,7 +43,10 @@ fn endpoint(member: &Member) -> Value {
     let endpoint = member.endpoint();
     let load = member.load();
     let (health, reason) = health(member);
-    let latency = load.latency(time::now());
+    // The penalty of an endpoint that never answered is no latency.
+    let latency = (load.successes() > 0)
+        .then(|| load.latency(time::now()))
+        .flatten();
     json!({
         "id": endpoint.id.as_str(),
         "address": endpoint.address.as_str(),

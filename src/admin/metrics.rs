@@ -125,14 +125,13 @@ fn endpoints(page: &mut Page, clusters: &[Cluster]) {
     page.family(
         "attempts_total",
         "counter",
-        "Requests that were sent to an endpoint.",
+        "Requests at an endpoint that ended well, or failed by its fault.",
     );
     for (service, snapshot) in &snapshots {
         let (mut others_ok, mut others_failed) = (0, 0);
         for (position, member) in snapshot.members().iter().enumerate() {
             let load = member.load();
-            let failed = load.failures();
-            let ok = load.requests().saturating_sub(failed + load.in_flight());
+            let (ok, failed) = (load.successes(), load.failures());
             if position < ENDPOINTS {
                 attempts(page, service, member.endpoint().id.as_str(), ok, failed);
             } else {

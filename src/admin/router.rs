@@ -6,7 +6,7 @@ use axum::{
     extract::{Request, State},
     http::{
         HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
+        header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE},
     },
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
@@ -95,6 +95,11 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
         .get(AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let is_allowed = match &token {
+        // Without a token, a page in a browser on this machine must not drain the node.
+        None if is_cross_site(&request) => {
+            let text = "refused: the request comes from another site\n";
+            return (StatusCode::FORBIDDEN, text).into_response();
+        }
         None => true,
         Some(token) => shown.is_some_and(|shown| equal(shown, token.as_bytes())),
     };
@@ -108,6 +113,15 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
         "the admin token is missing or wrong\n",
     )
         .into_response()
+}
+
+/// Whether a browser sends a request that changes something on behalf of another page.
+fn is_cross_site(request: &Request) -> bool {
+    let headers = request.headers();
+    let is_from_elsewhere = headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| site != "same-origin" && site != "none");
+    !request.method().is_safe() && (headers.contains_key(ORIGIN) || is_from_elsewhere)
 }
 
 /// Takes the same time wherever the texts differ.

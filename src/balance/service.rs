@@ -74,8 +74,8 @@ impl<S> Balance<S> {
             (None, None) => (self.picked(&snapshot, &pick)?, None),
         };
         let mut lease = member.lease(now);
-        if let Some(Overdue(at)) = request.extensions().get() {
-            lease.overdue(*at);
+        if let Some(overdue) = request.extensions().get::<Overdue>() {
+            lease.overdue(overdue.clone());
         }
         Ok(Leased {
             member,

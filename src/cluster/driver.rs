@@ -15,8 +15,8 @@ use crate::{
 pub(super) struct Follower(AbortHandle);
 
 impl Follower {
-    pub(super) fn start(shared: &Arc<Shared>, watch: ServiceWatch) -> Self {
-        let task = tokio::spawn(follow(Arc::downgrade(shared), watch));
+    pub(super) fn start(shared: &Arc<Shared>, watch: ServiceWatch, epoch: u64) -> Self {
+        let task = tokio::spawn(follow(Arc::downgrade(shared), watch, epoch));
         Self(task.abort_handle())
     }
 }
@@ -27,7 +27,7 @@ impl Drop for Follower {
     }
 }
 
-async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch) {
+async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch, epoch: u64) {
     loop {
         let Some(step) = shared.upgrade().map(|shared| shared.ramp(time::now())) else {
             return;
@@ -43,7 +43,9 @@ async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch) {
         };
         // A source that has said nothing yet replaces nothing.
         if found.state != State::Pending {
-            shared.discovered(&found);
+            if !shared.followed(&found, epoch) {
+                return;
+            }
             tracing::debug!(
                 event = "endpoints",
                 cluster = &*shared.name,

@@ -79,6 +79,8 @@ struct Writer {
     slow_start: Option<SlowStart>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
+    /// Counts the followers: only the last one may publish.
+    epoch: u64,
 }
 
 impl Cluster {
@@ -104,9 +106,12 @@ impl Cluster {
     ) -> Self {
         let cluster = Self::empty(name.into(), Arc::new(policy));
         let endpoints: Vec<_> = endpoints.into_iter().map(Arc::new).collect();
+        let writer = cluster.shared.writer.lock();
+        let now = time::now();
         cluster
             .shared
-            .publish(&endpoints, State::Live, 1, time::now());
+            .publish(&writer, &endpoints, State::Live, 1, now);
+        drop(writer);
         cluster
     }
 
@@ -119,6 +124,7 @@ impl Cluster {
                 slow_start: None,
                 follower: None,
                 watch: None,
+                epoch: 0,
             }),
             totals: Arc::default(),
             events: broadcast::Sender::new(EVENTS),
@@ -187,11 +193,19 @@ impl Cluster {
         self.shared.rebuild(&writer, time::now());
     }
 
-    /// Lets endpoints that join from now on start slowly; or not any more.
+    /// Lets endpoints that join start slowly, those too that joined lately; or not any more.
+    ///
+    /// # Panics
+    ///
+    /// When called outside a tokio runtime for a cluster that follows discovery.
     pub fn set_slow_start(&self, slow_start: Option<SlowStart>) {
         let mut writer = self.shared.writer.lock();
         writer.slow_start = slow_start;
         self.shared.rebuild(&writer, time::now());
+        // The task that waits for discovery has steps to take now.
+        if let Some(watch) = writer.watch.clone() {
+            self.shared.start_follower(&mut writer, watch);
+        }
     }
 
     /// Follows another source of endpoints from now on. Live state of endpoints that are in both
@@ -202,13 +216,11 @@ impl Cluster {
     /// When called outside a tokio runtime, which runs the task that follows.
     pub fn follow(&self, watch: ServiceWatch) {
         let current = watch.current();
-        if current.state != State::Pending {
-            self.shared.discovered(&current);
-        }
-        let follower = driver::Follower::start(&self.shared, watch.clone());
         let mut writer = self.shared.writer.lock();
-        writer.follower = Some(follower);
-        writer.watch = Some(watch);
+        self.shared.start_follower(&mut writer, watch);
+        if current.state != State::Pending {
+            self.shared.discovered(&writer, &current);
+        }
     }
 }
 
@@ -222,12 +234,36 @@ impl Writer {
 }
 
 impl Shared {
-    fn discovered(&self, found: &discover::Snapshot) {
-        self.publish(&found.endpoints, found.state, found.version, time::now());
+    /// Replaces the task that follows. One that is publishing at this moment finds its epoch over.
+    fn start_follower(self: &Arc<Self>, writer: &mut Writer, watch: ServiceWatch) {
+        writer.epoch += 1;
+        writer.follower = Some(driver::Follower::start(self, watch.clone(), writer.epoch));
+        writer.watch = Some(watch);
     }
 
-    fn publish(&self, endpoints: &[Arc<Endpoint>], state: State, version: u64, now: Instant) {
+    /// Publishes what the follower of this epoch found; returns whether it is still to follow.
+    fn followed(&self, found: &discover::Snapshot, epoch: u64) -> bool {
         let writer = self.writer.lock();
+        let is_current = writer.epoch == epoch;
+        if is_current {
+            self.discovered(&writer, found);
+        }
+        is_current
+    }
+
+    fn discovered(&self, writer: &Writer, found: &discover::Snapshot) {
+        let now = time::now();
+        self.publish(writer, &found.endpoints, found.state, found.version, now);
+    }
+
+    fn publish(
+        &self,
+        writer: &Writer,
+        endpoints: &[Arc<Endpoint>],
+        state: State,
+        version: u64,
+        now: Instant,
+    ) {
         let previous = self.snapshot.load();
         let joining = apply::Joining {
             is_first_list: previous.discovery() == State::Pending,
@@ -346,6 +382,10 @@ mod tests {
             lists.send(endpoints(&["a", "b", "new"])).unwrap();
             let mut events = cluster.events();
             while !matches!(events.recv().await.unwrap(), Event::Added(_)) {}
+            // Switched off and on again, it goes on where it is.
+            cluster.set_slow_start(None);
+            assert_eq!(tally(&cluster, 2100)["new"], 700);
+            cluster.set_slow_start(Some(SlowStart::new(Duration::from_secs(30))));
             let share = |cluster: &Cluster| tally(cluster, 2100)["new"];
             assert!((90..=110).contains(&share(&cluster)), "{}", share(&cluster));
             tokio::time::sleep(Duration::from_secs(15)).await;

@@ -1,6 +1,6 @@
 //! The clusters and routes of a plan, brought to life and kept alive from one plan to the next.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use http::uri::Scheme;
 use tower::{Layer, ServiceBuilder};
@@ -30,6 +30,8 @@ pub(super) struct Gateway {
 #[derive(Debug)]
 struct Running {
     settings: ClusterSettings,
+    /// Where the last good lists are kept.
+    snapshot_dir: Option<PathBuf>,
     tls: Option<Tls>,
     cluster: Cluster,
     upstream: Upstream<RequestBody>,
@@ -82,6 +84,7 @@ impl Running {
         cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
         Self {
             settings: settings.clone(),
+            snapshot_dir: all.node.snapshot_dir.clone(),
             tls: plan.tls.clone(),
             cluster,
             upstream: upstream(settings, plan.tls.as_ref()),
@@ -95,7 +98,9 @@ impl Running {
         plan: &ClusterPlan,
         all: &Settings,
     ) -> Self {
-        if self.settings.discovery != settings.discovery {
+        let folder = &all.node.snapshot_dir;
+        if self.settings.discovery != settings.discovery || self.snapshot_dir != *folder {
+            self.snapshot_dir.clone_from(folder);
             self.cluster.follow(watch(name, settings, all));
         }
         if self.settings.balance != settings.balance {

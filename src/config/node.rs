@@ -1,6 +1,14 @@
 //! A running node: it serves, follows its file, and drains.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -65,6 +73,8 @@ struct State {
     routes: Routes,
     gateway: Mutex<Gateway>,
     node: ArcSwap<NodeSettings>,
+    /// Read for each request, also on connections that were there before a reload.
+    trusted_hops: Arc<AtomicU32>,
 }
 
 impl Node {
@@ -89,6 +99,7 @@ impl Node {
             routes: Routes::new(),
             gateway: Mutex::default(),
             node: ArcSwap::from_pointee(node.clone()),
+            trusted_hops: Arc::default(),
         });
         let (listener, address) = listener;
         let status = ConfigStatus::new(file.path().display().to_string());
@@ -105,8 +116,7 @@ impl Node {
         });
         let serving = Arc::clone(&state);
         let server = listener.serve(move |peer| {
-            let hops = u32::from(serving.node.load().trusted_hops);
-            let edge = EdgeLayer::new().trusted_hops(hops);
+            let edge = EdgeLayer::new().shared_hops(Arc::clone(&serving.trusted_hops));
             edge.layer(serving.routes.clone()).peer(peer)
         });
         state.admin.set_refusals(Arc::clone(server.refusals()));
@@ -214,10 +224,17 @@ impl State {
         gateway.apply(plan, &self.routes);
         self.admin.set_clusters(gateway.clusters());
         let next = &plan.settings.node;
-        let token = next.admin_token.as_ref().map(Secret::reveal);
-        self.admin.set_token(token.map(ToOwned::to_owned));
-
         let current = self.node.load();
+        // A token belongs to its address: the one that is bound must not lose it.
+        if next.admin == current.admin {
+            let token = next.admin_token.as_ref().map(Secret::reveal);
+            self.admin.set_token(token.map(ToOwned::to_owned));
+        }
+        if let Some(id) = &next.id {
+            self.admin.set_node(id);
+        }
+        self.trusted_hops
+            .store(u32::from(next.trusted_hops), Relaxed);
         let mut restart_needed = Vec::new();
         if current.listen != next.listen {
             restart_needed.push(String::from("node.listen"));

@@ -152,7 +152,10 @@ fn tls(settings: &TlsSettings, protocol: upstream::Protocol) -> Result<Tls, Mist
         let (chain, key) = (read(&identity.cert)?, read(&identity.key)?);
         connector = connector
             .client_certificate(&chain, &key)
-            .map_err(|error| identity.cert.place.wrong(error.to_string()))?;
+            .map_err(|error| match error.is_about_key() {
+                true => identity.key.place.wrong(error.to_string()),
+                false => identity.cert.place.wrong(error.to_string()),
+            })?;
         texts.extend([chain, key]);
     }
     if let Some(name) = &settings.server_name {

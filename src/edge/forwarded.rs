@@ -1,6 +1,12 @@
 //! Who a request came from, told to the endpoint: pure functions over the head.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Version,
@@ -48,7 +54,7 @@ impl From<SocketAddr> for Peer {
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     /// How many proxies in front are believed.
-    pub(super) trusted_hops: u32,
+    pub(super) trusted_hops: Arc<AtomicU32>,
     /// What the listener speaks.
     pub(super) scheme: HeaderValue,
 }
@@ -72,7 +78,7 @@ impl Told {
         };
         let headers = request.headers_mut();
         let sent_forwarded = headers.contains_key(FORWARDED);
-        let is_trusted = self.trusted_hops > 0;
+        let is_trusted = self.trusted_hops.load(Relaxed) > 0;
         remove_claims(headers, is_trusted);
 
         if sent_forwarded && let Some(peer) = peer {
@@ -117,6 +123,12 @@ impl Told {
 fn remove_claims(headers: &mut HeaderMap, is_trusted: bool) {
     let is_claim = |name: &HeaderName| {
         let name = name.as_str();
+        if name.contains('_') && matches!(name.as_bytes()[0], b'x' | b'f') {
+            // CGI and its heirs read both spellings as one variable.
+            let dashed = name.replace('_', "-");
+            return dashed.starts_with("x-forwarded-")
+                || matches!(&*dashed, "x-original-url" | "x-rewrite-url" | "x-real-ip");
+        }
         match name.as_bytes()[0] {
             b'x' => {
                 matches!(name, "x-original-url" | "x-rewrite-url")
@@ -167,7 +179,7 @@ mod tests {
         let peer = Peer::from("::ffff:192.0.2.1".parse::<IpAddr>().unwrap());
         let scheme = HeaderValue::from_static("http");
         let told = Told {
-            trusted_hops,
+            trusted_hops: Arc::new(AtomicU32::new(trusted_hops)),
             scheme,
         };
         told.tell(&mut request, Some(&peer));
@@ -186,6 +198,9 @@ mod tests {
                 ("x-forwarded-proto", "https"),
                 ("x-original-url", "/admin"),
                 ("x-real-ip", "6.6.6.6"),
+                ("x_forwarded_for", "6.6.6.6"),
+                ("x-real_ip", "6.6.6.6"),
+                ("x_original_url", "/admin"),
                 ("x-request-id", "7"),
                 ("x-rewrite-url", "/admin"),
             ],
@@ -204,6 +219,9 @@ mod tests {
             "x-original-url",
             "x-real-ip",
             "x-rewrite-url",
+            "x_forwarded_for",
+            "x-real_ip",
+            "x_original_url",
         ] {
             assert!(!headers.contains_key(gone), "{gone}");
         }

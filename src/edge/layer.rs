@@ -1,3 +1,5 @@
+use std::sync::{Arc, atomic::AtomicU32};
+
 use http::{HeaderValue, uri::Scheme};
 use tower::Layer;
 
@@ -20,7 +22,7 @@ impl EdgeLayer {
     pub fn new() -> Self {
         Self {
             told: Told {
-                trusted_hops: 0,
+                trusted_hops: Arc::default(),
                 scheme: HeaderValue::from_static("http"),
             },
         }
@@ -29,6 +31,16 @@ impl EdgeLayer {
     /// Sets how many proxies in front are trusted to tell the truth in `X-Forwarded-*`.
     #[must_use]
     pub fn trusted_hops(mut self, hops: u32) -> Self {
+        self.told.trusted_hops = Arc::new(AtomicU32::new(hops));
+        self
+    }
+
+    /// Reads for each request how many proxies are trusted.
+    #[cfg_attr(
+        not(feature = "config"),
+        allow(dead_code, reason = "a node reloads it")
+    )]
+    pub(crate) fn shared_hops(mut self, hops: Arc<AtomicU32>) -> Self {
         self.told.trusted_hops = hops;
         self
     }

@@ -1,5 +1,7 @@
 //! Which requests are refused at the boundary: pure functions over the head.
 
+use std::net::Ipv6Addr;
+
 use http::{
     HeaderMap, HeaderValue, Method, Request, Version,
     header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
@@ -48,13 +50,20 @@ fn host<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     if hosts.next().is_some() {
         return Err(bad("more than one Host"));
     }
-    if host.is_some_and(|host| !is_host(host.as_bytes())) {
-        return Err(bad("the Host is not a host with an optional port"));
+    match host {
+        Some(host) if !is_host(host.as_bytes()) => {
+            return Err(bad("the Host is not a host with an optional port"));
+        }
+        // Also when the target names one (RFC 9112 section 3.2).
+        None if request.version() == Version::HTTP_11 => {
+            return Err(bad("the Host is missing"));
+        }
+        _ => {}
     }
     let Some(authority) = request.uri().authority() else {
         return match (host, request.version()) {
-            (Some(_), _) | (None, Version::HTTP_09 | Version::HTTP_10) => Ok(()),
-            (None, _) => Err(bad("the Host is missing")),
+            (None, Version::HTTP_2) => Err(bad("the :authority is missing")),
+            _ => Ok(()),
         };
     };
     if !is_host(authority.as_str().as_bytes()) {
@@ -77,11 +86,28 @@ fn host<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether these are the bytes of `uri-host [ ":" port ]` (RFC 9110 section 7.2): neither user
-/// information nor anything that could end the host early.
+/// Whether this is `uri-host [ ":" port ]` (RFC 9110 section 7.2): neither user information nor a
+/// list, and a port that is a number.
 fn is_host(host: &[u8]) -> bool {
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
-    !host.is_empty() && host[0] != b':' && host.iter().all(allowed)
+    let Ok(text) = std::str::from_utf8(host) else {
+        return false;
+    };
+    let (name, port) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) if address.parse::<Ipv6Addr>().is_ok() => ("v6", port),
+            _ => return false,
+        },
+        None => match text.find(':') {
+            Some(colon) => text.split_at(colon),
+            None => (text, ""),
+        },
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
+    let is_port = match port.strip_prefix(':') {
+        Some(number) => number.bytes().all(|b| b.is_ascii_digit()) && number.parse::<u16>().is_ok(),
+        None => port.is_empty(),
+    };
+    !name.is_empty() && name.bytes().all(is_name) && is_port
 }
 
 #[cfg(test)]
@@ -167,6 +193,33 @@ mod tests {
         for (version, uri, headers) in refused {
             assert!(verdict(version, uri, headers).is_err(), "{uri} {headers:?}");
         }
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_a_number() {
+        for host in [
+            "a",
+            "a:80",
+            "A.b-c_d",
+            "1.2.3.4:1",
+            "[::1]",
+            "[2001:db8::1]:443",
+            "a%20b",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "", ":80", "a:", "a:b", "a:1:2", "a:99999", "a,b", "[", "[]", "[a]", "[::1", "[::1]x",
+            "a]", "u@a", "a b", "a/b", "a?b", "a#b", "a\\b", "\u{e4}",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_target_in_absolute_form_does_not_stand_for_the_host() {
+        let verdict = verdict(Version::HTTP_11, "http://a/", &[]);
+        assert_eq!(verdict, Err("the Host is missing".to_owned()));
     }
 
     #[test]

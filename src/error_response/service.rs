@@ -72,9 +72,13 @@ pub(super) fn refusal<E: 'static>(error: &E) -> Refusal {
         return Refusal::new(Reason::Upstream, "the request to the service failed");
     };
     match transport.kind() {
-        TransportErrorKind::Timeout | TransportErrorKind::ConnectTimeout => {
+        TransportErrorKind::Timeout => {
             Refusal::new(Reason::Timeout, "the service did not answer in time")
         }
+        TransportErrorKind::ConnectTimeout => Refusal::new(
+            Reason::ConnectTimeout,
+            "the service could not be reached in time",
+        ),
         TransportErrorKind::Overloaded => {
             Refusal::new(Reason::Overloaded, "the service takes no more requests now")
         }
@@ -155,7 +159,11 @@ mod tests {
     fn the_kind_decides_the_answer() {
         let reason = |kind| refusal(&TransportError::new(kind)).reason();
         assert_eq!(reason(TransportErrorKind::Connect), Reason::Upstream);
-        assert_eq!(reason(TransportErrorKind::ConnectTimeout), Reason::Timeout);
+        assert_eq!(
+            reason(TransportErrorKind::ConnectTimeout),
+            Reason::ConnectTimeout
+        );
+        assert_eq!(Reason::ConnectTimeout.grpc_status(), 14);
         assert_eq!(reason(TransportErrorKind::Overloaded), Reason::Overloaded);
         assert_eq!(reason(TransportErrorKind::RequestBody), Reason::BadRequest);
         let boxed: BoxError = TransportError::new(TransportErrorKind::Timeout).into();

@@ -29,6 +29,7 @@ pub struct Load {
     /// Beside those that `waiting` counts, so that each event touches one counter.
     ended: AtomicU64,
     upgraded: AtomicU64,
+    successes: AtomicU64,
     failures: AtomicU64,
     last: AtomicU64,
     latency: Latency,
@@ -52,6 +53,7 @@ impl Load {
             waiting: Waiting::new(now),
             ended: AtomicU64::new(0),
             upgraded: AtomicU64::new(0),
+            successes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             last: AtomicU64::new(0),
             latency: Latency::new(now),
@@ -78,6 +80,12 @@ impl Load {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.waiting.begun()
+    }
+
+    /// Requests that ended well.
+    #[must_use]
+    pub fn successes(&self) -> u64 {
+        self.successes.load(Relaxed)
     }
 
     /// Requests that failed by the endpoint's fault.
@@ -159,6 +167,7 @@ impl Load {
             self.failures.fetch_add(1, Relaxed);
             self.note(2);
         } else if matches!(outcome.end, End::Complete | End::Upgraded) {
+            self.successes.fetch_add(1, Relaxed);
             self.note(1);
         }
     }

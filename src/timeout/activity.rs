@@ -13,6 +13,7 @@ use std::{
 use tokio::time::Sleep;
 
 use crate::{
+    attempt::Upload,
     error::{TransportError, TransportErrorKind},
     time,
 };
@@ -50,6 +51,8 @@ pub(super) struct Guard {
     limit: Duration,
     /// Shared with the other body, when there is one.
     activity: Option<Activity>,
+    /// What tells others that the client is waited for.
+    upload: Option<Upload>,
     /// Boxed: most bodies never wait.
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
@@ -60,37 +63,50 @@ impl Guard {
         Self {
             limit,
             activity: None,
+            upload: None,
             timer: None,
             waiting: false,
         }
     }
 
-    /// Two guards of which each sees the bytes of the other.
-    pub(super) fn pair(limit: Duration, now: Instant) -> (Self, Self) {
+    /// Two guards, of request and response, of which each sees the bytes of the other.
+    pub(super) fn pair(limit: Duration, now: Instant, upload: Upload) -> (Self, Self) {
         let activity = Activity::new(now);
         let guard = || Self {
             activity: Some(activity.clone()),
             ..Self::new(limit)
         };
-        (guard(), guard())
+        let request = Self {
+            upload: Some(upload),
+            ..guard()
+        };
+        (request, guard())
     }
 
     /// A frame moved.
     pub(super) fn moved(&mut self) {
-        self.waiting = false;
+        self.set_waiting(false);
         if let Some(activity) = &self.activity {
             activity.touch(time::now());
+        }
+    }
+
+    fn set_waiting(&mut self, waiting: bool) {
+        if std::mem::replace(&mut self.waiting, waiting) != waiting
+            && let Some(upload) = &self.upload
+        {
+            upload.waits(waiting);
         }
     }
 
     /// The body waits: ready when it has done so for too long.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<TransportError> {
         if !self.waiting {
-            self.waiting = true;
+            self.set_waiting(true);
             let now = time::now();
             let activity = self.activity.get_or_insert_with(|| Activity::new(now));
             activity.touch(now);
-            let until = now + self.limit;
+            let until = time::after(now, self.limit);
             match &mut self.timer {
                 Some(timer) => timer.as_mut().reset(until.into()),
                 None => self.timer = Some(Box::pin(time::sleep_until(until))),
@@ -103,7 +119,7 @@ impl Guard {
                 .activity
                 .as_ref()
                 .map_or_else(time::now, Activity::last);
-            let until = last + self.limit;
+            let until = time::after(last, self.limit);
             if until <= time::now() {
                 return Poll::Ready(TransportError::new(TransportErrorKind::Timeout).written());
             }
@@ -133,7 +149,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_of_the_other_body_count() {
         let start = time::now();
-        let (mut one, mut other) = Guard::pair(LIMIT, start);
+        let (mut one, mut other) = Guard::pair(LIMIT, start, Upload::default());
         let chatter = async {
             for _ in 0..5 {
                 tokio::time::sleep(LIMIT / 2).await;

@@ -9,7 +9,11 @@ use http_body::Body;
 use tower::Service;
 
 use super::{activity::Guard, body::TimeoutBody, future::ResponseFuture, grpc};
-use crate::{attempt::Overdue, refusal::Dialect, time};
+use crate::{
+    attempt::{Overdue, Upload},
+    refusal::Dialect,
+    time,
+};
 
 /// The service of [`TimeoutLayer`](super::TimeoutLayer).
 #[derive(Clone, Debug)]
@@ -45,24 +49,28 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let now = time::now();
-        // The deadline of the client is no measure for the endpoint.
-        let overdue = Overdue(now + self.timeout);
-        request.extensions_mut().insert(overdue);
         let timeout = match grpc::timeout(request.headers()) {
             Some(shorter) => shorter.min(self.timeout),
             None => self.timeout,
         };
         let dialect = Dialect::of(request.headers());
-        let (request_guard, response_guard) = if request.body().is_end_stream() {
-            (None, Guard::new(self.idle_timeout))
-        } else {
-            let (request, response) = Guard::pair(self.idle_timeout, now);
-            (Some(request), response)
+        let upload = (!request.body().is_end_stream()).then(Upload::default);
+        let (request_guard, response_guard) = match &upload {
+            None => (None, Guard::new(self.idle_timeout)),
+            Some(upload) => {
+                let (request, response) = Guard::pair(self.idle_timeout, now, upload.clone());
+                (Some(request), response)
+            }
         };
+        request.extensions_mut().insert(Overdue {
+            // The deadline of the client is no measure for the endpoint.
+            at: time::after(now, self.timeout),
+            upload,
+        });
         let request = request.map(|body| TimeoutBody::new(body, request_guard));
         ResponseFuture::new(
             self.inner.call(request),
-            now + timeout,
+            time::after(now, timeout),
             response_guard,
             dialect,
         )

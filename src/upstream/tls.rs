@@ -18,6 +18,8 @@ use crate::{
     error::{BoxError, TransportError, TransportErrorKind},
 };
 
+const PRIVATE_KEY: &str = "expected a private key in PEM form";
+
 /// A certificate, key or name that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
@@ -32,6 +34,12 @@ impl InvalidTls {
             what,
             source: Some(source.into()),
         }
+    }
+
+    /// Whether the private key is what cannot be used.
+    #[must_use]
+    pub fn is_about_key(&self) -> bool {
+        self.what == PRIVATE_KEY
     }
 
     fn empty(what: &'static str) -> Self {
@@ -104,7 +112,7 @@ impl TlsConnector {
     /// When a text has no certificate or key, or they do not belong together.
     pub fn client_certificate(mut self, chain: &[u8], key: &[u8]) -> Result<Self, InvalidTls> {
         let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| InvalidTls::new("expected a private key in PEM form", error))?;
+            .map_err(|error| InvalidTls::new(PRIVATE_KEY, error))?;
         let config = Self::verifier(&self.roots)?
             .with_client_auth_cert(certificates(chain)?, key)
             .map_err(|error| {

@@ -238,3 +238,36 @@ async fn the_token_is_asked_for() {
     assert_eq!(ask("POST", "/drain", Some("Bearer s3cret")).await, 202);
     assert_eq!(ask("GET", "/readyz", None).await, 503);
 }
+
+#[tokio::test]
+async fn a_reload_does_not_lay_the_bound_address_open() {
+    let backend = Backend::saying(OK).await;
+    let text = text(&backend, nobody().await);
+    let guarded = text.replace("id: gw-1,", "id: gw-1, admin_token: s3cret,");
+    let mut gateway = Gateway::start(&guarded).await;
+    // Valid as a file: a loopback address needs no token. But it takes a restart to listen there.
+    let elsewhere = text.replace("admin: \"127.0.0.1:0\"", "admin: \"127.0.0.1:1\"");
+    assert_ne!(elsewhere, text);
+    gateway.reload(&elsewhere).await;
+    assert_eq!(get(gateway.admin, "/config").await.0, 401);
+    // The same address without a token is what the file asks for.
+    gateway.reload(&text).await;
+    assert_eq!(get(gateway.admin, "/config").await.0, 200);
+}
+
+#[tokio::test]
+async fn no_page_of_another_site_drains_the_node() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::start(&text(&backend, nobody().await)).await;
+    for (name, value) in [
+        ("origin", "http://evil.example"),
+        ("sec-fetch-site", "cross-site"),
+    ] {
+        let uri = format!("http://{}/drain", gateway.admin);
+        let request = Request::post(uri).header(name, value);
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let response = within("an answer", http_client().request(request)).await;
+        assert_eq!(response.unwrap().status(), 403, "{name}");
+    }
+    assert_eq!(get(gateway.admin, "/readyz").await.0, 200);
+}

@@ -47,7 +47,7 @@ async fn an_endpoint_that_cannot_be_reached_is_504_after_the_connect_timeout() {
     let cluster = "connect_timeout: 100ms";
     let gateway = Gateway::start(&one_cluster(address, cluster, "")).await;
     let mut client = gateway.connect().await;
-    assert_problem(&client.ask(GET).await, 504, "timeout");
+    assert_problem(&client.ask(GET).await, 504, "connect_timeout");
     assert_eq!(gateway.settled().await["failures"], 1);
 }
 
