@@ -4,14 +4,14 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::body::ResponseBody;
+use super::{body::ResponseBody, layer::LoadReports};
 use crate::{
     error::{TransportError, TransportErrorKind},
     member::Lease,
@@ -32,18 +32,19 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         // The endpoint is asked; the lease moves into the body with the head.
-        Leased { #[pin] inner: F, lease: Option<Lease> },
+        Leased { #[pin] inner: F, lease: Option<Lease>, reports: LoadReports },
         // There was no endpoint to ask.
         Refused { refusal: Option<(Refusal, Dialect)> },
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn leased(inner: F, lease: Lease) -> Self {
+    pub(super) fn leased(inner: F, lease: Lease, reports: LoadReports) -> Self {
         Self {
             state: State::Leased {
                 inner,
                 lease: Some(lease),
+                reports,
             },
         }
     }
@@ -67,14 +68,20 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Leased { inner, lease } => {
+            StateProj::Leased {
+                inner,
+                lease,
+                reports,
+            } => {
                 let result = ready!(inner.poll(cx));
                 let mut lease = lease.take().expect("polled after it was ready");
                 Poll::Ready(match result {
-                    Ok(response) => {
+                    Ok(mut response) => {
+                        let now = time::now();
+                        load_report(response.headers_mut(), &lease, *reports, now);
                         let status = response.status();
                         let retry_after = retry_after(status, response.headers());
-                        lease.head(status, retry_after, time::now());
+                        lease.head(status, retry_after, now);
                         Ok(response.map(|body| ResponseBody::leased(body, lease)))
                     }
                     Err(error) => {
@@ -90,6 +97,19 @@ where
         }
     }
 }
+
+/// Hears what the endpoint says of its own load.
+fn load_report(headers: &mut HeaderMap, lease: &Lease, reports: LoadReports, now: Instant) {
+    if let Some(Ok(field)) = headers.get(&LOAD_REPORT).map(HeaderValue::to_str) {
+        lease.report(field, now);
+    }
+    if matches!(reports, LoadReports::Remove) {
+        headers.remove(&LOAD_REPORT);
+    }
+}
+
+/// The field of an ORCA report.
+const LOAD_REPORT: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 
 /// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
 /// not taken: the clock of the endpoint decides nothing here.

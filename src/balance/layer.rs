@@ -9,10 +9,19 @@ use crate::cluster::Cluster;
 /// # Defaults
 ///
 /// - `scheme`: `http`
+/// - `forward_load_reports`: no
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
     scheme: Scheme,
+    load_reports: LoadReports,
+}
+
+/// What becomes of the field in which an endpoint reports its load, once it is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LoadReports {
+    Remove,
+    Forward,
 }
 
 impl BalanceLayer {
@@ -22,6 +31,7 @@ impl BalanceLayer {
         Self {
             cluster,
             scheme: Scheme::HTTP,
+            load_reports: LoadReports::Remove,
         }
     }
 
@@ -31,12 +41,25 @@ impl BalanceLayer {
         self.scheme = scheme;
         self
     }
+
+    /// Leaves the `endpoint-load-metrics` field in responses, for a balancer in front of this one.
+    /// Without this it is read and removed: clients need not know how busy an endpoint is.
+    #[must_use]
+    pub fn forward_load_reports(mut self) -> Self {
+        self.load_reports = LoadReports::Forward;
+        self
+    }
 }
 
 impl<S> Layer<S> for BalanceLayer {
     type Service = Balance<S>;
 
     fn layer(&self, inner: S) -> Balance<S> {
-        Balance::new(inner, self.cluster.clone(), self.scheme.clone())
+        Balance::new(
+            inner,
+            self.cluster.clone(),
+            self.scheme.clone(),
+            self.load_reports,
+        )
     }
 }

@@ -10,7 +10,7 @@ use http::{
 use http_body::Body;
 use tower::Service;
 
-use super::{Destination, body::ResponseBody, future::ResponseFuture};
+use super::{Destination, body::ResponseBody, future::ResponseFuture, layer::LoadReports};
 use crate::{
     attempt::{Attempt, Overdue},
     cluster::{Cluster, Snapshot},
@@ -26,14 +26,21 @@ pub struct Balance<S> {
     inner: S,
     cluster: Cluster,
     scheme: Scheme,
+    load_reports: LoadReports,
 }
 
 impl<S> Balance<S> {
-    pub(super) fn new(inner: S, cluster: Cluster, scheme: Scheme) -> Self {
+    pub(super) fn new(
+        inner: S,
+        cluster: Cluster,
+        scheme: Scheme,
+        load_reports: LoadReports,
+    ) -> Self {
         Self {
             inner,
             cluster,
             scheme,
+            load_reports,
         }
     }
 
@@ -114,7 +121,7 @@ where
         let authority = address(request.uri_mut(), &self.scheme, &member);
         let chosen = Chosen::new(member, authority);
         request.extensions_mut().insert(chosen);
-        ResponseFuture::leased(self.inner.call(request), lease)
+        ResponseFuture::leased(self.inner.call(request), lease, self.load_reports)
     }
 }
 

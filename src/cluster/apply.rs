@@ -63,8 +63,8 @@ pub(super) fn apply(
 }
 
 /// The members that take new picks: not draining, of positive weight, and of the most preferred
-/// priority that has any.
-pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Candidate]> {
+/// priority that has any. What they report is as of now.
+pub(super) fn candidates(members: &[Arc<Member>], now: Instant) -> Arc<[Candidate]> {
     let open = |member: &&Arc<Member>| {
         let endpoint = member.endpoint();
         endpoint.weight > 0 && !endpoint.draining
@@ -78,7 +78,11 @@ pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Candidate]> {
         .iter()
         .filter(open)
         .filter(|member| Some(member.endpoint().priority) == preferred)
-        .map(|member| Candidate::new(Arc::clone(member)))
+        .map(|member| {
+            let mut candidate = Candidate::new(Arc::clone(member));
+            candidate.reported = member.load().reported_weight(now);
+            candidate
+        })
         .collect()
 }
 
@@ -162,7 +166,8 @@ mod tests {
             member(at("near", 1)),
             member(at("near too", 1).weight(9)),
         ];
-        assert_eq!(ids(&candidates(&members)), ["near", "near too"]);
-        assert_eq!(ids(&candidates(&members[..2])), Vec::<&str>::new());
+        let now = crate::time::now();
+        assert_eq!(ids(&candidates(&members, now)), ["near", "near too"]);
+        assert_eq!(ids(&candidates(&members[..2], now)), Vec::<&str>::new());
     }
 }

@@ -64,6 +64,7 @@ struct Shared {
 /// What only the one writer holds.
 struct Writer {
     policy: Arc<dyn Policy>,
+    refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
 }
@@ -104,6 +105,7 @@ impl Cluster {
             snapshot: ArcSwap::from_pointee(snapshot),
             writer: Mutex::new(Writer {
                 policy,
+                refresher: None,
                 follower: None,
                 watch: None,
             }),
@@ -111,9 +113,11 @@ impl Cluster {
             events: broadcast::Sender::new(EVENTS),
             published: watch::Sender::new(0),
         };
-        Self {
-            shared: Arc::new(shared),
-        }
+        let shared = Arc::new(shared);
+        let mut writer = shared.writer.lock();
+        writer.refresher = driver::Refresher::start(&shared, &*writer.policy);
+        drop(writer);
+        Self { shared }
     }
 
     /// The name.
@@ -171,7 +175,9 @@ impl Cluster {
     pub fn set_policy(&self, policy: impl Policy) {
         let mut writer = self.shared.writer.lock();
         writer.policy = Arc::new(policy);
-        let next = self.shared.snapshot.load().with_policy(&*writer.policy);
+        writer.refresher = driver::Refresher::start(&self.shared, &*writer.policy);
+        let snapshot = self.shared.snapshot.load();
+        let next = snapshot.with_policy(&*writer.policy, time::now());
         self.shared.store(next);
     }
 
@@ -203,7 +209,7 @@ impl Shared {
         let previous = self.snapshot.load();
         let applied = apply::apply(previous.members(), endpoints, &self.totals, now);
         let members = (!applied.events.is_empty()).then_some(applied.members);
-        let mut next = previous.with_members(members, &*writer.policy);
+        let mut next = previous.with_members(members, &*writer.policy, now);
         next.set_discovery(state, version);
         let turned = (previous.discovery() != state).then_some(Event::Discovery(state));
         self.store(next);
@@ -211,6 +217,13 @@ impl Shared {
             // An error says that nobody listens, which is fine.
             self.events.send(event).ok();
         }
+    }
+
+    /// Puts the candidates together anew, with what they report now.
+    fn refresh(&self, now: Instant) {
+        let writer = self.writer.lock();
+        let next = self.snapshot.load().refreshed(&*writer.policy, now);
+        self.store(next);
     }
 
     fn store(&self, next: Snapshot) {

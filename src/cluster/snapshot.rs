@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use super::apply;
@@ -45,10 +46,11 @@ impl Snapshot {
         &self,
         members: Option<Arc<[Arc<Member>]>>,
         policy: &dyn Policy,
+        now: Instant,
     ) -> Self {
         let (members, candidates) = match members {
             Some(members) => {
-                let candidates = apply::candidates(&members);
+                let candidates = apply::candidates(&members, now);
                 (members, candidates)
             }
             None => (Arc::clone(&self.members), Arc::clone(&self.candidates)),
@@ -64,8 +66,13 @@ impl Snapshot {
         }
     }
 
-    pub(super) fn with_policy(&self, policy: &dyn Policy) -> Self {
-        self.with_members(None, policy)
+    pub(super) fn with_policy(&self, policy: &dyn Policy, now: Instant) -> Self {
+        self.with_members(None, policy, now)
+    }
+
+    /// The next snapshot, of the same members and what they report now.
+    pub(super) fn refreshed(&self, policy: &dyn Policy, now: Instant) -> Self {
+        self.with_members(Some(Arc::clone(&self.members)), policy, now)
     }
 
     pub(super) fn set_discovery(&mut self, state: State, version: u64) {
