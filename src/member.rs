@@ -226,6 +226,13 @@ impl Lease {
         }
     }
 
+    /// The endpoint reported its load.
+    pub(crate) fn report(&self, field: &str, now: Instant) {
+        if let Some(member) = &self.member {
+            member.live.load.report(field, now);
+        }
+    }
+
     /// The status of the response head, when it was seen.
     pub(crate) fn status(&self) -> Option<StatusCode> {
         self.head.map(|head| head.status)
@@ -396,21 +403,21 @@ mod tests {
         let seconds = |lease: fn(&mut Lease, Instant)| {
             let member = member();
             lease(&mut member.lease(now), now);
-            let latency = member.load().latency(now);
-            latency.map(|latency| latency.as_secs_f32().round())
+            assert_eq!(member.load().latency(now), None);
+            member.load().penalty(now).as_secs_f32().round()
         };
-        assert_eq!(seconds(|_, _| ()), None);
-        assert_eq!(seconds(|lease, _| lease.finish(End::Cancelled)), None);
+        assert_eq!(seconds(|_, _| ()), 0.0);
+        assert_eq!(seconds(|lease, _| lease.finish(End::Cancelled)), 0.0);
         assert_eq!(
             seconds(|lease, _| lease.finish(End::Failed {
                 kind: TransportErrorKind::Connect,
                 written: false,
             })),
-            Some(5.0)
+            5.0
         );
         assert_eq!(
             seconds(|lease, now| lease.head(StatusCode::BAD_GATEWAY, None, now)),
-            Some(5.0)
+            5.0
         );
         let unavailable = |lease: &mut Lease, seconds, now| {
             let retry_after = Some(Duration::from_secs(seconds));
@@ -419,8 +426,8 @@ mod tests {
         let member = member();
         for (retry_after, expected) in [(1, 1), (20, 20), (2, 20), (9_000, 300)] {
             unavailable(&mut member.lease(now), retry_after, now);
-            let latency = member.load().latency(now).unwrap();
-            assert_eq!(latency, Duration::from_secs(expected));
+            let penalty = member.load().penalty(now);
+            assert_eq!(penalty, Duration::from_secs(expected));
         }
     }
 

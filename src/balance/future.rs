@@ -4,14 +4,14 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::body::ResponseBody;
+use super::{body::ResponseBody, layer::LoadReports};
 use crate::{
     error::{TransportError, TransportErrorKind},
     member::Lease,
@@ -32,19 +32,31 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         // The endpoint is asked; the lease moves into the body with the head.
-        Leased { #[pin] inner: F, lease: Option<Lease>, set_cookie: Option<HeaderValue> },
+        Leased {
+            #[pin]
+            inner: F,
+            lease: Option<Lease>,
+            set_cookie: Option<HeaderValue>,
+            reports: LoadReports,
+        },
         // There was no endpoint to ask.
         Refused { refusal: Option<(Refusal, Dialect)> },
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn leased(inner: F, lease: Lease, set_cookie: Option<HeaderValue>) -> Self {
+    pub(super) fn leased(
+        inner: F,
+        lease: Lease,
+        set_cookie: Option<HeaderValue>,
+        reports: LoadReports,
+    ) -> Self {
         Self {
             state: State::Leased {
                 inner,
                 lease: Some(lease),
                 set_cookie,
+                reports,
             },
         }
     }
@@ -72,14 +84,17 @@ where
                 inner,
                 lease,
                 set_cookie,
+                reports,
             } => {
                 let result = ready!(inner.poll(cx));
                 let mut lease = lease.take().expect("polled after it was ready");
                 Poll::Ready(match result {
                     Ok(mut response) => {
+                        let now = time::now();
+                        load_report(response.headers_mut(), &lease, *reports, now);
                         let status = response.status();
                         let retry_after = retry_after(status, response.headers());
-                        lease.head(status, retry_after, time::now());
+                        lease.head(status, retry_after, now);
                         if let Some(set_cookie) = set_cookie.take() {
                             let headers = response.headers_mut();
                             headers.append(header::SET_COOKIE, set_cookie);
@@ -99,6 +114,19 @@ where
         }
     }
 }
+
+/// Hears what the endpoint says of its own load.
+fn load_report(headers: &mut HeaderMap, lease: &Lease, reports: LoadReports, now: Instant) {
+    if let Some(Ok(field)) = headers.get(&LOAD_REPORT).map(HeaderValue::to_str) {
+        lease.report(field, now);
+    }
+    if matches!(reports, LoadReports::Remove) {
+        headers.remove(&LOAD_REPORT);
+    }
+}
+
+/// The field of an ORCA report.
+const LOAD_REPORT: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 
 /// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
 /// not taken: the clock of the endpoint decides nothing here.

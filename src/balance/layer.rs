@@ -13,11 +13,20 @@ use crate::cluster::Cluster;
 ///
 /// - `scheme`: `http`
 /// - `sticky`: no sessions
+/// - `forward_load_reports`: no
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
     scheme: Scheme,
     sessions: Option<Sessions>,
+    load_reports: LoadReports,
+}
+
+/// What becomes of the field in which an endpoint reports its load, once it is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LoadReports {
+    Remove,
+    Forward,
 }
 
 impl BalanceLayer {
@@ -28,6 +37,7 @@ impl BalanceLayer {
             cluster,
             scheme: Scheme::HTTP,
             sessions: None,
+            load_reports: LoadReports::Remove,
         }
     }
 
@@ -44,6 +54,14 @@ impl BalanceLayer {
         self.sessions = Some(Sessions::new(sticky, self.cluster.name()));
         self
     }
+
+    /// Leaves the `endpoint-load-metrics` field in responses, for a balancer in front of this one.
+    /// Without this it is read and removed: clients need not know how busy an endpoint is.
+    #[must_use]
+    pub fn forward_load_reports(mut self) -> Self {
+        self.load_reports = LoadReports::Forward;
+        self
+    }
 }
 
 impl<S> Layer<S> for BalanceLayer {
@@ -55,6 +73,7 @@ impl<S> Layer<S> for BalanceLayer {
             self.cluster.clone(),
             self.scheme.clone(),
             self.sessions.clone(),
+            self.load_reports,
         )
     }
 }

@@ -10,7 +10,9 @@ use http::{
 use http_body::Body;
 use tower::Service;
 
-use super::{Destination, body::ResponseBody, future::ResponseFuture, sticky::Sessions};
+use super::{
+    Destination, body::ResponseBody, future::ResponseFuture, layer::LoadReports, sticky::Sessions,
+};
 use crate::{
     attempt::{Attempt, Overdue},
     cluster::{Cluster, Snapshot},
@@ -27,6 +29,7 @@ pub struct Balance<S> {
     cluster: Cluster,
     scheme: Scheme,
     sessions: Option<Sessions>,
+    load_reports: LoadReports,
 }
 
 /// An endpoint for a request.
@@ -43,12 +46,14 @@ impl<S> Balance<S> {
         cluster: Cluster,
         scheme: Scheme,
         sessions: Option<Sessions>,
+        load_reports: LoadReports,
     ) -> Self {
         Self {
             inner,
             cluster,
             scheme,
             sessions,
+            load_reports,
         }
     }
 
@@ -160,7 +165,8 @@ where
         let authority = address(request.uri_mut(), &self.scheme, &member);
         let chosen = Chosen::new(member, authority);
         request.extensions_mut().insert(chosen);
-        ResponseFuture::leased(self.inner.call(request), lease, set_cookie)
+        let exchange = self.inner.call(request);
+        ResponseFuture::leased(exchange, lease, set_cookie, self.load_reports)
     }
 }
 

@@ -79,14 +79,17 @@ pub(super) fn apply(
     }
 }
 
-/// The members that take new picks, neither draining nor of weight 0, by priority.
-pub(super) fn candidates(members: &[Arc<Member>]) -> Vec<Vec<Candidate>> {
+/// The members that take new picks, neither draining nor of weight 0, by priority, with
+/// what they report as of now.
+pub(super) fn candidates(members: &[Arc<Member>], now: Instant) -> Vec<Vec<Candidate>> {
     let mut tiers: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();
     for member in members {
         let endpoint = member.endpoint();
         if endpoint.weight > 0 && !endpoint.draining {
             let tier = tiers.entry(endpoint.priority).or_default();
-            tier.push(Candidate::new(Arc::clone(member)));
+            let mut candidate = Candidate::new(Arc::clone(member));
+            candidate.reported = member.load().reported_weight(now);
+            tier.push(candidate);
         }
     }
     tiers.into_values().collect()
@@ -165,13 +168,14 @@ mod tests {
             member(at("near", 1)),
             member(at("near too", 1).weight(9)),
         ];
-        let tiers = candidates(&members);
+        let now = crate::time::now();
+        let tiers = candidates(&members, now);
         let id = |candidate: &Candidate| candidate.member.endpoint().id.to_string();
         let ids: Vec<Vec<_>> = tiers
             .iter()
             .map(|tier| tier.iter().map(id).collect())
             .collect();
         assert_eq!(ids, [vec!["near", "near too"], vec!["backup"]]);
-        assert!(candidates(&members[..2]).is_empty());
+        assert!(candidates(&members[..2], now).is_empty());
     }
 }

@@ -1,12 +1,16 @@
-//! The task that follows discovery for a cluster.
+//! The tasks of a cluster: one follows discovery, one refreshes what the policy goes by.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use tokio::task::AbortHandle;
+use tokio::{runtime::Handle, task::AbortHandle};
 
 use super::Shared;
 use crate::{
     discover::{ServiceWatch, State},
+    pick::Policy,
     time,
 };
 
@@ -24,6 +28,36 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// The running task; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Refresher(AbortHandle);
+
+impl Refresher {
+    /// `None` when the policy needs none, or there is no runtime.
+    pub(super) fn start(shared: &Arc<Shared>, policy: &dyn Policy) -> Option<Self> {
+        let period = policy.refresh()?;
+        let runtime = Handle::try_current().ok()?;
+        let task = runtime.spawn(refresh(Arc::downgrade(shared), period));
+        Some(Self(task.abort_handle()))
+    }
+}
+
+impl Drop for Refresher {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn refresh(shared: Weak<Shared>, period: Duration) {
+    loop {
+        time::sleep_until(time::now() + period).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        shared.refresh(time::now());
     }
 }
 

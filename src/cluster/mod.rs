@@ -77,6 +77,7 @@ struct Shared {
 struct Writer {
     policy: Arc<dyn Policy>,
     slow_start: Option<SlowStart>,
+    refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
     /// Counts the followers: only the last one may publish.
@@ -122,6 +123,7 @@ impl Cluster {
             writer: Mutex::new(Writer {
                 policy,
                 slow_start: None,
+                refresher: None,
                 follower: None,
                 watch: None,
                 epoch: 0,
@@ -130,9 +132,11 @@ impl Cluster {
             events: broadcast::Sender::new(EVENTS),
             published: watch::Sender::new(0),
         };
-        Self {
-            shared: Arc::new(shared),
-        }
+        let shared = Arc::new(shared);
+        let mut writer = shared.writer.lock();
+        writer.refresher = driver::Refresher::start(&shared, &*writer.policy);
+        drop(writer);
+        Self { shared }
     }
 
     /// The name.
@@ -190,6 +194,7 @@ impl Cluster {
     pub fn set_policy(&self, policy: impl Policy) {
         let mut writer = self.shared.writer.lock();
         writer.policy = Arc::new(policy);
+        writer.refresher = driver::Refresher::start(&self.shared, &*writer.policy);
         self.shared.rebuild(&writer, time::now());
     }
 
@@ -301,6 +306,12 @@ impl Shared {
         }
         self.rebuild(&writer, now);
         Some((window / RAMP_STEPS).clamp(RAMP_STEP_LEAST, RAMP_STEP_MOST))
+    }
+
+    /// Puts the candidates together anew, with what they report now.
+    fn refresh(&self, now: Instant) {
+        let writer = self.writer.lock();
+        self.rebuild(&writer, now);
     }
 
     fn store(&self, next: Snapshot) {

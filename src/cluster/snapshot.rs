@@ -57,7 +57,7 @@ impl Snapshot {
 
     /// The next snapshot, of these members.
     pub(super) fn next(&self, members: Arc<[Arc<Member>]>, rules: Rules<'_>, now: Instant) -> Self {
-        let mut candidates = apply::candidates(&members);
+        let mut candidates = apply::candidates(&members, now);
         if let Some(slow_start) = rules.slow_start {
             for candidate in candidates.iter_mut().flatten() {
                 if let Some(joined) = candidate.member.joined() {

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     pick::{
-        LeastRequest, Policy, Random, ResponseTime, RoundRobin, WeightedRandom, WeightedRoundRobin,
+        LeastRequest, Policy, Random, ReportedLoad, ResponseTime, RoundRobin, WeightedRandom,
+        WeightedRoundRobin,
     },
     upstream::{self, TlsConnector},
     yaml::Mistake,
@@ -122,6 +123,7 @@ fn policy(
         PolicySettings::WeightedRandom => Arc::new(WeightedRandom::new()),
         PolicySettings::LeastRequest { choices } => Arc::new(LeastRequest::new().choices(*choices)),
         PolicySettings::ResponseTime => Arc::new(ResponseTime::new()),
+        PolicySettings::ReportedLoad => Arc::new(ReportedLoad::new()),
         PolicySettings::Named {
             name,
             options,

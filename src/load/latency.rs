@@ -34,11 +34,13 @@ const LEAP: f32 = 4.0;
 
 /// The latency of an endpoint as far as it is known.
 ///
-/// One word holds the estimate in microseconds, as the bits of an `f32` that is negative on
+/// A word holds the estimate in microseconds, as the bits of an `f32` that is negative on
 /// trial, and the millisecond of the last sample, so that both change together.
 #[derive(Debug)]
 pub(super) struct Latency {
     cell: AtomicU64,
+    /// What failures count as, in the same form. Apart, so that nobody reads it as a measure.
+    penalty: AtomicU64,
     /// The microsecond of the last leap: what began before it raises nothing.
     leapt: AtomicU64,
     epoch: Instant,
@@ -51,6 +53,7 @@ impl Latency {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             cell: AtomicU64::new(Self::EMPTY),
+            penalty: AtomicU64::new(Self::EMPTY),
             leapt: AtomicU64::new(0),
             epoch: now,
         }
@@ -61,7 +64,7 @@ impl Latency {
         let stamp = self.stamp(now);
         let micros = sample.as_secs_f32() * 1e6;
         let mut leap = None;
-        self.update(|cell| {
+        Self::update(&self.cell, |cell| {
             let Some(Estimate {
                 micros: estimate,
                 stamp: last,
@@ -95,11 +98,11 @@ impl Latency {
         });
     }
 
-    /// An attempt failed: the estimate is `least` at least.
+    /// An attempt failed: for the time constant to come, that counts as `least` at least.
     pub(super) fn penalise(&self, least: Duration, now: Instant) {
         let stamp = self.stamp(now);
         let least = least.as_secs_f32() * 1e6;
-        self.update(|cell| {
+        Self::update(&self.penalty, |cell| {
             let micros = Estimate::unpack(cell).map_or(0.0, |estimate| estimate.at(stamp));
             Some(Estimate::pack(micros.max(least), stamp, false))
         });
@@ -111,15 +114,18 @@ impl Latency {
         Some((estimate.at(self.stamp(now)), estimate.trial))
     }
 
-    fn update(&self, mut next: impl FnMut(u64) -> Option<u64>) {
-        let mut cell = self.cell.load(Relaxed);
-        while let Some(next) = next(cell) {
-            match self
-                .cell
-                .compare_exchange_weak(cell, next, Relaxed, Relaxed)
-            {
+    /// What failures count as, in microseconds; it falls as the estimate does.
+    pub(super) fn penalty(&self, now: Instant) -> f32 {
+        let penalty = Estimate::unpack(self.penalty.load(Relaxed));
+        penalty.map_or(0.0, |penalty| penalty.at(self.stamp(now)))
+    }
+
+    fn update(cell: &AtomicU64, mut next: impl FnMut(u64) -> Option<u64>) {
+        let mut value = cell.load(Relaxed);
+        while let Some(next) = next(value) {
+            match cell.compare_exchange_weak(value, next, Relaxed, Relaxed) {
                 Ok(_) => return,
-                Err(changed) => cell = changed,
+                Err(changed) => value = changed,
             }
         }
     }
@@ -295,12 +301,15 @@ mod tests {
         let start = crate::time::now();
         let latency = known(start);
         let now = start + millis(1_000);
+        assert_eq!(latency.penalty(now), 0.0);
+        let before = read(&latency, now);
         latency.penalise(millis(5_000), now);
-        assert_eq!(read(&latency, now), 5_000.0);
         latency.penalise(millis(2_000), now);
-        assert_eq!(read(&latency, now), 5_000.0);
-        let later = read(&latency, now + DECAY);
-        assert!((later - 1_839.4).abs() < 2.0, "{later}");
+        assert_eq!(latency.penalty(now), 5e6);
+        let later = latency.penalty(now + DECAY);
+        assert!((later - 1_839.4e3).abs() < 1e3, "{later}");
+        // It is no measure.
+        assert_eq!(read(&latency, now), before);
     }
 
     #[test]

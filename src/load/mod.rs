@@ -3,11 +3,15 @@
 //! Orderings are `Relaxed` where a figure stands for itself; none of them guards other memory.
 
 mod latency;
+mod report;
+mod reported;
 mod waiting;
 
 use std::time::{Duration, Instant};
 
 use latency::Latency;
+use report::Report;
+use reported::Reported;
 use waiting::Waiting;
 
 use crate::{
@@ -33,6 +37,7 @@ pub struct Load {
     failures: AtomicU64,
     last: AtomicU64,
     latency: Latency,
+    reported: Reported,
 }
 
 /// What the last request at an endpoint says of it.
@@ -57,6 +62,7 @@ impl Load {
             failures: AtomicU64::new(0),
             last: AtomicU64::new(0),
             latency: Latency::new(now),
+            reported: Reported::new(now),
         }
     }
 
@@ -98,8 +104,7 @@ impl Load {
     ///
     /// A higher sample is taken at once, but one far above the average only as far as 4 times that
     /// average: what follows has to confirm it. A lower one pulls it down over 10 s, and without
-    /// samples it falls towards nothing. A failed attempt counts as 5 s at least, or as long as a
-    /// 5xx says in `Retry-After`, up to 300 s: failing is never fast.
+    /// samples it falls towards nothing. Failures are not in it.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         let (micros, _) = self.latency.read(now)?;
@@ -109,6 +114,33 @@ impl Load {
     /// The same in microseconds, and whether it rests on one sample.
     pub(crate) fn latency_micros(&self, now: Instant) -> Option<(f32, bool)> {
         self.latency.read(now)
+    }
+
+    /// The weight that the endpoint's own reports of load make; `None` in the 10 s after the
+    /// first, from 3 min after the last, and without one.
+    #[must_use]
+    pub fn reported_weight(&self, now: Instant) -> Option<f32> {
+        self.reported.weight(now)
+    }
+
+    /// What the failures of late count as, which is never fast: 5 s, or as long as a 5xx said in
+    /// `Retry-After`, up to 300 s. It falls with a time constant of 10 s.
+    #[must_use]
+    pub fn penalty(&self, now: Instant) -> Duration {
+        Duration::from_secs_f32(self.latency.penalty(now) / 1e6)
+    }
+
+    /// The same in microseconds.
+    pub(crate) fn penalty_micros(&self, now: Instant) -> f32 {
+        self.latency.penalty(now)
+    }
+
+    /// Takes a field in which the endpoint reports its load. One that cannot be read, or does not
+    /// say enough, changes nothing.
+    pub(crate) fn report(&self, field: &str, now: Instant) {
+        if let Some(weight) = Report::parse(field).and_then(|report| report.weight()) {
+            self.reported.report(weight, now);
+        }
     }
 
     /// Requests that wait for their response head.

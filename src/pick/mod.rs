@@ -41,16 +41,22 @@ mod alias;
 mod choices;
 mod least_request;
 mod random;
+mod reported_load;
 mod response_time;
 mod round_robin;
 mod stride;
 mod weighted_random;
 mod weighted_round_robin;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use least_request::LeastRequest;
 pub use random::Random;
+pub use reported_load::ReportedLoad;
 pub use response_time::ResponseTime;
 pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
@@ -69,13 +75,19 @@ pub struct Candidate {
     pub member: Arc<Member>,
     /// The share of its weight that it takes now: below 1 while it starts slowly.
     pub share: f32,
+    /// The weight that its own reports of load made when the set was put together.
+    pub reported: Option<f32>,
 }
 
 impl Candidate {
     /// A candidate that takes its whole weight.
     #[must_use]
     pub fn new(member: Arc<Member>) -> Self {
-        Self { member, share: 1.0 }
+        Self {
+            member,
+            share: 1.0,
+            reported: None,
+        }
     }
 
     /// The weight that it takes now.
@@ -98,6 +110,12 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// Makes the picker for one set of candidates. All of them may take new requests: none is
     /// draining or has weight 0. The set may be empty.
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker>;
+
+    /// How often the set is put together anew, although no endpoint changed, because the pickers
+    /// of this policy go by figures of their candidates that change; `None`, never, by default.
+    fn refresh(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Policy for Arc<dyn Policy> {
@@ -107,6 +125,10 @@ impl Policy for Arc<dyn Policy> {
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         (**self).picker(candidates)
+    }
+
+    fn refresh(&self) -> Option<Duration> {
+        (**self).refresh()
     }
 }
 
@@ -186,7 +208,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::{endpoint::Endpoint, load::Totals, member::Lease, outcome::End, time};
     use http::StatusCode;
-    use std::{collections::BTreeMap, time::Duration};
+    use std::collections::BTreeMap;
 
     /// Candidates with these weights, named `0`, `1`, …
     pub(crate) fn candidates(weights: &[u32]) -> Arc<[Candidate]> {
@@ -276,7 +298,7 @@ pub(crate) mod tests {
         tally
     }
 
-    fn policies() -> [Box<dyn Policy>; 6] {
+    fn policies() -> [Box<dyn Policy>; 7] {
         [
             Box::new(RoundRobin::new()),
             Box::new(WeightedRoundRobin::new()),
@@ -284,6 +306,7 @@ pub(crate) mod tests {
             Box::new(WeightedRandom::new()),
             Box::new(LeastRequest::new()),
             Box::new(ResponseTime::new()),
+            Box::new(ReportedLoad::new()),
         ]
     }
 

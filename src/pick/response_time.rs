@@ -15,14 +15,15 @@ use crate::load::Load;
 /// cost takes the request:
 ///
 /// ```text
-/// max(latency, silence - 100 ms) * (requests in flight + 1) / weight
+/// max(latency, penalty, silence - 100 ms) * (requests in flight + 1) / weight
 /// ```
 ///
 /// - `latency` is [`Load::latency`](crate::load::Load::latency), Finagle's Peak EWMA over 10 s. One
 ///   pause of the machine raises it 4 times at most, however many requests it holds up, so that no
 ///   good endpoint looks bad for long; what is slow indeed shows it in the requests that follow.
-/// - A failed attempt counts as 5 s, or as long as `Retry-After` says, up to 300 s (linkerd's load
-///   biaser): an endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing.
+/// - `penalty` is [`Load::penalty`](crate::load::Load::penalty): a failed attempt counts as 5 s, or
+///   as long as `Retry-After` says, up to 300 s, and that decays over 10 s (linkerd's load biaser).
+///   An endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing.
 /// - `silence` is [`Load::silence`](crate::load::Load::silence): about the age of the oldest
 ///   request that waits, so that an endpoint that hangs is left before anything ends (the idea of
 ///   nginx's `least_time`). The first 100 ms are free: a pause of this process makes everybody
@@ -98,15 +99,16 @@ const PATIENCE: u64 = 100_000;
 /// How long a request would wait here, in microseconds.
 fn wait(load: &Load, now: Instant) -> f32 {
     let in_flight = load.in_flight();
+    let penalty = load.penalty_micros(now);
     let latency = match load.latency_micros(now) {
         Some((latency, false)) => latency,
-        // On trial.
-        _ if in_flight == 0 => return 0.0,
+        // On trial. One that did nothing but fail waits until its penalty has worn off.
+        _ if in_flight == 0 && penalty < UNKNOWN => return 0.0,
         Some((latency, true)) => latency.max(UNKNOWN),
         None => UNKNOWN,
     };
     let silence = load.silence_micros(now).saturating_sub(PATIENCE);
-    latency.max(silence as f32) * (in_flight + 1) as f32
+    latency.max(penalty).max(silence as f32) * (in_flight + 1) as f32
 }
 
 #[cfg(test)]
@@ -171,6 +173,16 @@ mod tests {
             _ => Answer::Ok(millis(5)),
         });
         assert!(share(&spread, 2) <= 0.005, "{spread:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_always_failed_is_tried_now_and_then() {
+        // It has never answered, so it has no latency either.
+        let spread = simulate_answers(&ResponseTime::new(), 100, 300, |index, _| match index {
+            0 => Answer::Failure(Duration::ZERO),
+            _ => Answer::Ok(millis(5)),
+        });
+        assert!((2..30).contains(&spread[0]), "{spread:?}");
     }
 
     #[test]

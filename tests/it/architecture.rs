@@ -52,6 +52,7 @@ const PURE: &[&str] = &[
     "edge/validate.rs",
     "endpoint.rs",
     "hop.rs",
+    "load/report.rs",
     "outcome.rs",
     "pick/",
     "refusal.rs",

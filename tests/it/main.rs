@@ -17,6 +17,7 @@ mod grpc;
 mod http1;
 mod http2;
 mod layers;
+mod load_report;
 mod policy;
 mod pool;
 mod readme;

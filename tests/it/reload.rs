@@ -78,6 +78,7 @@ fn turn(number: usize, backends: &[Backend]) -> String {
         "weighted_random",
         "least_request, choices: 3",
         "response_time",
+        "reported_load",
     ];
     let endpoint = |at: usize| {
         let (address, weight) = (backends[at].address, 1 + (number + at) % 5);

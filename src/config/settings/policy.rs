@@ -26,6 +26,8 @@ pub enum PolicySettings {
     },
     /// Of two of them the one that will answer sooner.
     ResponseTime,
+    /// One after the other, as often as their own reports of load say.
+    ReportedLoad,
     /// A policy of the application.
     Named {
         /// The name, one of those given to [`Settings::parse`](super::Settings::parse).
@@ -66,6 +68,7 @@ enum Kind {
     WeightedRandom,
     LeastRequest,
     ResponseTime,
+    ReportedLoad,
     Named,
 }
 
@@ -78,6 +81,7 @@ impl Reader<'_> {
             ("weighted_random", Kind::WeightedRandom),
             ("least_request", Kind::LeastRequest),
             ("response_time", Kind::ResponseTime),
+            ("reported_load", Kind::ReportedLoad),
         ];
         words.extend(self.policies.iter().map(|name| (*name, Kind::Named)));
 
@@ -99,6 +103,7 @@ impl Reader<'_> {
                 }
             }
             Kind::ResponseTime => PolicySettings::ResponseTime,
+            Kind::ReportedLoad => PolicySettings::ReportedLoad,
             Kind::Named => {
                 let mut options = Vec::new();
                 for (key, value) in fields.rest() {

@@ -447,7 +447,7 @@ fn clusters_are_checked() {
     refused_cluster(
         "balance:\n  type: foo",
         &[
-            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_request, response_time, least_loaded, found \"foo\"",
+            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_request, response_time, reported_load, least_loaded, found \"foo\"",
         ],
     );
     refused_cluster(

@@ -1,0 +1,111 @@
+//! The weight that an endpoint's own reports make, while they are fresh.
+
+use std::time::{Duration, Instant};
+
+use super::latency::micros;
+use crate::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+/// How long the first reports are not believed: an endpoint that starts has done too little.
+const BLACKOUT: Duration = Duration::from_secs(10);
+
+/// How long a report is believed: 3 min. After that the next one is a first one again.
+const EXPIRY: Duration = Duration::from_secs(180);
+
+/// One word holds the bits of the weight and the second of the last report, so that both change
+/// together.
+#[derive(Debug)]
+pub(super) struct Reported {
+    cell: AtomicU64,
+    /// The microsecond of the first report.
+    since: AtomicU64,
+    epoch: Instant,
+}
+
+impl Reported {
+    /// No report yet. A weight is positive, so no cell with one is 0.
+    const EMPTY: u64 = 0;
+
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            cell: AtomicU64::new(Self::EMPTY),
+            since: AtomicU64::new(0),
+            epoch: now,
+        }
+    }
+
+    pub(super) fn report(&self, weight: f32, now: Instant) {
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        if self.fresh(since_epoch).is_none() {
+            self.since.store(micros(since_epoch), Relaxed);
+        }
+        let cell = u64::from(weight.to_bits()) << 32 | since_epoch.as_secs() & u64::from(u32::MAX);
+        // Pairs with the `Acquire` in `fresh`: who sees the first report sees its time.
+        self.cell.store(cell, Release);
+    }
+
+    /// `None` during the blackout, after the expiry and without a report.
+    pub(super) fn weight(&self, now: Instant) -> Option<f32> {
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        let weight = self.fresh(since_epoch)?;
+        let since = Duration::from_micros(self.since.load(Relaxed));
+        (since_epoch.saturating_sub(since) >= BLACKOUT).then_some(weight)
+    }
+
+    fn fresh(&self, since_epoch: Duration) -> Option<f32> {
+        let cell = self.cell.load(Acquire);
+        let last = Duration::from_secs(cell & u64::from(u32::MAX));
+        let is_fresh = cell != Self::EMPTY && since_epoch.saturating_sub(last) < EXPIRY;
+        is_fresh.then(|| f32::from_bits((cell >> 32) as u32))
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_count_after_the_blackout_until_they_expire() {
+        let start = crate::time::now();
+        let at = |second| start + Duration::from_secs(second);
+        let reported = Reported::new(start);
+        assert_eq!(reported.weight(at(99)), None);
+        reported.report(5.0, at(100));
+        assert_eq!(reported.weight(at(109)), None);
+        reported.report(7.0, at(109));
+        assert_eq!(reported.weight(at(110)), Some(7.0));
+        assert_eq!(reported.weight(at(109 + 179)), Some(7.0));
+        assert_eq!(reported.weight(at(109 + 180)), None);
+        // It begins anew.
+        reported.report(3.0, at(400));
+        assert_eq!(reported.weight(at(409)), None);
+        assert_eq!(reported.weight(at(410)), Some(3.0));
+    }
+}
+
+#[cfg(test)]
+#[cfg(tower_gateway_loom)]
+mod loom_tests {
+    use super::*;
+    use loom::{sync::Arc, thread};
+
+    #[test]
+    fn a_first_report_is_never_seen_without_its_blackout() {
+        loom::model(|| {
+            let start = Instant::now();
+            let now = start + Duration::from_secs(50);
+            let reported = Arc::new(Reported::new(start));
+            let other = Arc::clone(&reported);
+            let reporter = thread::spawn(move || other.report(2.0, now));
+            assert_eq!(reported.weight(now), None);
+            reported.report(3.0, now);
+            assert_eq!(reported.weight(now), None);
+            reporter.join().unwrap();
+            let weight = reported.weight(now + BLACKOUT).unwrap();
+            assert!(weight == 2.0 || weight == 3.0);
+        });
+    }
+}
