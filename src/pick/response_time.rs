@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_hangs_is_left() {
-        let spread = simulate_answers(&ResponseTime::new(), 100, 20, |index, at| {
+        let spread = simulate_answers(&ResponseTime::new(), 100, 120, |index, at| {
             if index == 1 && at > millis(5_000) {
                 return Answer::Never;
             }
