@@ -228,6 +228,8 @@ const DURATION_BUCKETS_MICROS: [u64; 14] = [
 /// The figures of a whole cluster; they outlive its endpoints, so that counters never fall.
 #[derive(Debug, Default)]
 pub struct Totals {
+    begun: AtomicU64,
+    upgraded: AtomicU64,
     success: AtomicU64,
     failure: AtomicU64,
     cancelled: AtomicU64,
@@ -239,6 +241,35 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Requests between the pick and the end of the response body, and upgraded connections, at
+    /// all endpoints, also those that are gone from the list.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        // As for one endpoint: what has ended is read first, by `Acquire`, which pairs with the
+        // `Release` in `end`.
+        let counters = [
+            &self.success,
+            &self.failure,
+            &self.cancelled,
+            &self.overloaded,
+        ];
+        let ended: u64 = counters.iter().map(|counter| counter.load(Acquire)).sum();
+        let begun = self.begun.load(Relaxed);
+        begun.saturating_sub(ended) + self.upgraded.load(Relaxed)
+    }
+
+    pub(crate) fn begin(&self) {
+        self.begun.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn begin_upgraded(&self) {
+        self.upgraded.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn end_upgraded(&self) {
+        self.upgraded.fetch_sub(1, Relaxed);
+    }
+
     pub(crate) fn end(&self, outcome: &Outcome) {
         let counter = match outcome.end {
             _ if outcome.is_failure() => &self.failure,
@@ -249,7 +280,8 @@ impl Totals {
             } => &self.overloaded,
             _ => &self.cancelled,
         };
-        counter.fetch_add(1, Relaxed);
+        // Pairs with the `Acquire` in `in_flight`.
+        counter.fetch_add(1, Release);
         if let Some(head) = outcome.head
             && outcome.end != End::Upgraded
         {

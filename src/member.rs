@@ -70,6 +70,12 @@ impl Member {
         &self.live.load
     }
 
+    /// The figures of the whole cluster.
+    #[must_use]
+    pub fn totals(&self) -> &Arc<Totals> {
+        &self.live.totals
+    }
+
     /// Whether both members share their live state.
     #[must_use]
     pub fn shares_state_with(&self, other: &Self) -> bool {
@@ -79,6 +85,7 @@ impl Member {
     /// Counts a request in, until its lease ends.
     pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Lease {
         self.live.load.begin();
+        self.live.totals.begin();
         Lease {
             member: Some(Arc::clone(self)),
             started: now,
@@ -91,6 +98,7 @@ impl Member {
     /// nothing about latency.
     pub(crate) fn upgraded(self: &Arc<Self>) -> Upgraded {
         self.live.load.begin_upgraded();
+        self.live.totals.begin_upgraded();
         Upgraded(Arc::clone(self))
     }
 
@@ -217,6 +225,7 @@ pub(crate) struct Upgraded(Arc<Member>);
 impl Drop for Upgraded {
     fn drop(&mut self) {
         self.0.live.load.end_upgraded();
+        self.0.live.totals.end_upgraded();
     }
 }
 
@@ -267,6 +276,7 @@ mod tests {
         assert_eq!(member.load().in_flight(), 0);
         assert_eq!(member.load().failures(), 0);
         assert_eq!(member.live.totals.requests().cancelled, 1);
+        assert_eq!(member.totals().in_flight(), 0);
     }
 
     #[test]
@@ -313,10 +323,12 @@ mod tests {
         let upgraded = member.upgraded();
         lease.finish(End::Upgraded);
         assert_eq!(member.load().in_flight(), 1);
+        assert_eq!(member.totals().in_flight(), 1);
         assert_eq!(member.load().upgraded(), 1);
         assert_eq!(member.load().latency(start), None);
         drop(upgraded);
         assert_eq!(member.load().in_flight(), 0);
+        assert_eq!(member.totals().in_flight(), 0);
     }
 
     #[test]
@@ -353,6 +365,7 @@ mod loom_tests {
             assert_eq!(member.load().in_flight(), 0);
             assert_eq!(member.load().failures(), 1);
             assert_eq!(totals.requests().cancelled, 1);
+            assert_eq!(totals.in_flight(), 0);
         });
     }
 }

@@ -25,7 +25,7 @@ fn policies() -> [(Box<dyn Policy>, f64); 4] {
         (Box::new(RingHash::new()), 0.0),
         (Box::new(RingHash::ketama()), 0.0),
         (Box::new(Rendezvous::new()), 0.0),
-        (Box::new(Maglev::new()), 0.05),
+        (Box::new(Maglev::with_table_size(4099).unwrap()), 0.05),
     ]
 }
 

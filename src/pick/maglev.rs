@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use twox_hash::XxHash64;
 
-use super::{Candidate, Pick, Picker, Policy, first_allowed_by_id, order_by_id};
+use super::{Candidate, Pick, Picker, Policy, order_by_id, scale};
 
 /// The endpoint at the key's place in a table that the endpoints take turns to fill, each in an
 /// order of its own (D. E. Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
@@ -62,17 +62,18 @@ impl Maglev {
         }
     }
 
-    fn table(&self, candidates: &[Candidate]) -> Box<[u32]> {
+    /// `order` are the indices of the candidates by their ids: every process fills the table alike.
+    fn table(&self, candidates: &[Candidate], order: &[u32]) -> Box<[u32]> {
         let weight = |candidate: &Candidate| u64::from(candidate.member.endpoint().weight);
         let heaviest = candidates.iter().map(weight).max().unwrap_or(0);
         if heaviest == 0 {
             return Box::default();
         }
         let size = self.size;
-        // By id, so that every process fills it alike.
-        let mut turns: Vec<Turns> = order_by_id(candidates)
-            .into_iter()
+        let mut turns: Vec<Turns> = order
+            .iter()
             .map(|owner| {
+                let owner = *owner;
                 let candidate = &candidates[owner as usize];
                 let id = candidate.member.endpoint().id.as_str().as_bytes();
                 let below = |hash: u64, bound: u32| (hash % u64::from(bound)) as u32;
@@ -147,7 +148,10 @@ impl Turns {
 
 fn is_prime(number: u32) -> bool {
     let divisors = (2..).take_while(|divisor| divisor * divisor <= number);
-    number > 1 && !divisors.into_iter().any(|divisor| number % divisor == 0)
+    number > 1
+        && !divisors
+            .into_iter()
+            .any(|divisor| number.is_multiple_of(divisor))
 }
 
 impl Policy for Maglev {
@@ -156,8 +160,10 @@ impl Policy for Maglev {
     }
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
+        let order = order_by_id(candidates);
         Box::new(MaglevPicker {
-            table: self.table(candidates),
+            table: self.table(candidates, &order),
+            order,
             candidates: Arc::clone(candidates),
         })
     }
@@ -167,32 +173,31 @@ impl Policy for Maglev {
 struct MaglevPicker {
     /// Empty when there is no candidate.
     table: Box<[u32]>,
+    /// By id.
+    order: Box<[u32]>,
     candidates: Arc<[Candidate]>,
 }
 
 impl MaglevPicker {
-    /// How many hashes are tried before the table is read on in a row.
+    /// How many hashes of a key are tried before the endpoints are taken in a row.
     const HASHES: usize = 32;
-
-    fn allowed(&self, place: usize, pick: &Pick<'_>) -> Option<usize> {
-        let owner = *self.table.get(place)? as usize;
-        pick.allows(&self.candidates[owner]).then_some(owner)
-    }
 }
 
 impl Picker for MaglevPicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-        let size = self.table.len();
-        let place = |hash: u64| hash.checked_rem(size as u64).map(|place| place as usize);
         let first = pick.hash_or_entropy();
-        let start = place(first)?;
+        let owner = |hash: u64| {
+            let place = hash.checked_rem(self.table.len() as u64)?;
+            Some(self.table[place as usize])
+        };
         let hashes = std::iter::successors(Some(first), |hash| Some(next_hash(*hash)));
+        let (before, after) = self.order.split_at(scale(first, self.order.len()));
         hashes
             .take(Self::HASHES)
-            .filter_map(place)
-            .chain((start..size).chain(0..start))
-            .find_map(|place| self.allowed(place, pick))
-            .or_else(|| first_allowed_by_id(&self.candidates, pick))
+            .map_while(owner)
+            .chain(after.iter().chain(before).copied())
+            .map(|index| index as usize)
+            .find(|index| pick.allows(&self.candidates[*index]))
     }
 }
 
@@ -213,7 +218,8 @@ mod tests {
 
     fn places(policy: &Maglev, weights: &[u32]) -> Vec<u32> {
         let mut places = vec![0; weights.len()];
-        for owner in &policy.table(&candidates(weights)) {
+        let candidates = candidates(weights);
+        for owner in &policy.table(&candidates, &order_by_id(&candidates)) {
             places[*owner as usize] += 1;
         }
         places

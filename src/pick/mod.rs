@@ -25,6 +25,8 @@
 //!   finds the same second choice.
 //! - A pick without a key takes random bits instead: a random endpoint, by weight.
 //!
+//! [`Bounded`] around any of them keeps a popular key from overloading its endpoint.
+//!
 //! # A policy of one's own
 //!
 //! ```
@@ -58,6 +60,7 @@
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod affinity;
+mod bounded;
 mod hasher;
 mod ketama;
 mod maglev;
@@ -72,6 +75,7 @@ mod weighted_round_robin;
 
 use std::{fmt, sync::Arc, time::Instant};
 
+pub use bounded::{Bounded, InvalidLoadFactor, LoadFactor};
 pub use hasher::KeyHasher;
 pub use maglev::{InvalidTableSize, Maglev};
 pub use random::Random;
@@ -157,6 +161,7 @@ pub struct Pick<'a> {
     pub hash: Option<u64>,
     /// Endpoints that were tried before.
     pub tried: &'a [EndpointId],
+    cap: Option<bounded::Cap>,
 }
 
 impl<'a> Pick<'a> {
@@ -168,6 +173,7 @@ impl<'a> Pick<'a> {
             now,
             hash: None,
             tried: &[],
+            cap: None,
         }
     }
 
@@ -191,10 +197,11 @@ impl<'a> Pick<'a> {
         self.hash.unwrap_or(self.entropy)
     }
 
-    /// Whether this endpoint was not tried yet.
+    /// Whether this endpoint was not tried yet and, where loads are [`Bounded`], has room.
     #[must_use]
     pub fn allows(&self, candidate: &Candidate) -> bool {
-        self.tried.is_empty() || !self.tried.contains(&candidate.member.endpoint().id)
+        (self.tried.is_empty() || !self.tried.contains(&candidate.member.endpoint().id))
+            && self.cap.is_none_or(|cap| cap.has_room(candidate))
     }
 }
 

@@ -141,6 +141,12 @@ struct RingHashPicker {
 
 impl Picker for RingHashPicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
+        // Around the ring in vain is a long way.
+        if pick.tried.len() >= self.candidates.len() {
+            self.candidates
+                .iter()
+                .find(|candidate| pick.allows(candidate))?;
+        }
         let hash = pick.hash_or_entropy();
         let place = match self.kind {
             Kind::Xxh64 => (hash >> 32) as u32,
