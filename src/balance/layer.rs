@@ -1,7 +1,7 @@
 use http::uri::Scheme;
 use tower::Layer;
 
-use super::Balance;
+use super::{Balance, HashKey};
 use crate::cluster::Cluster;
 
 /// Sends each request to an endpoint of a cluster; see the [module docs](super).
@@ -9,10 +9,12 @@ use crate::cluster::Cluster;
 /// # Defaults
 ///
 /// - `scheme`: `http`
+/// - `hash_key`: none
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
     scheme: Scheme,
+    hash_key: Option<HashKey>,
 }
 
 impl BalanceLayer {
@@ -22,6 +24,7 @@ impl BalanceLayer {
         Self {
             cluster,
             scheme: Scheme::HTTP,
+            hash_key: None,
         }
     }
 
@@ -31,12 +34,25 @@ impl BalanceLayer {
         self.scheme = scheme;
         self
     }
+
+    /// Sets what of a request is hashed, for a policy that hashes. The hash of an
+    /// [`Attempt`](crate::attempt::Attempt) comes first.
+    #[must_use]
+    pub fn hash_key(mut self, key: HashKey) -> Self {
+        self.hash_key = Some(key);
+        self
+    }
 }
 
 impl<S> Layer<S> for BalanceLayer {
     type Service = Balance<S>;
 
     fn layer(&self, inner: S) -> Balance<S> {
-        Balance::new(inner, self.cluster.clone(), self.scheme.clone())
+        Balance::new(
+            inner,
+            self.cluster.clone(),
+            self.scheme.clone(),
+            self.hash_key.clone(),
+        )
     }
 }

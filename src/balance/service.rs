@@ -10,7 +10,7 @@ use http::{
 use http_body::Body;
 use tower::Service;
 
-use super::{body::ResponseBody, future::ResponseFuture};
+use super::{HashKey, body::ResponseBody, future::ResponseFuture};
 use crate::{
     attempt::{Attempt, Overdue},
     cluster::Cluster,
@@ -26,14 +26,21 @@ pub struct Balance<S> {
     inner: S,
     cluster: Cluster,
     scheme: Scheme,
+    hash_key: Option<HashKey>,
 }
 
 impl<S> Balance<S> {
-    pub(super) fn new(inner: S, cluster: Cluster, scheme: Scheme) -> Self {
+    pub(super) fn new(
+        inner: S,
+        cluster: Cluster,
+        scheme: Scheme,
+        hash_key: Option<HashKey>,
+    ) -> Self {
         Self {
             inner,
             cluster,
             scheme,
+            hash_key,
         }
     }
 
@@ -45,12 +52,16 @@ impl<S> Balance<S> {
 
     fn lease<B>(&self, request: &Request<B>) -> Option<(Arc<Member>, Lease)> {
         let now = time::now();
+        let snapshot = self.cluster.snapshot();
         let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
             Some(attempt) => pick.tried(&attempt.tried).hash(attempt.hash),
             None => pick,
         };
-        let snapshot = self.cluster.snapshot();
+        let pick = match &self.hash_key {
+            Some(key) if pick.hash.is_none() => pick.hash(key.hash(request, snapshot.hasher())),
+            _ => pick,
+        };
         let member = snapshot.pick(&pick)?;
         let mut lease = member.lease(now);
         if let Some(Overdue(at)) = request.extensions().get() {

@@ -6,7 +6,7 @@ use super::apply;
 use crate::{
     discover::State,
     member::Member,
-    pick::{Candidate, Pick, Picker, Policy},
+    pick::{Candidate, KeyHasher, Pick, Picker, Policy},
 };
 
 /// The members of a cluster and the picker over them, published together.
@@ -15,6 +15,7 @@ pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
     candidates: Arc<[Candidate]>,
     picker: Box<dyn Picker>,
+    hasher: KeyHasher,
     generation: u64,
     discovery: State,
     version: u64,
@@ -25,6 +26,7 @@ impl Snapshot {
         let none: Arc<[Candidate]> = Arc::default();
         Self {
             picker: policy.picker(&none),
+            hasher: policy.hasher(),
             members: Arc::default(),
             candidates: none,
             generation: 0,
@@ -48,6 +50,7 @@ impl Snapshot {
         };
         Self {
             picker: policy.picker(&candidates),
+            hasher: policy.hasher(),
             members,
             candidates,
             generation: self.generation + 1,
@@ -93,6 +96,12 @@ impl Snapshot {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// How the keys of requests are hashed for the policy.
+    #[must_use]
+    pub fn hasher(&self) -> KeyHasher {
+        self.hasher
     }
 
     /// The endpoint for a request; `None` when the cluster has no candidate. Endpoints that were

@@ -8,7 +8,7 @@ use tower::{Layer, ServiceBuilder};
 use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
-    settings::{ClusterSettings, DiscoverySettings, RouteSettings, Settings},
+    settings::{ClusterSettings, DiscoverySettings, PolicySettings, RouteSettings, Settings},
 };
 use crate::{
     balance::BalanceLayer,
@@ -114,9 +114,14 @@ impl Running {
         } else {
             Scheme::HTTP
         };
+        let balance = BalanceLayer::new(self.cluster.clone()).scheme(scheme);
+        let balance = match &self.settings.balance {
+            PolicySettings::Affinity(affinity) => balance.hash_key(affinity.hash_key.clone()),
+            _ => balance,
+        };
         ServiceBuilder::new()
             .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
-            .layer(BalanceLayer::new(self.cluster.clone()).scheme(scheme))
+            .layer(balance)
             .service(self.upstream.clone())
     }
 }

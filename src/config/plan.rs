@@ -5,12 +5,15 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 use super::{
     error::ConfigError,
     settings::{
-        ClusterSettings, DiscoverySettings, NamedFile, PolicyOption, PolicySettings, Protocol,
-        Settings, TlsSettings,
+        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile,
+        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings,
     },
 };
 use crate::{
-    pick::{Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin},
+    pick::{
+        Bounded, Maglev, Policy, Random, Rendezvous, RingHash, RoundRobin, WeightedRandom,
+        WeightedRoundRobin,
+    },
     upstream::{self, TlsConnector},
     yaml::Mistake,
 };
@@ -118,6 +121,7 @@ fn policy(
         PolicySettings::WeightedRoundRobin => Arc::new(WeightedRoundRobin::new()),
         PolicySettings::Random => Arc::new(Random::new()),
         PolicySettings::WeightedRandom => Arc::new(WeightedRandom::new()),
+        PolicySettings::Affinity(settings) => affinity(settings),
         PolicySettings::Named {
             name,
             options,
@@ -128,6 +132,19 @@ fn policy(
             make(options).map_err(|what| place.wrong(what))?
         }
     })
+}
+
+fn affinity(settings: &AffinitySettings) -> Arc<dyn Policy> {
+    let policy: Arc<dyn Policy> = match settings.policy {
+        AffinityPolicy::RingHash => Arc::new(RingHash::new()),
+        AffinityPolicy::Ketama => Arc::new(RingHash::ketama()),
+        AffinityPolicy::Maglev => Arc::new(Maglev::new()),
+        AffinityPolicy::Rendezvous => Arc::new(Rendezvous::new()),
+    };
+    match settings.bounded_load {
+        Some(factor) => Arc::new(Bounded::new(policy, factor)),
+        None => policy,
+    }
 }
 
 fn tls(settings: &TlsSettings, protocol: upstream::Protocol) -> Result<Tls, Mistake> {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test that is how to stop")]
 
 mod admin;
+mod affinity;
 mod architecture;
 mod chaos;
 mod clients;
@@ -15,6 +16,7 @@ mod grpc;
 mod http1;
 mod http2;
 mod layers;
+mod nginx;
 mod policy;
 mod pool;
 mod readme;

@@ -1,6 +1,9 @@
 //! How a cluster chooses among its endpoints.
 
-use super::{Place, Reader};
+use super::{
+    Place, Reader,
+    affinity::{self, AffinityPolicy, AffinitySettings},
+};
 use crate::yaml::{Mistakes, Value, one_of, text};
 
 /// How a cluster chooses among its endpoints.
@@ -16,6 +19,8 @@ pub enum PolicySettings {
     Random,
     /// Any of them, in proportion to their weights.
     WeightedRandom,
+    /// The same one for requests with the same key.
+    Affinity(AffinitySettings),
     /// A policy of the application.
     Named {
         /// The name, one of those given to [`Settings::parse`](super::Settings::parse).
@@ -54,6 +59,7 @@ enum Kind {
     WeightedRoundRobin,
     Random,
     WeightedRandom,
+    Affinity(AffinityPolicy),
     Named,
 }
 
@@ -64,6 +70,9 @@ impl Reader<'_> {
             ("weighted_round_robin", Kind::WeightedRoundRobin),
             ("random", Kind::Random),
             ("weighted_random", Kind::WeightedRandom),
+            ("ring_hash", Kind::Affinity(AffinityPolicy::RingHash)),
+            ("maglev", Kind::Affinity(AffinityPolicy::Maglev)),
+            ("rendezvous", Kind::Affinity(AffinityPolicy::Rendezvous)),
         ];
         words.extend(self.policies.iter().map(|name| (*name, Kind::Named)));
 
@@ -78,6 +87,7 @@ impl Reader<'_> {
             Kind::WeightedRoundRobin => PolicySettings::WeightedRoundRobin,
             Kind::Random => PolicySettings::Random,
             Kind::WeightedRandom => PolicySettings::WeightedRandom,
+            Kind::Affinity(policy) => PolicySettings::Affinity(affinity::read(policy, &mut fields)),
             Kind::Named => {
                 let mut options = Vec::new();
                 for (key, value) in fields.rest() {
