@@ -1,6 +1,18 @@
 //! Requests with the same key at the same endpoint, through a node.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, convert::Infallible};
+
+use bytes::Bytes;
+use http::{HeaderName, Request, Response};
+use http_body_util::Full;
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_gateway::{
+    BalanceLayer, Cluster,
+    attempt::Attempt,
+    balance::HashKey,
+    endpoint::EndpointId,
+    pick::{KeyHasher, Rendezvous},
+};
 
 use crate::support::{Backend, Gateway, Wire};
 
@@ -77,7 +89,8 @@ async fn a_header_or_a_cookie_leads_to_one_endpoint() {
         "ring_hash, ketama: true",
         "maglev",
         "rendezvous",
-        "rendezvous, bounded_load: 1.5",
+        // Room enough for a request that has just ended and still counts.
+        "rendezvous, bounded_load: 100",
     ] {
         let balance = format!("type: {policy}, hash_key: \"header:X-User\"");
         let gateway = Gateway::start(&file(&backends, "", &balance)).await;
@@ -155,4 +168,48 @@ async fn a_request_without_the_key_goes_anywhere() {
     }
     assert!(count(&without) > 1);
     assert_eq!(count(&with), 1);
+}
+
+/// The endpoint that a balancer with a key chooses, told as the authority of the URI.
+async fn chosen(cluster: &Cluster, user: &str, attempt: Option<Attempt>) -> String {
+    let client = service_fn(async |request: Request<()>| {
+        let authority = request.uri().authority().unwrap().to_string();
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(authority)))
+    });
+    let key = HashKey::header(HeaderName::from_static("x-user"));
+    let service = BalanceLayer::new(cluster.clone())
+        .hash_key(key)
+        .layer(client);
+    let mut request = Request::get("http://a/").header("x-user", user);
+    if let Some(attempt) = attempt {
+        request = request.extension(attempt);
+    }
+    let response = service.oneshot(request.body(()).unwrap()).await.unwrap();
+    let body = http_body_util::BodyExt::collect(response.into_body()).await;
+    String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn an_attempt_brings_its_own_hash_and_what_was_tried() {
+    let endpoints = (1..=6).map(|port| format!("127.0.0.1:{port}").parse().unwrap());
+    let cluster = Cluster::fixed("users", Rendezvous::new(), endpoints);
+    for user in ["alice", "bob", "carol", "dave", "erin", "frank"] {
+        let first = chosen(&cluster, user, None).await;
+        let mut attempt = Attempt::default();
+        attempt.hash = Some(KeyHasher::Xxh64.hash(user.as_bytes()));
+        // The hash of the attempt counts, not the key of the request.
+        assert_eq!(
+            chosen(&cluster, "mallory", Some(attempt.clone())).await,
+            first
+        );
+
+        attempt.tried = vec![EndpointId::from(first.as_str())];
+        let second = chosen(&cluster, "mallory", Some(attempt.clone())).await;
+        assert_ne!(second, first);
+        // Without a hash of its own, an attempt goes on by the key.
+        attempt.hash = None;
+        for _ in 0..5 {
+            assert_eq!(chosen(&cluster, user, Some(attempt.clone())).await, second);
+        }
+    }
 }
