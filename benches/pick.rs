@@ -17,8 +17,8 @@ use tower_gateway::{
     cluster::Cluster,
     endpoint::Address,
     pick::{
-        Bounded, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous, RingHash, RoundRobin,
-        WeightedRandom, WeightedRoundRobin,
+        Bounded, LeastRequest, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous, ResponseTime,
+        RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
     },
 };
 
@@ -51,12 +51,14 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn policies() -> [Arc<dyn Policy>; 4] {
+fn policies() -> [Arc<dyn Policy>; 6] {
     [
         Arc::new(RoundRobin::new()),
         Arc::new(WeightedRoundRobin::new()),
         Arc::new(Random::new()),
         Arc::new(WeightedRandom::new()),
+        Arc::new(LeastRequest::new()),
+        Arc::new(ResponseTime::new()),
     ]
 }
 

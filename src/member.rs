@@ -4,20 +4,23 @@
 use std::{
     any::Any,
     fmt,
-    sync::{Arc, OnceLock},
-    time::Instant,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use http::{StatusCode, uri::Authority};
-use parking_lot::Mutex;
 
 use crate::{
     endpoint::Endpoint,
     error::TransportErrorKind,
-    load::{Load, Totals},
+    load::{Load, PENALTY, Totals},
     outcome::{End, Head, Outcome},
     time,
 };
+
+/// The longest `Retry-After` that is believed: 300 s, as linkerd has it.
+const LONGEST_PENALTY: Duration = Duration::from_secs(300);
 
 /// One endpoint of a cluster.
 ///
@@ -33,6 +36,8 @@ pub struct Member {
 struct Live {
     load: Load,
     totals: Arc<Totals>,
+    /// When it joined a cluster that was already there.
+    joined: Option<Instant>,
     attachments: Attachments,
 }
 
@@ -41,12 +46,26 @@ impl Member {
         let live = Live {
             load: Load::new(now),
             totals,
+            joined: None,
             attachments: Attachments::default(),
         };
         Self {
             endpoint,
             live: Arc::new(live),
         }
+    }
+
+    /// The same new instance, which joined a cluster that was already there.
+    pub(crate) fn joined_at(mut self, now: Instant) -> Self {
+        let live = Arc::get_mut(&mut self.live);
+        live.expect("nobody else has seen a new instance").joined = Some(now);
+        self
+    }
+
+    /// When the endpoint joined the cluster; `None` when it was there from the first list on.
+    #[must_use]
+    pub fn joined(&self) -> Option<Instant> {
+        self.live.joined
     }
 
     /// The same instance with other attributes.
@@ -70,12 +89,6 @@ impl Member {
         &self.live.load
     }
 
-    /// The figures of the whole cluster.
-    #[must_use]
-    pub fn totals(&self) -> &Arc<Totals> {
-        &self.live.totals
-    }
-
     /// Whether both members share their live state.
     #[must_use]
     pub fn shares_state_with(&self, other: &Self) -> bool {
@@ -84,13 +97,13 @@ impl Member {
 
     /// Counts a request in, until its lease ends.
     pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Lease {
-        self.live.load.begin();
-        self.live.totals.begin();
+        self.live.load.begin(now);
         Lease {
             member: Some(Arc::clone(self)),
             started: now,
             head: None,
             overdue: None,
+            penalised: false,
         }
     }
 
@@ -98,57 +111,70 @@ impl Member {
     /// nothing about latency.
     pub(crate) fn upgraded(self: &Arc<Self>) -> Upgraded {
         self.live.load.begin_upgraded();
-        self.live.totals.begin_upgraded();
         Upgraded(Arc::clone(self))
     }
 
     /// What `owner` has attached to this instance, made by `init` at first sight. It lives as long
-    /// as the instance: a connection pool closes when its endpoint is gone.
+    /// as both do: a connection pool closes when its endpoint or its client is gone.
+    #[cfg_attr(
+        not(feature = "client"),
+        allow(dead_code, reason = "clients have pools")
+    )]
     pub(crate) fn attachment<T: Send + Sync + 'static>(
         &self,
-        owner: u64,
+        owner: &Owner,
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
         self.live.attachments.find_or_insert(owner, init)
     }
 }
 
-/// What layers attach to an endpoint. Nearly always there is one, found without a lock.
-#[derive(Default)]
-struct Attachments {
-    first: OnceLock<(u64, Attachment)>,
-    rest: Mutex<Vec<(u64, Attachment)>>,
-}
+/// Who attaches things to endpoints. Clones are the same owner.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owner(Arc<()>);
 
-type Attachment = Arc<dyn Any + Send + Sync>;
+/// What clients attach to an endpoint; found without a lock.
+#[derive(Default)]
+struct Attachments(ArcSwap<Vec<Attachment>>);
+
+#[derive(Clone)]
+struct Attachment {
+    owner: Weak<()>,
+    value: Arc<dyn Any + Send + Sync>,
+}
 
 impl Attachments {
     fn find_or_insert<T: Send + Sync + 'static>(
         &self,
-        owner: u64,
+        owner: &Owner,
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
-        let mut init = Some(init);
-        let mut make = || {
-            let init = init.take().expect("one attachment is made a call");
-            Arc::new(init()) as Attachment
-        };
-        let (first_owner, first) = self.first.get_or_init(|| (owner, make()));
-        let found = if *first_owner == owner {
-            Arc::clone(first)
-        } else {
-            let mut rest = self.rest.lock();
-            let position = rest.iter().position(|(other, _)| *other == owner);
-            let position = position.unwrap_or_else(|| {
-                rest.push((owner, make()));
-                rest.len() - 1
+        let found = find(&self.0.load(), owner).unwrap_or_else(|| {
+            let value: Arc<dyn Any + Send + Sync> = Arc::new(init());
+            // Another thread may have been faster: the first one stands.
+            self.0.rcu(|attached| match find(attached, owner) {
+                Some(_) => Arc::clone(attached),
+                None => {
+                    let alive = attached.iter().filter(|one| one.owner.strong_count() > 0);
+                    let mut attached: Vec<_> = alive.cloned().collect();
+                    attached.push(Attachment {
+                        owner: Arc::downgrade(&owner.0),
+                        value: Arc::clone(&value),
+                    });
+                    Arc::new(attached)
+                }
             });
-            Arc::clone(&rest[position].1)
-        };
+            find(&self.0.load(), owner).expect("an owner that is alive keeps its attachment")
+        });
         found
             .downcast()
             .expect("an owner attaches values of one type")
     }
+}
+
+fn find(attached: &[Attachment], owner: &Owner) -> Option<Arc<dyn Any + Send + Sync>> {
+    let is_owned = |one: &&Attachment| std::ptr::eq(one.owner.as_ptr(), Arc::as_ptr(&owner.0));
+    Some(Arc::clone(&attached.iter().find(is_owned)?.value))
 }
 
 impl fmt::Debug for Attachments {
@@ -167,6 +193,8 @@ pub(crate) struct Lease {
     started: Instant,
     head: Option<Head>,
     overdue: Option<Instant>,
+    /// Whether its failure was counted before its end.
+    penalised: bool,
 }
 
 impl Lease {
@@ -175,14 +203,24 @@ impl Lease {
         self.overdue = Some(at);
     }
 
-    /// The response head was seen. A switch of protocols says nothing about latency.
-    pub(crate) fn head(&mut self, status: StatusCode, now: Instant) {
+    /// The response head was seen, with the time that a `Retry-After` asks for. A switch of
+    /// protocols says nothing about latency, and a 5xx is never fast.
+    pub(crate) fn head(&mut self, status: StatusCode, retry_after: Option<Duration>, now: Instant) {
         let latency = now.saturating_duration_since(self.started);
-        self.head = Some(Head::new(status, latency));
-        if status != StatusCode::SWITCHING_PROTOCOLS
-            && let Some(member) = &self.member
-        {
-            member.live.load.head(latency, now);
+        if self.head.replace(Head::new(status, latency)).is_some() {
+            return;
+        }
+        let Some(member) = &self.member else {
+            return;
+        };
+        let load = &member.live.load;
+        if status.is_server_error() {
+            load.head(None, now);
+            load.penalise(retry_after.unwrap_or(PENALTY).min(LONGEST_PENALTY), now);
+            self.penalised = true;
+        } else {
+            let latency = (status != StatusCode::SWITCHING_PROTOCOLS).then_some(latency);
+            load.head(latency, now);
         }
     }
 
@@ -195,6 +233,9 @@ impl Lease {
     pub(crate) fn finish(&mut self, end: End) {
         if let Some(member) = self.member.take() {
             let outcome = Outcome::new(self.head, end);
+            if outcome.is_failure() && !self.penalised {
+                member.live.load.penalise(PENALTY, time::now());
+            }
             member.live.load.end(&outcome);
             member.live.totals.end(&outcome);
         }
@@ -225,7 +266,6 @@ pub(crate) struct Upgraded(Arc<Member>);
 impl Drop for Upgraded {
     fn drop(&mut self) {
         self.0.live.load.end_upgraded();
-        self.0.live.totals.end_upgraded();
     }
 }
 
@@ -259,8 +299,6 @@ impl Chosen {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     fn member() -> Arc<Member> {
         let endpoint: Endpoint = "127.0.0.1:80".parse().unwrap();
         let totals = Arc::new(Totals::default());
@@ -276,7 +314,6 @@ mod tests {
         assert_eq!(member.load().in_flight(), 0);
         assert_eq!(member.load().failures(), 0);
         assert_eq!(member.live.totals.requests().cancelled, 1);
-        assert_eq!(member.totals().in_flight(), 0);
     }
 
     #[test]
@@ -294,7 +331,7 @@ mod tests {
         // With a head, the endpoint has answered in time.
         let mut lease = member.lease(now);
         lease.overdue(now);
-        lease.head(StatusCode::OK, now);
+        lease.head(StatusCode::OK, None, now);
         drop(lease);
         assert_eq!(member.load().failures(), 1);
         assert_eq!(member.load().in_flight(), 0);
@@ -318,28 +355,73 @@ mod tests {
         let mut lease = member.lease(start);
         lease.head(
             StatusCode::SWITCHING_PROTOCOLS,
+            None,
             start + Duration::from_secs(3),
         );
         let upgraded = member.upgraded();
         lease.finish(End::Upgraded);
         assert_eq!(member.load().in_flight(), 1);
-        assert_eq!(member.totals().in_flight(), 1);
         assert_eq!(member.load().upgraded(), 1);
         assert_eq!(member.load().latency(start), None);
         drop(upgraded);
         assert_eq!(member.load().in_flight(), 0);
-        assert_eq!(member.totals().in_flight(), 0);
+    }
+
+    #[test]
+    fn failing_is_never_fast() {
+        let now = time::now();
+        let seconds = |lease: fn(&mut Lease, Instant)| {
+            let member = member();
+            lease(&mut member.lease(now), now);
+            let latency = member.load().latency(now);
+            latency.map(|latency| latency.as_secs_f32().round())
+        };
+        assert_eq!(seconds(|_, _| ()), None);
+        assert_eq!(seconds(|lease, _| lease.finish(End::Cancelled)), None);
+        assert_eq!(
+            seconds(|lease, _| lease.finish(End::Failed {
+                kind: TransportErrorKind::Connect,
+                written: false,
+            })),
+            Some(5.0)
+        );
+        assert_eq!(
+            seconds(|lease, now| lease.head(StatusCode::BAD_GATEWAY, None, now)),
+            Some(5.0)
+        );
+        let unavailable = |lease: &mut Lease, seconds, now| {
+            let retry_after = Some(Duration::from_secs(seconds));
+            lease.head(StatusCode::SERVICE_UNAVAILABLE, retry_after, now);
+        };
+        let member = member();
+        for (retry_after, expected) in [(1, 1), (20, 20), (2, 20), (9_000, 300)] {
+            unavailable(&mut member.lease(now), retry_after, now);
+            let latency = member.load().latency(now).unwrap();
+            assert_eq!(latency, Duration::from_secs(expected));
+        }
     }
 
     #[test]
     fn owners_have_attachments_of_their_own() {
         let member = member();
-        let first = member.attachment(1, || String::from("first"));
-        let second = member.attachment(2, || 2_u32);
-        assert_eq!(*member.attachment(2, || 9_u32), *second);
+        let (one, other) = (Owner::default(), Owner::default());
+        let first = member.attachment(&one, || String::from("first"));
+        let second = member.attachment(&other, || 2_u32);
+        assert_eq!(*member.attachment(&other, || 9_u32), *second);
         let updated = member.updated(Arc::new(Endpoint::clone(member.endpoint()).weight(5)));
-        let kept = updated.attachment(1, || String::from("lost"));
+        let kept = updated.attachment(&one, || String::from("lost"));
         assert!(Arc::ptr_eq(&first, &kept));
+    }
+
+    #[test]
+    fn an_owner_that_is_gone_leaves_nothing_behind() {
+        let member = member();
+        let gone = Owner::default();
+        let attached = Arc::downgrade(&member.attachment(&gone, || 1_u32));
+        drop(gone);
+        assert!(attached.upgrade().is_some(), "nobody has looked yet");
+        member.attachment(&Owner::default(), || 2_u32);
+        assert!(attached.upgrade().is_none());
     }
 }
 
@@ -360,12 +442,13 @@ mod loom_tests {
             let cancelled = thread::spawn(move || drop(other.lease(now)));
             let mut lease = member.lease(now);
             assert!(member.load().in_flight() >= 1);
+            assert!(member.load().waiting() >= 1);
             lease.finish(End::BodyLost);
             cancelled.join().unwrap();
             assert_eq!(member.load().in_flight(), 0);
+            assert_eq!(member.load().waiting(), 0);
             assert_eq!(member.load().failures(), 1);
             assert_eq!(totals.requests().cancelled, 1);
-            assert_eq!(totals.in_flight(), 0);
         });
     }
 }

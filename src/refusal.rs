@@ -7,6 +7,8 @@
 
 use std::{borrow::Cow, fmt::Write as _};
 
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -31,6 +33,17 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::BadRequest,
+        Self::NoRoute,
+        Self::NoEndpoint,
+        Self::Overloaded,
+        Self::Upstream,
+        Self::Timeout,
+        Self::NotImplemented,
+    ];
+
     /// The name used in metrics, logs and the `reason` member of the problem document.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -170,6 +183,28 @@ impl Refusal {
     }
 }
 
+/// How many requests were refused, by reason.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    counts: [AtomicU64; Reason::ALL.len()],
+}
+
+impl Refusals {
+    /// Counts a response, if it is a refusal.
+    pub fn observe<B>(&self, response: &Response<B>) {
+        // Most responses have no extensions at all, which is quickly seen.
+        if let Some(refusal) = response.extensions().get::<Refusal>() {
+            self.counts[refusal.reason as usize].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The counts so far.
+    pub fn counts(&self) -> impl Iterator<Item = (Reason, u64)> {
+        let count = |reason: Reason| (reason, self.counts[reason as usize].load(Relaxed));
+        Reason::ALL.into_iter().map(count)
+    }
+}
+
 /// Appends `text` as a JSON string (RFC 8259 section 7).
 fn push_json(json: &mut String, text: &str) {
     json.push('"');
@@ -239,6 +274,19 @@ mod tests {
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()["grpc-message"], "50 %25 is %C3%A9");
         assert!(response.body().is_empty());
+    }
+
+    #[test]
+    #[cfg(not(tower_gateway_loom))]
+    fn refusals_are_counted_by_reason_and_answers_are_not() {
+        let refusals = Refusals::default();
+        refusals.observe(&Response::new(()));
+        for reason in Reason::ALL {
+            let refusal = Refusal::new(reason, "");
+            refusals.observe(&refusal.into_response::<Bytes>(Dialect::Http));
+        }
+        let counts: Vec<_> = refusals.counts().collect();
+        assert_eq!(counts, Reason::ALL.map(|reason| (reason, 1)));
     }
 
     #[test]

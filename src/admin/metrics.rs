@@ -37,6 +37,15 @@ pub(super) fn render(admin: &Admin) -> String {
         u8::from(admin.readiness() == Readiness::Ready),
     );
 
+    page.family(
+        "refusals_total",
+        "counter",
+        "Requests that the node answered itself.",
+    );
+    for (reason, count) in admin.shared.refusals.load().counts() {
+        page.sample("refusals_total", &[("reason", reason.as_str())], count);
+    }
+
     let clusters = admin.shared.clusters.load();
     requests(&mut page, &clusters);
     durations(&mut page, &clusters);

@@ -48,7 +48,7 @@ use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, refusal::Refusals};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -59,6 +59,7 @@ pub struct Admin {
 struct Shared {
     node: Mutex<String>,
     clusters: ArcSwap<Vec<Cluster>>,
+    refusals: ArcSwap<Refusals>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
@@ -123,6 +124,7 @@ impl Admin {
         let shared = Shared {
             node: Mutex::default(),
             clusters: ArcSwap::default(),
+            refusals: ArcSwap::default(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
             config: Mutex::default(),
@@ -141,6 +143,11 @@ impl Admin {
     /// Shows these clusters from now on.
     pub fn set_clusters(&self, clusters: Vec<Cluster>) {
         self.shared.clusters.store(Arc::new(clusters));
+    }
+
+    /// Shows these counts from now on.
+    pub fn set_refusals(&self, refusals: Arc<Refusals>) {
+        self.shared.refusals.store(refusals);
     }
 
     /// Says whether requests are welcome. A node that drains stays so.

@@ -4,9 +4,10 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use http::Response;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -31,18 +32,19 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         // The endpoint is asked; the lease moves into the body with the head.
-        Leased { #[pin] inner: F, lease: Option<Lease> },
+        Leased { #[pin] inner: F, lease: Option<Lease>, set_cookie: Option<HeaderValue> },
         // There was no endpoint to ask.
         Refused { refusal: Option<(Refusal, Dialect)> },
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn leased(inner: F, lease: Lease) -> Self {
+    pub(super) fn leased(inner: F, lease: Lease, set_cookie: Option<HeaderValue>) -> Self {
         Self {
             state: State::Leased {
                 inner,
                 lease: Some(lease),
+                set_cookie,
             },
         }
     }
@@ -66,12 +68,22 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Leased { inner, lease } => {
+            StateProj::Leased {
+                inner,
+                lease,
+                set_cookie,
+            } => {
                 let result = ready!(inner.poll(cx));
                 let mut lease = lease.take().expect("polled after it was ready");
                 Poll::Ready(match result {
-                    Ok(response) => {
-                        lease.head(response.status(), time::now());
+                    Ok(mut response) => {
+                        let status = response.status();
+                        let retry_after = retry_after(status, response.headers());
+                        lease.head(status, retry_after, time::now());
+                        if let Some(set_cookie) = set_cookie.take() {
+                            let headers = response.headers_mut();
+                            headers.append(header::SET_COOKIE, set_cookie);
+                        }
                         Ok(response.map(|body| ResponseBody::leased(body, lease)))
                     }
                     Err(error) => {
@@ -86,6 +98,16 @@ where
             }
         }
     }
+}
+
+/// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
+/// not taken: the clock of the endpoint decides nothing here.
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    if !status.is_server_error() {
+        return None;
+    }
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// What an error of the inner client says about the endpoint. An error of an unknown type is a

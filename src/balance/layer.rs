@@ -1,7 +1,10 @@
 use http::uri::Scheme;
 use tower::Layer;
 
-use super::{Balance, HashKey};
+use super::{
+    Balance, HashKey,
+    sticky::{Sessions, Sticky},
+};
 use crate::cluster::Cluster;
 
 /// Sends each request to an endpoint of a cluster; see the [module docs](super).
@@ -10,11 +13,13 @@ use crate::cluster::Cluster;
 ///
 /// - `scheme`: `http`
 /// - `hash_key`: none
+/// - `sticky`: no sessions
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
     scheme: Scheme,
     hash_key: Option<HashKey>,
+    sessions: Option<Sessions>,
 }
 
 impl BalanceLayer {
@@ -25,6 +30,7 @@ impl BalanceLayer {
             cluster,
             scheme: Scheme::HTTP,
             hash_key: None,
+            sessions: None,
         }
     }
 
@@ -42,6 +48,13 @@ impl BalanceLayer {
         self.hash_key = Some(key);
         self
     }
+
+    /// Keeps the requests of a session at one endpoint.
+    #[must_use]
+    pub fn sticky(mut self, sticky: Sticky) -> Self {
+        self.sessions = Some(Sessions::new(sticky, self.cluster.name()));
+        self
+    }
 }
 
 impl<S> Layer<S> for BalanceLayer {
@@ -53,6 +66,7 @@ impl<S> Layer<S> for BalanceLayer {
             self.cluster.clone(),
             self.scheme.clone(),
             self.hash_key.clone(),
+            self.sessions.clone(),
         )
     }
 }

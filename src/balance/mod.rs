@@ -12,6 +12,8 @@
 //! When the cluster has no usable endpoint, the answer is a 503 that carries a
 //! [`Refusal`](crate::refusal::Refusal).
 //!
+//! A request that carries a [`Destination`] goes to the endpoint that it names.
+//!
 //! [`Chosen`]: crate::member::Chosen
 //! [`Upstream`]: https://docs.rs/tower-gateway/latest/tower_gateway/upstream/struct.Upstream.html
 //!
@@ -50,11 +52,15 @@
 //! ```
 
 pub mod body;
+mod destination;
 pub mod future;
 mod hash_key;
 mod layer;
 mod service;
+mod sticky;
 
+pub use destination::Destination;
 pub use hash_key::{HashKey, RequestHead};
 pub use layer::BalanceLayer;
 pub use service::Balance;
+pub use sticky::{InvalidCookieName, Sticky};

@@ -4,16 +4,16 @@ use std::{
 };
 
 use http::{
-    Request, Response, Uri,
+    HeaderMap, HeaderValue, Request, Response, Uri,
     uri::{PathAndQuery, Scheme},
 };
 use http_body::Body;
 use tower::Service;
 
-use super::{HashKey, body::ResponseBody, future::ResponseFuture};
+use super::{Destination, HashKey, body::ResponseBody, future::ResponseFuture, sticky::Sessions};
 use crate::{
     attempt::{Attempt, Overdue},
-    cluster::Cluster,
+    cluster::{Cluster, Snapshot},
     member::{Chosen, Lease, Member},
     pick::Pick,
     refusal::{Dialect, Reason, Refusal},
@@ -27,6 +27,15 @@ pub struct Balance<S> {
     cluster: Cluster,
     scheme: Scheme,
     hash_key: Option<HashKey>,
+    sessions: Option<Sessions>,
+}
+
+/// An endpoint for a request.
+struct Leased {
+    member: Arc<Member>,
+    lease: Lease,
+    /// The cookie of a session that begins.
+    set_cookie: Option<HeaderValue>,
 }
 
 impl<S> Balance<S> {
@@ -35,12 +44,14 @@ impl<S> Balance<S> {
         cluster: Cluster,
         scheme: Scheme,
         hash_key: Option<HashKey>,
+        sessions: Option<Sessions>,
     ) -> Self {
         Self {
             inner,
             cluster,
             scheme,
             hash_key,
+            sessions,
         }
     }
 
@@ -50,7 +61,7 @@ impl<S> Balance<S> {
         &self.cluster
     }
 
-    fn lease<B>(&self, request: &Request<B>) -> Option<(Arc<Member>, Lease)> {
+    fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refusal> {
         let now = time::now();
         let snapshot = self.cluster.snapshot();
         let pick = Pick::new(fastrand::u64(..), now);
@@ -62,12 +73,67 @@ impl<S> Balance<S> {
             Some(key) if pick.hash.is_none() => pick.hash(key.hash(request, snapshot.hasher())),
             _ => pick,
         };
-        let member = snapshot.pick(&pick)?;
+        let (member, set_cookie) = match (request.extensions().get(), &self.sessions) {
+            (Some(destination), _) => (self.destined(&snapshot, destination, &pick)?, None),
+            (None, Some(sessions)) => {
+                self.in_session(sessions, request.headers(), &snapshot, &pick)?
+            }
+            (None, None) => (self.picked(&snapshot, &pick)?, None),
+        };
         let mut lease = member.lease(now);
         if let Some(Overdue(at)) = request.extensions().get() {
             lease.overdue(*at);
         }
-        Some((Arc::clone(member), lease))
+        Ok(Leased {
+            member,
+            lease,
+            set_cookie,
+        })
+    }
+
+    fn picked(&self, snapshot: &Snapshot, pick: &Pick<'_>) -> Result<Arc<Member>, Refusal> {
+        snapshot.pick(pick).cloned().ok_or_else(|| {
+            let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
+            Refusal::new(Reason::NoEndpoint, detail)
+        })
+    }
+
+    /// The endpoint of the session or, when it has none, one that is picked and its cookie.
+    fn in_session(
+        &self,
+        sessions: &Sessions,
+        headers: &HeaderMap,
+        snapshot: &Snapshot,
+        pick: &Pick<'_>,
+    ) -> Result<(Arc<Member>, Option<HeaderValue>), Refusal> {
+        let kept = sessions.member(headers, snapshot);
+        if let Some(member) = kept.filter(|member| !pick.tried.contains(&member.endpoint().id)) {
+            return Ok((member, None));
+        }
+        let member = self.picked(snapshot, pick)?;
+        let set_cookie = sessions.set_cookie(&member);
+        Ok((member, Some(set_cookie)))
+    }
+
+    /// The endpoint that the request is for, or else, when another will do, one that is picked.
+    fn destined(
+        &self,
+        snapshot: &Snapshot,
+        destination: &Destination,
+        pick: &Pick<'_>,
+    ) -> Result<Arc<Member>, Refusal> {
+        let id = destination.endpoint();
+        let member = snapshot.member(id).cloned();
+        if destination.is_strict() {
+            return member.ok_or_else(|| {
+                let detail = format!("cluster {} has no endpoint {id}", self.cluster.name());
+                Refusal::new(Reason::NoEndpoint, detail)
+            });
+        }
+        match member.filter(|_| !pick.tried.contains(id)) {
+            Some(member) => Ok(member),
+            None => self.picked(snapshot, pick),
+        }
     }
 }
 
@@ -86,16 +152,22 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Some((member, lease)) = self.lease(&request) else {
-            self.cluster.totals().no_endpoint();
-            let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
-            let refusal = Refusal::new(Reason::NoEndpoint, detail);
-            return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+        let leased = match self.lease(&request) {
+            Ok(leased) => leased,
+            Err(refusal) => {
+                self.cluster.totals().no_endpoint();
+                return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+            }
         };
+        let Leased {
+            member,
+            lease,
+            set_cookie,
+        } = leased;
         let authority = address(request.uri_mut(), &self.scheme, &member);
         let chosen = Chosen::new(member, authority);
         request.extensions_mut().insert(chosen);
-        ResponseFuture::leased(self.inner.call(request), lease)
+        ResponseFuture::leased(self.inner.call(request), lease, set_cookie)
     }
 }
 

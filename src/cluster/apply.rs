@@ -1,6 +1,10 @@
 //! How a list of endpoints becomes the next members: a pure function.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Instant,
+};
 
 use crate::{
     endpoint::{Endpoint, EndpointId},
@@ -9,6 +13,14 @@ use crate::{
     member::Member,
     pick::Candidate,
 };
+
+/// What those join that were not there before.
+#[derive(Clone, Copy)]
+pub(super) struct Joining {
+    /// Whether the cluster had no list before: then nobody knows how old its endpoints are.
+    pub(super) is_first_list: bool,
+    pub(super) now: Instant,
+}
 
 /// The next members and what changed.
 pub(super) struct Applied {
@@ -22,7 +34,7 @@ pub(super) fn apply(
     previous: &[Arc<Member>],
     endpoints: &[Arc<Endpoint>],
     totals: &Arc<Totals>,
-    now: Instant,
+    joining: Joining,
 ) -> Applied {
     let mut known: HashMap<&EndpointId, &Arc<Member>> = previous
         .iter()
@@ -46,7 +58,12 @@ pub(super) fn apply(
                     events.push(Event::Removed(Arc::clone(member.endpoint())));
                 }
                 events.push(Event::Added(Arc::clone(endpoint)));
-                Arc::new(Member::new(Arc::clone(endpoint), Arc::clone(totals), now))
+                let member = Member::new(Arc::clone(endpoint), Arc::clone(totals), joining.now);
+                Arc::new(if joining.is_first_list {
+                    member
+                } else {
+                    member.joined_at(joining.now)
+                })
             }
         };
         members.push(member);
@@ -62,24 +79,17 @@ pub(super) fn apply(
     }
 }
 
-/// The members that take new picks: not draining, of positive weight, and of the most preferred
-/// priority that has any.
-pub(super) fn candidates(members: &[Arc<Member>]) -> Arc<[Candidate]> {
-    let open = |member: &&Arc<Member>| {
+/// The members that take new picks, neither draining nor of weight 0, by priority.
+pub(super) fn candidates(members: &[Arc<Member>]) -> Vec<Vec<Candidate>> {
+    let mut tiers: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();
+    for member in members {
         let endpoint = member.endpoint();
-        endpoint.weight > 0 && !endpoint.draining
-    };
-    let preferred = members
-        .iter()
-        .filter(open)
-        .map(|member| member.endpoint().priority)
-        .min();
-    members
-        .iter()
-        .filter(open)
-        .filter(|member| Some(member.endpoint().priority) == preferred)
-        .map(|member| Candidate::new(Arc::clone(member)))
-        .collect()
+        if endpoint.weight > 0 && !endpoint.draining {
+            let tier = tiers.entry(endpoint.priority).or_default();
+            tier.push(Candidate::new(Arc::clone(member)));
+        }
+    }
+    tiers.into_values().collect()
 }
 
 #[cfg(test)]
@@ -102,11 +112,14 @@ mod tests {
         #[test]
         fn identity_keeps_its_live_state(lists in lists()) {
             let totals = Arc::new(Totals::default());
-            let now = crate::time::now();
+            let joining = Joining {
+                is_first_list: false,
+                now: crate::time::now(),
+            };
             let mut members: Arc<[Arc<Member>]> = Arc::default();
             for list in lists {
                 let endpoints: Vec<_> = list.into_iter().map(endpoint).collect();
-                let applied = apply(&members, &endpoints, &totals, now);
+                let applied = apply(&members, &endpoints, &totals, joining);
 
                 let mut expected: Vec<&Arc<Endpoint>> = Vec::new();
                 for endpoint in &endpoints {
@@ -135,21 +148,11 @@ mod tests {
         }
     }
 
-    fn ids(candidates: &[Candidate]) -> Vec<&str> {
-        let members = candidates.iter().map(|candidate| &candidate.member);
-        members
-            .map(|member| member.endpoint().id.as_str())
-            .collect()
-    }
-
     #[test]
-    fn the_most_preferred_priority_with_an_open_member_takes_the_picks() {
+    fn candidates_are_open_and_stand_by_priority() {
         let member = |endpoint: Endpoint| {
-            Arc::new(Member::new(
-                Arc::new(endpoint),
-                Arc::default(),
-                crate::time::now(),
-            ))
+            let endpoint = Arc::new(endpoint);
+            Arc::new(Member::new(endpoint, Arc::default(), crate::time::now()))
         };
         let at = |id: &str, priority| {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
@@ -162,7 +165,13 @@ mod tests {
             member(at("near", 1)),
             member(at("near too", 1).weight(9)),
         ];
-        assert_eq!(ids(&candidates(&members)), ["near", "near too"]);
-        assert_eq!(ids(&candidates(&members[..2])), Vec::<&str>::new());
+        let tiers = candidates(&members);
+        let id = |candidate: &Candidate| candidate.member.endpoint().id.to_string();
+        let ids: Vec<Vec<_>> = tiers
+            .iter()
+            .map(|tier| tier.iter().map(id).collect())
+            .collect();
+        assert_eq!(ids, [vec!["near", "near too"], vec!["backup"]]);
+        assert!(candidates(&members[..2]).is_empty());
     }
 }

@@ -5,7 +5,10 @@ use std::sync::{Arc, Weak};
 use tokio::task::AbortHandle;
 
 use super::Shared;
-use crate::discover::{ServiceWatch, State};
+use crate::{
+    discover::{ServiceWatch, State},
+    time,
+};
 
 /// The running task; it ends when this is dropped.
 #[derive(Debug)]
@@ -26,7 +29,15 @@ impl Drop for Follower {
 
 async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch) {
     loop {
-        let found = watch.changed().await;
+        let Some(step) = shared.upgrade().map(|shared| shared.ramp(time::now())) else {
+            return;
+        };
+        let changed = match step {
+            Some(step) => tokio::time::timeout(step, watch.changed()).await.ok(),
+            None => Some(watch.changed().await),
+        };
+        // Else it is time for the next step of a slow start.
+        let Some(found) = changed else { continue };
         let Some(shared) = shared.upgrade() else {
             return;
         };

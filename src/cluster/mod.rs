@@ -24,14 +24,21 @@
 
 mod apply;
 mod driver;
+mod priority;
+mod slow_start;
 mod snapshot;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
 
 use crate::{
@@ -45,6 +52,11 @@ use crate::{
 
 /// How many events a slow receiver may lag behind.
 const EVENTS: usize = 1024;
+
+/// A slow start goes in so many steps, of a length between these bounds.
+const RAMP_STEPS: u32 = 30;
+const RAMP_STEP_LEAST: Duration = Duration::from_millis(100);
+const RAMP_STEP_MOST: Duration = Duration::from_secs(1);
 
 /// The endpoints of one service. Clones share state.
 #[derive(Clone)]
@@ -64,6 +76,7 @@ struct Shared {
 /// What only the one writer holds.
 struct Writer {
     policy: Arc<dyn Policy>,
+    slow_start: Option<SlowStart>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
 }
@@ -98,12 +111,12 @@ impl Cluster {
     }
 
     fn empty(name: Arc<str>, policy: Arc<dyn Policy>) -> Self {
-        let snapshot = Snapshot::empty(&*policy);
         let shared = Shared {
             name,
-            snapshot: ArcSwap::from_pointee(snapshot),
+            snapshot: ArcSwap::from_pointee(Snapshot::empty()),
             writer: Mutex::new(Writer {
                 policy,
+                slow_start: None,
                 follower: None,
                 watch: None,
             }),
@@ -171,8 +184,14 @@ impl Cluster {
     pub fn set_policy(&self, policy: impl Policy) {
         let mut writer = self.shared.writer.lock();
         writer.policy = Arc::new(policy);
-        let next = self.shared.snapshot.load().with_policy(&*writer.policy);
-        self.shared.store(next);
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Lets endpoints that join from now on start slowly; or not any more.
+    pub fn set_slow_start(&self, slow_start: Option<SlowStart>) {
+        let mut writer = self.shared.writer.lock();
+        writer.slow_start = slow_start;
+        self.shared.rebuild(&writer, time::now());
     }
 
     /// Follows another source of endpoints from now on. Live state of endpoints that are in both
@@ -193,6 +212,15 @@ impl Cluster {
     }
 }
 
+impl Writer {
+    fn rules(&self) -> snapshot::Rules<'_> {
+        snapshot::Rules {
+            policy: &*self.policy,
+            slow_start: self.slow_start,
+        }
+    }
+}
+
 impl Shared {
     fn discovered(&self, found: &discover::Snapshot) {
         self.publish(&found.endpoints, found.state, found.version, time::now());
@@ -201,9 +229,17 @@ impl Shared {
     fn publish(&self, endpoints: &[Arc<Endpoint>], state: State, version: u64, now: Instant) {
         let writer = self.writer.lock();
         let previous = self.snapshot.load();
-        let applied = apply::apply(previous.members(), endpoints, &self.totals, now);
-        let members = (!applied.events.is_empty()).then_some(applied.members);
-        let mut next = previous.with_members(members, &*writer.policy);
+        let joining = apply::Joining {
+            is_first_list: previous.discovery() == State::Pending,
+            now,
+        };
+        let applied = apply::apply(previous.members(), endpoints, &self.totals, joining);
+        let members = if applied.events.is_empty() {
+            Arc::clone(previous.members())
+        } else {
+            applied.members
+        };
+        let mut next = previous.next(members, writer.rules(), now);
         next.set_discovery(state, version);
         let turned = (previous.discovery() != state).then_some(Event::Discovery(state));
         self.store(next);
@@ -211,6 +247,24 @@ impl Shared {
             // An error says that nobody listens, which is fine.
             self.events.send(event).ok();
         }
+    }
+
+    /// Publishes the same members anew.
+    fn rebuild(&self, writer: &Writer, now: Instant) {
+        let previous = self.snapshot.load();
+        let members = Arc::clone(previous.members());
+        self.store(previous.next(members, writer.rules(), now));
+    }
+
+    /// Moves the slow starts on; returns when to do so again.
+    fn ramp(&self, now: Instant) -> Option<Duration> {
+        let writer = self.writer.lock();
+        let window = writer.slow_start?.window();
+        if !self.snapshot.load().is_ramping() {
+            return None;
+        }
+        self.rebuild(&writer, now);
+        Some((window / RAMP_STEPS).clamp(RAMP_STEP_LEAST, RAMP_STEP_MOST))
     }
 
     fn store(&self, next: Snapshot) {
@@ -226,5 +280,86 @@ impl fmt::Debug for Cluster {
             .field("name", &self.shared.name)
             .field("snapshot", &*self.snapshot())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use crate::{
+        discover::{Discovery, ServiceDiscovery as _, from_stream},
+        pick::{Pick, RoundRobin, WeightedRoundRobin},
+    };
+
+    fn endpoints(ids: &[&str]) -> Vec<Endpoint> {
+        let endpoint = |id: &&str| {
+            let endpoint: Endpoint = "127.0.0.1:80".parse().unwrap();
+            endpoint.id(*id)
+        };
+        ids.iter().map(endpoint).collect()
+    }
+
+    /// How often each id is picked in `picks` picks.
+    fn tally(cluster: &Cluster, picks: usize) -> std::collections::BTreeMap<String, usize> {
+        let mut tally = std::collections::BTreeMap::new();
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..picks {
+            let snapshot = cluster.snapshot();
+            let member = snapshot.pick(&Pick::new(rng.u64(..), time::now())).unwrap();
+            *tally.entry(member.endpoint().id.to_string()).or_default() += 1;
+        }
+        tally
+    }
+
+    #[test]
+    fn a_lower_priority_is_for_those_who_tried_the_rest() {
+        let mut list = endpoints(&["near", "far"]);
+        list[1].priority = 1;
+        let cluster = Cluster::fixed("c", RoundRobin::new(), list);
+        assert_eq!(tally(&cluster, 50)["near"], 50);
+        let tried = ["near".into()];
+        let pick = Pick::new(9, time::now()).tried(&tried);
+        let snapshot = cluster.snapshot();
+        assert_eq!(snapshot.pick(&pick).unwrap().endpoint().id.as_str(), "far");
+        let tried = ["near".into(), "far".into()];
+        let pick = Pick::new(9, time::now()).tried(&tried);
+        assert_eq!(snapshot.pick(&pick).unwrap().endpoint().id.as_str(), "near");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_joins_later_starts_slowly_and_the_first_list_does_not() {
+        for weighted in [false, true] {
+            let policy: Arc<dyn Policy> = match weighted {
+                true => Arc::new(WeightedRoundRobin::new()),
+                false => Arc::new(RoundRobin::new()),
+            };
+            let (lists, stream) = tokio::sync::mpsc::unbounded_channel();
+            let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(stream);
+            let discovery = Discovery::new(from_stream(stream)).debounce(Duration::ZERO);
+            let cluster = Cluster::new("c", policy, discovery.watch(&"c".into()));
+            cluster.set_slow_start(Some(SlowStart::new(Duration::from_secs(30))));
+            lists.send(endpoints(&["a", "b"])).unwrap();
+            cluster.discovered().await;
+            assert_eq!(tally(&cluster, 100)["a"], 50);
+
+            lists.send(endpoints(&["a", "b", "new"])).unwrap();
+            let mut events = cluster.events();
+            while !matches!(events.recv().await.unwrap(), Event::Added(_)) {}
+            let share = |cluster: &Cluster| tally(cluster, 2100)["new"];
+            assert!((90..=110).contains(&share(&cluster)), "{}", share(&cluster));
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            assert!(
+                (380..=440).contains(&share(&cluster)),
+                "{}",
+                share(&cluster)
+            );
+            tokio::time::sleep(Duration::from_secs(16)).await;
+            assert!(
+                (699..=701).contains(&share(&cluster)),
+                "{}",
+                share(&cluster)
+            );
+        }
     }
 }

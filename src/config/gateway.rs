@@ -8,11 +8,13 @@ use tower::{Layer, ServiceBuilder};
 use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
-    settings::{ClusterSettings, DiscoverySettings, PolicySettings, RouteSettings, Settings},
+    settings::{
+        ClusterSettings, DiscoverySettings, PolicySettings, RouteSettings, Settings, StickySettings,
+    },
 };
 use crate::{
-    balance::BalanceLayer,
-    cluster::Cluster,
+    balance::{BalanceLayer, Sticky},
+    cluster::{Cluster, SlowStart},
     discover::{Discovery, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
     error_response::ErrorResponseLayer,
     route::Table,
@@ -78,10 +80,12 @@ impl Gateway {
 impl Running {
     fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: &Settings) -> Self {
         let watch = watch(name, settings, all);
+        let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
+        cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
         Self {
             settings: settings.clone(),
             tls: plan.tls.clone(),
-            cluster: Cluster::new(name, Arc::clone(&plan.policy), watch),
+            cluster,
             upstream: upstream(settings, plan.tls.as_ref()),
         }
     }
@@ -98,6 +102,10 @@ impl Running {
         }
         if self.settings.balance != settings.balance {
             self.cluster.set_policy(Arc::clone(&plan.policy));
+        }
+        if self.settings.slow_start != settings.slow_start {
+            let slow_start = settings.slow_start.map(SlowStart::new);
+            self.cluster.set_slow_start(slow_start);
         }
         let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
         if !self.settings.connects_like(settings) || texts(&self.tls) != texts(&plan.tls) {
@@ -118,6 +126,10 @@ impl Running {
         let balance = match &self.settings.balance {
             PolicySettings::Affinity(affinity) => balance.hash_key(affinity.hash_key.clone()),
             _ => balance,
+        };
+        let balance = match &self.settings.sticky {
+            Some(settings) => balance.sticky(sticky(settings)),
+            None => balance,
         };
         ServiceBuilder::new()
             .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
@@ -150,6 +162,23 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
                 None => discovery.watch(&service),
             }
         }
+    }
+}
+
+fn sticky(settings: &StickySettings) -> Sticky {
+    let sticky = Sticky::new(&settings.cookie).expect("the name was checked when it was read");
+    let sticky = match settings.ttl {
+        Some(ttl) => sticky.ttl(ttl),
+        None => sticky,
+    };
+    let sticky = match &settings.secret {
+        Some(secret) => sticky.secret(secret.reveal().as_bytes()),
+        None => sticky,
+    };
+    if settings.secure {
+        sticky.secure()
+    } else {
+        sticky
     }
 }
 

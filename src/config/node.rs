@@ -109,6 +109,7 @@ impl Node {
             let edge = EdgeLayer::new().trusted_hops(hops);
             edge.layer(serving.routes.clone()).peer(peer)
         });
+        state.admin.set_refusals(Arc::clone(server.refusals()));
         Ok(Self {
             file,
             taken,

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     pick::{
-        Bounded, Maglev, Policy, Random, Rendezvous, RingHash, RoundRobin, WeightedRandom,
-        WeightedRoundRobin,
+        Bounded, LeastRequest, Maglev, Policy, Random, Rendezvous, ResponseTime, RingHash,
+        RoundRobin, WeightedRandom, WeightedRoundRobin,
     },
     upstream::{self, TlsConnector},
     yaml::Mistake,
@@ -121,6 +121,8 @@ fn policy(
         PolicySettings::WeightedRoundRobin => Arc::new(WeightedRoundRobin::new()),
         PolicySettings::Random => Arc::new(Random::new()),
         PolicySettings::WeightedRandom => Arc::new(WeightedRandom::new()),
+        PolicySettings::LeastRequest { choices } => Arc::new(LeastRequest::new().choices(*choices)),
+        PolicySettings::ResponseTime => Arc::new(ResponseTime::new()),
         PolicySettings::Affinity(settings) => affinity(settings),
         PolicySettings::Named {
             name,

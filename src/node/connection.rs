@@ -28,7 +28,7 @@ use super::{
     body::ResponseBody,
     socket::{Blocked, Socket},
 };
-use crate::error::BoxError;
+use crate::{error::BoxError, refusal::Refusals};
 
 /// A response body that can be served.
 pub trait ServeBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {}
@@ -149,6 +149,7 @@ pub(super) struct Counted<S> {
     pub(super) service: S,
     pub(super) link: Arc<Link>,
     pub(super) sweeps: Arc<AtomicU32>,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Counted<S>
@@ -170,6 +171,7 @@ where
             // A service that must be polled ready first has to be behind something that does it.
             inner: self.service.clone().call(request),
             in_flight: Some(InFlight::new(&self.link, &self.sweeps)),
+            refusals: Arc::clone(&self.refusals),
         }
     }
 }
@@ -179,6 +181,7 @@ pin_project! {
         #[pin]
         inner: F,
         in_flight: Option<InFlight>,
+        refusals: Arc<Refusals>,
         is_http2: bool,
     }
 }
@@ -193,6 +196,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.inner.poll(cx).map_ok(|mut response| {
+            this.refusals.observe(&response);
             let in_flight = this.in_flight.take();
             if in_flight
                 .as_ref()

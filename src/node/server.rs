@@ -29,7 +29,7 @@ use super::{
     Listener,
     connection::{Connection, Counted, Link, ServeBody},
 };
-use crate::time;
+use crate::{refusal::Refusals, time};
 
 /// Sweeps in one keep-alive time.
 const SWEEPS: u32 = 4;
@@ -57,6 +57,7 @@ struct Connections {
     /// How many there are.
     open: watch::Sender<usize>,
     sweeps: Arc<AtomicU32>,
+    refusals: Arc<Refusals>,
 }
 
 #[derive(Default)]
@@ -79,6 +80,7 @@ impl Server {
             links: Mutex::default(),
             open: watch::Sender::new(0),
             sweeps: Arc::default(),
+            refusals: Arc::default(),
         });
         let sweep = tokio::spawn(sweep(Arc::clone(&connections), listener.keep_alive));
         let (stop, stopped) = watch::channel(false);
@@ -106,6 +108,12 @@ impl Server {
             .values()
             .map(|link| u64::from(link.in_flight()))
             .sum()
+    }
+
+    /// How many requests were refused.
+    #[must_use]
+    pub fn refusals(&self) -> &Arc<Refusals> {
+        &self.connections.refusals
     }
 
     /// Lets every connection finish what it has in flight, and stops accepting. After `limit` the
@@ -245,6 +253,7 @@ async fn accept<M, S, B>(
             service: make(peer),
             link,
             sweeps: Arc::clone(&connections.sweeps),
+            refusals: Arc::clone(&connections.refusals),
         };
         let connection = Connection::new(&builder, stream, service);
         tokio::spawn(async move {

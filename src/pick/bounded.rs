@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use super::{Candidate, KeyHasher, Pick, Picker, Policy, order_by_id};
-use crate::{
-    endpoint::EndpointId,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use crate::endpoint::EndpointId;
 
 /// Any policy, with a bound on the requests in flight at an endpoint: consistent hashing with
 /// bounded loads (V. Mirrokni et al., arXiv 1608.01350).
@@ -17,7 +14,12 @@ use crate::{
 /// spreads over the same few endpoints in every process. For a retry, the endpoints that were tried
 /// have no part in `W`: the others share the whole load, and one of them has room.
 ///
-/// Each process bounds what it sends itself. Picks at the same instant do not see each other and
+/// A pick whose endpoint is idle looks at no other. One whose endpoint is busy adds up loads until
+/// they show that it has room, at most those of all candidates: where there are thousands, that
+/// takes as long as many picks.
+///
+/// Each priority of a cluster is bounded for itself, and each process bounds what it sends itself.
+/// Picks at the same instant do not see each other and
 /// may exceed the bound by as many.
 ///
 /// # Examples
@@ -87,18 +89,14 @@ impl<P: Policy> Policy for Bounded<P> {
     }
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
-        let inner = self.policy.picker(candidates);
         let weights = candidates.iter().map(configured_weight);
-        let picker = BoundedPicker {
-            inner,
+        Box::new(BoundedPicker {
+            inner: self.policy.picker(candidates),
             factor: self.factor.0,
             weight: weights.sum(),
             order: order_by_id(candidates),
-            elsewhere: AtomicU64::new(0),
             candidates: Arc::clone(candidates),
-        };
-        picker.count();
-        Box::new(picker)
+        })
     }
 }
 
@@ -109,8 +107,10 @@ fn configured_weight(candidate: &Candidate) -> f64 {
 /// How much each endpoint may have in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cap {
-    /// `c·(t + 1)`
-    allowed: f64,
+    /// `c`
+    factor: f64,
+    /// `t`
+    total: u64,
     /// `W`
     weight: f64,
 }
@@ -121,7 +121,8 @@ impl Cap {
     pub(super) fn has_room(self, candidate: &Candidate) -> bool {
         let in_flight = candidate.member.load().in_flight();
         // Divided last: a quotient that is rounded once does not pass a whole number.
-        (in_flight as f64) < self.allowed * configured_weight(candidate) / self.weight
+        let share = self.factor * (self.total + 1) as f64 * configured_weight(candidate);
+        (in_flight as f64) < share / self.weight
     }
 }
 
@@ -133,43 +134,19 @@ struct BoundedPicker {
     weight: f64,
     /// The indices of the candidates by their ids.
     order: Box<[u32]>,
-    /// What was in flight at endpoints that are no candidates any more when they were last counted.
-    /// It only falls, as they get nothing new.
-    elsewhere: AtomicU64,
     candidates: Arc<[Candidate]>,
 }
 
 impl BoundedPicker {
-    /// Requests in flight at the candidates: those of the cluster without those elsewhere. While
-    /// some of these end it is too low, which the bound survives: it is only stricter.
-    fn total(&self) -> u64 {
-        let everywhere = self.everywhere();
-        everywhere.saturating_sub(self.elsewhere.load(Relaxed))
-    }
+    /// How many candidates are added up between two looks at the sum.
+    const AT_ONCE: usize = 16;
 
-    fn everywhere(&self) -> u64 {
-        self.candidates
-            .first()
-            .map_or(0, |candidate| candidate.member.totals().in_flight())
-    }
-
-    /// Counts what is in flight elsewhere, by a look at each candidate.
-    fn count(&self) {
-        let everywhere = self.everywhere();
-        let candidates = self.candidates.iter();
-        let here: u64 = candidates.map(|c| c.member.load().in_flight()).sum();
-        self.elsewhere
-            .store(everywhere.saturating_sub(here), Relaxed);
-    }
-
-    fn cap(&self, pick: &Pick<'_>) -> Cap {
+    /// `W`: the weights without those of the endpoints that were tried.
+    fn weight_left(&self, pick: &Pick<'_>) -> f64 {
         let is_new = |at: &usize| !pick.tried[..*at].contains(&pick.tried[*at]);
         let tried = (0..pick.tried.len()).filter(is_new);
         let tried: f64 = tried.map(|at| self.weight_of(&pick.tried[at])).sum();
-        Cap {
-            allowed: self.factor * (self.total() + 1) as f64,
-            weight: self.weight - tried,
-        }
+        self.weight - tried
     }
 
     /// The weight of the candidate with this id; 0 without one.
@@ -185,18 +162,24 @@ impl BoundedPicker {
 impl Picker for BoundedPicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
         let first = self.inner.pick(pick)?;
-        if self.cap(pick).has_room(&self.candidates[first]) {
-            return Some(first);
-        }
-        // No key leaves its endpoint by an old figure.
-        if self.elsewhere.load(Relaxed) > 0 {
-            self.count();
+        let mut cap = Cap {
+            factor: self.factor,
+            total: 0,
+            weight: self.weight_left(pick),
+        };
+        // A part of the load is enough where even that leaves room.
+        for candidates in self.candidates.chunks(Self::AT_ONCE) {
+            if cap.has_room(&self.candidates[first]) {
+                return Some(first);
+            }
+            let loads = candidates.iter().map(|c| c.member.load().in_flight());
+            cap.total += loads.sum::<u64>();
         }
         let capped = Pick {
-            cap: Some(self.cap(pick)),
+            cap: Some(cap),
             ..*pick
         };
-        // Somebody has room, unless others filled it since the loads were summed up.
+        // Somebody has room, unless others filled it since the loads were added up.
         self.inner.pick(&capped).or(Some(first))
     }
 }

@@ -60,12 +60,16 @@
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod affinity;
+mod alias;
 mod bounded;
+mod choices;
 mod hasher;
 mod ketama;
+mod least_request;
 mod maglev;
 mod random;
 mod rendezvous;
+mod response_time;
 mod ring;
 mod ring_hash;
 mod round_robin;
@@ -77,9 +81,11 @@ use std::{fmt, sync::Arc, time::Instant};
 
 pub use bounded::{Bounded, InvalidLoadFactor, LoadFactor};
 pub use hasher::KeyHasher;
+pub use least_request::LeastRequest;
 pub use maglev::{InvalidTableSize, Maglev};
 pub use random::Random;
 pub use rendezvous::Rendezvous;
+pub use response_time::ResponseTime;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
@@ -111,6 +117,11 @@ impl Candidate {
     #[must_use]
     pub fn weight(&self) -> f64 {
         f64::from(self.member.endpoint().weight) * f64::from(self.share)
+    }
+
+    /// What one request weighs here: finite, also where the weight is next to nothing.
+    fn inverse_weight(&self) -> f32 {
+        (1.0 / self.weight().max(1e-9)) as f32
     }
 }
 
@@ -241,7 +252,9 @@ fn scale(entropy: u64, bound: usize) -> usize {
 #[cfg(not(tower_gateway_loom))]
 pub(crate) mod tests {
     use super::*;
-    use crate::{endpoint::Endpoint, load::Totals, time};
+    use crate::{endpoint::Endpoint, load::Totals, member::Lease, outcome::End, time};
+    use http::StatusCode;
+    use std::{collections::BTreeMap, time::Duration};
 
     /// Candidates with these weights, named `0`, `1`, …
     pub(crate) fn candidates(weights: &[u32]) -> Arc<[Candidate]> {
@@ -271,7 +284,71 @@ pub(crate) mod tests {
         tally
     }
 
-    fn policies() -> [Box<dyn Policy>; 8] {
+    /// How an endpoint answers, and after how long.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Answer {
+        Ok(Duration),
+        Failure(Duration),
+        Never,
+    }
+
+    /// How three endpoints share `rate` requests a second for `seconds`, when each takes as long
+    /// as `latency` says.
+    pub(crate) fn simulate(
+        policy: &dyn Policy,
+        rate: u32,
+        seconds: u32,
+        latency: impl Fn(usize) -> Duration,
+    ) -> Vec<usize> {
+        simulate_answers(policy, rate, seconds, |index, _| Answer::Ok(latency(index)))
+    }
+
+    /// The same, with how the endpoints answer requests that arrive at a time. Arrivals are those
+    /// of a Poisson process; the seed is fixed.
+    pub(crate) fn simulate_answers(
+        policy: &dyn Policy,
+        rate: u32,
+        seconds: u32,
+        answer: impl Fn(usize, Duration) -> Answer,
+    ) -> Vec<usize> {
+        let candidates = candidates(&[1; 3]);
+        let picker = policy.picker(&candidates);
+        let mut rng = fastrand::Rng::with_seed(11);
+        let start = time::now();
+        let mut at = Duration::ZERO;
+        let mut tally = vec![0; candidates.len()];
+        // By the time of the answer; the number keeps keys apart.
+        let mut pending: BTreeMap<(Duration, usize), (Lease, StatusCode)> = BTreeMap::new();
+        let mut hung = Vec::new();
+        for number in 0..(rate * seconds) as usize {
+            at += Duration::from_secs_f64(-(1.0 - rng.f64()).ln() / f64::from(rate));
+            while let Some(entry) = pending.first_entry() {
+                let answered = entry.key().0;
+                if answered > at {
+                    break;
+                }
+                let (mut lease, status) = entry.remove();
+                lease.head(status, None, start + answered);
+                lease.finish(End::Complete);
+            }
+            let now = start + at;
+            let index = picker.pick(&Pick::new(rng.u64(..), now)).unwrap();
+            tally[index] += 1;
+            let lease = candidates[index].member.lease(now);
+            let (after, status) = match answer(index, at) {
+                Answer::Ok(after) => (after, StatusCode::OK),
+                Answer::Failure(after) => (after, StatusCode::BAD_GATEWAY),
+                Answer::Never => {
+                    hung.push(lease);
+                    continue;
+                }
+            };
+            pending.insert((at + after, number), (lease, status));
+        }
+        tally
+    }
+
+    fn policies() -> [Box<dyn Policy>; 10] {
         [
             Box::new(RoundRobin::new()),
             Box::new(WeightedRoundRobin::new()),
@@ -281,6 +358,8 @@ pub(crate) mod tests {
             Box::new(RingHash::ketama()),
             Box::new(Maglev::new()),
             Box::new(Rendezvous::new()),
+            Box::new(LeastRequest::new()),
+            Box::new(ResponseTime::new()),
         ]
     }
 

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Candidate, Pick, Picker, Policy, next_allowed, stride::Sequence};
+use super::{
+    Candidate, Pick, Picker, Policy, next_allowed,
+    stride::{Schedule, Sequence},
+};
 
-/// Each endpoint in turn, whatever its weight.
+/// Each endpoint in turn, whatever its weight. One that starts slowly is passed over at first.
 ///
 /// The rotation starts at random, so that many nodes do not step in line, and goes on where it
 /// was when the list of endpoints changes.
@@ -27,8 +30,13 @@ impl Policy for RoundRobin {
     }
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
+        let shares: Vec<_> = candidates.iter().map(|c| f64::from(c.share)).collect();
         Box::new(RoundRobinPicker {
             sequence: Arc::clone(&self.sequence),
+            ramping: shares
+                .iter()
+                .any(|share| *share < 1.0)
+                .then(|| Schedule::new(&shares)),
             candidates: Arc::clone(candidates),
         })
     }
@@ -37,14 +45,21 @@ impl Policy for RoundRobin {
 #[derive(Debug)]
 struct RoundRobinPicker {
     sequence: Arc<Sequence>,
+    /// While some start slowly, turns follow their shares.
+    ramping: Option<Schedule>,
     candidates: Arc<[Candidate]>,
 }
 
 impl Picker for RoundRobinPicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-        let count = self.candidates.len() as u64;
-        let start = self.sequence.next().checked_rem(count)?;
-        next_allowed(&self.candidates, start as usize, pick)
+        let start = match &self.ramping {
+            Some(schedule) => schedule.next(&self.sequence)?,
+            None => self
+                .sequence
+                .next()
+                .checked_rem(self.candidates.len() as u64)? as usize,
+        };
+        next_allowed(&self.candidates, start, pick)
     }
 }
 

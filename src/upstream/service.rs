@@ -1,10 +1,7 @@
 use std::{
     fmt,
     marker::PhantomData,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,7 +17,7 @@ use super::{
 };
 use crate::{
     error::{TransportError, TransportErrorKind},
-    member::Chosen,
+    member::{Chosen, Owner},
 };
 
 /// What is spoken to endpoints.
@@ -49,13 +46,13 @@ pub enum Protocol {
 /// - `max_streams`: 100 a connection, HTTP/2 only
 pub struct Upstream<B> {
     settings: Arc<Settings>,
+    /// Pools are attached to endpoints in its name, and go when the last clone is gone.
+    owner: Owner,
     body: PhantomData<fn(B)>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// Pools are attached to endpoints under this number.
-    owner: u64,
     protocol: Protocol,
     pub(super) connector: Arc<dyn Connector>,
     pub(super) connect_timeout: Duration,
@@ -66,18 +63,11 @@ pub(super) struct Settings {
     pub(super) max_streams: usize,
 }
 
-/// A number that no other upstream of this process has.
-fn fresh_owner() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Relaxed)
-}
-
 impl<B> Upstream<B> {
     /// A client with the defaults.
     #[must_use]
     pub fn new() -> Self {
         let settings = Settings {
-            owner: fresh_owner(),
             protocol: Protocol::Http1,
             connector: Arc::new(TcpConnector::new()),
             connect_timeout: Duration::from_secs(1),
@@ -89,6 +79,7 @@ impl<B> Upstream<B> {
         };
         Self {
             settings: Arc::new(settings),
+            owner: Owner::default(),
             body: PhantomData,
         }
     }
@@ -146,8 +137,8 @@ impl<B> Upstream<B> {
     /// Other settings mean other pools.
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
-        settings.owner = fresh_owner();
         set(settings);
+        self.owner = Owner::default();
         self
     }
 }
@@ -162,6 +153,7 @@ impl<B> Clone for Upstream<B> {
     fn clone(&self) -> Self {
         Self {
             settings: Arc::clone(&self.settings),
+            owner: self.owner.clone(),
             body: PhantomData,
         }
     }
@@ -191,14 +183,14 @@ impl<B: SendBody> Service<Request<B>> for Upstream<B> {
         match self.settings.protocol {
             Protocol::Http1 => {
                 let upgrade = prepare::http1(&mut request, &chosen);
-                let pool = member.attachment(self.settings.owner, || {
+                let pool = member.attachment(&self.owner, || {
                     http1::Pool::new(address(), Arc::clone(&self.settings))
                 });
                 ResponseFuture::http1(pool, request, upgrade)
             }
             Protocol::Http2 => {
                 prepare::http2(&mut request, &chosen);
-                let pool = member.attachment(self.settings.owner, || {
+                let pool = member.attachment(&self.owner, || {
                     http2::Pool::new(address(), Arc::clone(&self.settings))
                 });
                 ResponseFuture::http2(pool, request)

@@ -138,6 +138,13 @@ async fn metrics_parse_and_count() {
     assert_eq!(requests("users", "failure"), 3.0);
     assert_eq!(requests("users", "cancelled"), 0.0);
     assert_eq!(requests("none", "no_endpoint"), 2.0);
+    let refused = |reason| {
+        let series = format!("tower_gateway_refusals_total{{reason=\"{reason}\"}}");
+        samples[&series]
+    };
+    assert_eq!(refused("no_endpoint"), 2.0);
+    assert_eq!(refused("upstream"), 3.0);
+    assert_eq!(refused("no_route"), 1.0);
     let count = samples["tower_gateway_request_duration_seconds_count{service=\"users\"}"];
     assert_eq!(count, 3.0);
     let buckets = samples.iter().filter(|(series, _)| {

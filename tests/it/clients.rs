@@ -121,6 +121,12 @@ async fn a_request_head_that_never_ends_is_cut() {
     tokio::join!(
         slow("GET / HTTP/1.1\r\nx-a: b\r\n"),
         slow("x"),
+        // Nothing wakes its connection any more.
+        async {
+            let mut client = Wire::connect(address).await;
+            client.send("GET / HTTP/1.1\r\nx-a: b\r\n").await;
+            within("the end", client.rest()).await.ok();
+        },
         // Where it is not yet clear which version is spoken.
         async {
             let mut client = Wire::connect(address).await;

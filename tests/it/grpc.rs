@@ -97,15 +97,6 @@ async fn summed(request: Request<Streaming<Text>>) -> Result<Response<Text>, Sta
 
 struct OnDrop(mpsc::UnboundedSender<()>);
 
-impl OnDrop {
-    /// Nothing; who calls it holds it.
-    #[expect(
-        clippy::unused_self,
-        reason = "a closure that calls it holds all of it"
-    )]
-    fn hold(&self) {}
-}
-
 impl Drop for OnDrop {
     fn drop(&mut self) {
         self.0.send(()).ok();
@@ -132,7 +123,7 @@ impl Service<http::Request<tonic::body::Body>> for Echo {
                         let guard = OnDrop(dropped.clone());
                         async move {
                             let texts = counted(request).await?.into_inner();
-                            let texts = texts.inspect(move |_| guard.hold());
+                            let texts = texts.inspect(move |_| _ = &guard);
                             Ok::<_, Status>(Response::new(Box::pin(texts) as Texts))
                         }
                     });
@@ -143,7 +134,7 @@ impl Service<http::Request<tonic::body::Body>> for Echo {
                     let chat = service_fn(move |request: Request<Streaming<Text>>| {
                         let guard = OnDrop(dropped.clone());
                         async move {
-                            let texts = request.into_inner().inspect(move |_| guard.hold());
+                            let texts = request.into_inner().inspect(move |_| _ = &guard);
                             Ok::<_, Status>(Response::new(Box::pin(texts) as Texts))
                         }
                     });

@@ -5,9 +5,11 @@
 
 mod admin;
 mod affinity;
+mod allocations;
 mod architecture;
 mod chaos;
 mod clients;
+mod destination;
 mod discover;
 mod drain;
 mod failure;
@@ -22,6 +24,7 @@ mod pool;
 mod readme;
 mod reload;
 mod smuggling;
+mod sticky;
 mod stream;
 mod support;
 mod tls;

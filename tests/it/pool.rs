@@ -9,16 +9,24 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use socket2::SockRef;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::{Barrier, Semaphore, mpsc},
     task::coop::consume_budget,
 };
 use tower::{Layer as _, Service as _, ServiceExt as _};
 use tower_gateway::{
-    Endpoint, balance::BalanceLayer, cluster::Cluster, pick::RoundRobin, upstream::Upstream,
+    Endpoint,
+    balance::{Balance, BalanceLayer},
+    cluster::Cluster,
+    endpoint::Address,
+    error::TransportError,
+    pick::RoundRobin,
+    upstream::{BoxIo, Connector, Upstream},
 };
 
 use crate::support::{Backend, Gateway, Wire, http_client, one_cluster, until, within};
@@ -409,4 +417,51 @@ async fn an_upload_that_stands_still_after_its_answer_frees_the_connection() {
     assert_eq!(backend.connections(), 2);
     assert_eq!(gateway.settled().await["failures"], 0);
     drop(client);
+}
+
+/// Connections in memory, to a server that answers each segment.
+#[derive(Debug)]
+struct InMemory;
+
+impl Connector for InMemory {
+    fn connect(&self, _: &Address) -> BoxFuture<'static, Result<BoxIo, TransportError>> {
+        let (near, mut far) = tokio::io::duplex(4096);
+        tokio::spawn(async move {
+            let mut bytes = [0; 4096];
+            while far.read(&mut bytes).await.is_ok_and(|length| length > 0) {
+                if far.write_all(OK.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Box::pin(async { Ok(Box::new(near) as BoxIo) })
+    }
+}
+
+/// One request puts the connection back at the very moment when the other looks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_just_put_back_is_found() {
+    let endpoint = "127.0.0.1:80".parse().unwrap();
+    let cluster = Cluster::fixed("web", RoundRobin::new(), [endpoint]);
+    let upstream = Upstream::<Full<Bytes>>::new()
+        .connector(InMemory)
+        .max_connections(1);
+    let service = BalanceLayer::new(cluster).layer(upstream);
+    let barrier = Arc::new(Barrier::new(2));
+    let requests = async |mut service: Balance<Upstream<Full<Bytes>>>, barrier: Arc<Barrier>| {
+        for _ in 0..10_000 {
+            // Nobody comes after the two of a round who could hand the connection on.
+            barrier.wait().await;
+            for _ in 0..fastrand::u32(..2000) {
+                std::hint::spin_loop();
+            }
+            let request = Request::new(Full::default());
+            let response = service.ready().await.unwrap().call(request).await.unwrap();
+            response.into_body().collect().await.unwrap();
+        }
+    };
+    let one = tokio::spawn(requests(service.clone(), Arc::clone(&barrier)));
+    let other = tokio::spawn(requests(service, barrier));
+    within("one", one).await.unwrap();
+    within("the other", other).await.unwrap();
 }

@@ -76,6 +76,8 @@ fn turn(number: usize, backends: &[Backend]) -> String {
         "weighted_round_robin",
         "random",
         "weighted_random",
+        "least_request, choices: 3",
+        "response_time",
     ];
     let endpoint = |at: usize| {
         let (address, weight) = (backends[at].address, 1 + (number + at) % 5);

@@ -80,6 +80,10 @@ async fn endpoints_share_a_cluster_by_its_policy() {
         ("random", [1, 0], [1000, 0], 0),
         ("weighted_random", [90, 10], [900, 100], 80),
         ("weighted_random", [0, 1], [0, 1000], 0),
+        // One request at a time: there is no load, so the weights decide.
+        ("least_request", [90, 10], [900, 100], 80),
+        ("least_request, choices: 5", [0, 1], [0, 1000], 0),
+        ("response_time", [0, 1], [0, 1000], 0),
     ] {
         let keys = format!("    balance: {{ type: {policy} }}");
         let text = file(&one, &two, &keys, weights, "cluster: web");

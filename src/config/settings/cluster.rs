@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
-use super::{NamedFile, Place, PolicySettings, Reader};
+use super::{NamedFile, Place, PolicySettings, Reader, Secret, node::secret};
 use crate::{
+    balance::Sticky,
     discover::listing::every_endpoint,
     endpoint::Endpoint,
     yaml::{Mistakes, Value, boolean, number, one_of, positive_duration, text},
@@ -19,6 +20,8 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 /// # Defaults
 ///
 /// - `balance`: round robin
+/// - `sticky`: no sessions
+/// - `slow_start`: none
 /// - `protocol`: HTTP/1.1
 /// - `tls`: none, plain text
 /// - `connect_timeout`: 1 s
@@ -32,6 +35,10 @@ pub struct ClusterSettings {
     pub discovery: DiscoverySettings,
     /// How one of them is chosen.
     pub balance: PolicySettings,
+    /// The cookie that keeps a session at one endpoint, if any does.
+    pub sticky: Option<StickySettings>,
+    /// How long an endpoint that joins takes to get its whole share.
+    pub slow_start: Option<Duration>,
     /// What they speak.
     pub protocol: Protocol,
     /// How connections are secured, if they are.
@@ -59,6 +66,26 @@ pub enum DiscoverySettings {
         /// Whether an empty list is meant; otherwise the last one is kept.
         allow_empty: bool,
     },
+}
+
+/// The cookie that keeps a session at one endpoint.
+///
+/// # Defaults
+///
+/// - `ttl`: none, the browser's session
+/// - `secret`: derived from the names of the cookie and the cluster
+/// - `secure`: false
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StickySettings {
+    /// The name of the cookie.
+    pub cookie: String,
+    /// How long clients keep it.
+    pub ttl: Option<Duration>,
+    /// What only the nodes know.
+    pub secret: Option<Secret>,
+    /// Whether it is sent over TLS alone.
+    pub secure: bool,
 }
 
 /// What the endpoints of a cluster speak.
@@ -120,6 +147,8 @@ impl Reader<'_> {
         let mut fields = value.fields()?;
         let discovery = fields.required("discovery", |value| self.discovery(value));
         let balance = fields.optional("balance", |value| self.policy(value));
+        let sticky = fields.optional("sticky", sticky);
+        let slow_start = fields.optional("slow_start", positive_duration);
         let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
         let protocol = fields.optional("protocol", protocol);
         let tls = fields.optional("tls", |value| self.tls(value));
@@ -140,6 +169,8 @@ impl Reader<'_> {
         let cluster = discovery.map(|discovery| ClusterSettings {
             discovery,
             balance: balance.unwrap_or_default(),
+            sticky,
+            slow_start,
             protocol: protocol.unwrap_or_default(),
             tls,
             connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(1)),
@@ -204,6 +235,27 @@ impl Reader<'_> {
             place: Place::of(value),
         }))
     }
+}
+
+fn sticky(value: &Value<'_>) -> Result<StickySettings, Mistakes> {
+    let mut fields = value.fields()?;
+    let cookie = fields.required("cookie", |value| {
+        let cookie = text(value)?;
+        match Sticky::new(&cookie) {
+            Ok(_) => Ok(cookie),
+            Err(_) => Err(value.expected("a cookie name, such as gw_session")),
+        }
+    });
+    let ttl = fields.optional("ttl", positive_duration);
+    let secret = fields.optional("secret", secret);
+    let secure = fields.optional("secure", boolean);
+    let sticky = cookie.map(|cookie| StickySettings {
+        cookie,
+        ttl,
+        secret,
+        secure: secure.unwrap_or(false),
+    });
+    fields.finish(sticky)
 }
 
 fn server_name(value: &Value<'_>) -> Result<String, Mistakes> {

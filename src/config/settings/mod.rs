@@ -17,7 +17,8 @@ use std::{
 
 pub use affinity::{AffinityPolicy, AffinitySettings};
 pub use cluster::{
-    ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, TlsSettings,
+    ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
+    TlsSettings,
 };
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};

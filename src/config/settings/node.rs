@@ -37,6 +37,11 @@ pub struct NodeSettings {
 pub struct Secret(String);
 
 impl Secret {
+    #[cfg(test)]
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The text itself.
     #[must_use]
     pub fn reveal(&self) -> &str {
@@ -97,7 +102,7 @@ fn admin_address(
 }
 
 /// A token that fits a header. A wrong one is not repeated.
-fn secret(value: &Value<'_>) -> Result<Secret, Mistakes> {
+pub(super) fn secret(value: &Value<'_>) -> Result<Secret, Mistakes> {
     let token = text(value)?;
     if token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(Secret(token));

@@ -4,7 +4,10 @@ use super::{
     Place, Reader,
     affinity::{self, AffinityPolicy, AffinitySettings},
 };
-use crate::yaml::{Mistakes, Value, one_of, text};
+use crate::{
+    pick::LeastRequest,
+    yaml::{Mistakes, Value, number, one_of, text},
+};
 
 /// How a cluster chooses among its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +22,13 @@ pub enum PolicySettings {
     Random,
     /// Any of them, in proportion to their weights.
     WeightedRandom,
+    /// Of a few of them the one with the fewest requests in flight.
+    LeastRequest {
+        /// How many are compared: 2 to 10, default 2.
+        choices: usize,
+    },
+    /// Of two of them the one that will answer sooner.
+    ResponseTime,
     /// The same one for requests with the same key.
     Affinity(AffinitySettings),
     /// A policy of the application.
@@ -59,6 +69,8 @@ enum Kind {
     WeightedRoundRobin,
     Random,
     WeightedRandom,
+    LeastRequest,
+    ResponseTime,
     Affinity(AffinityPolicy),
     Named,
 }
@@ -70,6 +82,8 @@ impl Reader<'_> {
             ("weighted_round_robin", Kind::WeightedRoundRobin),
             ("random", Kind::Random),
             ("weighted_random", Kind::WeightedRandom),
+            ("least_request", Kind::LeastRequest),
+            ("response_time", Kind::ResponseTime),
             ("ring_hash", Kind::Affinity(AffinityPolicy::RingHash)),
             ("maglev", Kind::Affinity(AffinityPolicy::Maglev)),
             ("rendezvous", Kind::Affinity(AffinityPolicy::Rendezvous)),
@@ -87,6 +101,13 @@ impl Reader<'_> {
             Kind::WeightedRoundRobin => PolicySettings::WeightedRoundRobin,
             Kind::Random => PolicySettings::Random,
             Kind::WeightedRandom => PolicySettings::WeightedRandom,
+            Kind::LeastRequest => {
+                let choices = fields.optional("choices", number(2..=LeastRequest::MAX_CHOICES));
+                PolicySettings::LeastRequest {
+                    choices: choices.unwrap_or(2),
+                }
+            }
+            Kind::ResponseTime => PolicySettings::ResponseTime,
             Kind::Affinity(policy) => PolicySettings::Affinity(affinity::read(policy, &mut fields)),
             Kind::Named => {
                 let mut options = Vec::new();

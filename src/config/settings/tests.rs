@@ -27,6 +27,8 @@ clusters:
         - { address: "127.0.0.1:9002" }
     balance:
       type: weighted_round_robin
+    sticky: { cookie: gw_session, ttl: 1h, secret: s3cret, secure: true }
+    slow_start: 30s
     protocol: h2
     tls: { ca: ca.pem, cert: /etc/client.pem, key: client.key, server_name: users.internal }
     connect_timeout: 250ms
@@ -128,6 +130,13 @@ fn a_file_with_every_key_is_read() {
         ClusterSettings {
             discovery: DiscoverySettings::Static(vec![first, "127.0.0.1:9002".parse().unwrap()]),
             balance: PolicySettings::WeightedRoundRobin,
+            sticky: Some(StickySettings {
+                cookie: "gw_session".into(),
+                ttl: Some(Duration::from_secs(3600)),
+                secret: Some(Secret::new("s3cret")),
+                secure: true,
+            }),
+            slow_start: Some(Duration::from_secs(30)),
             protocol: Protocol::Http2,
             tls: Some(TlsSettings {
                 ca: Some("etc/ca.pem".into()),
@@ -163,7 +172,7 @@ fn a_file_with_every_key_is_read() {
         .map(|option| (option.key.as_str(), option.text.as_str(), option.line))
         .collect();
     assert_eq!(name, "least_loaded");
-    assert_eq!(options, [("window", "10s", 28), ("sample", "2", 28)]);
+    assert_eq!(options, [("window", "10s", 30), ("sample", "2", 30)]);
 
     assert_eq!(
         settings.routes,
@@ -231,6 +240,8 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
                 allow_empty: false,
             },
             balance: PolicySettings::RoundRobin,
+            sticky: None,
+            slow_start: None,
             protocol: Protocol::Http1,
             tls: None,
             connect_timeout: Duration::from_secs(1),
@@ -441,13 +452,31 @@ fn clusters_are_checked() {
     refused_cluster(
         "balance:\n  type: foo",
         &[
-            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, ring_hash, maglev, rendezvous, least_loaded, found \"foo\"",
+            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_request, response_time, ring_hash, maglev, rendezvous, least_loaded, found \"foo\"",
         ],
     );
     refused_cluster(
         "balance:\n  type: random\n  seed: 1",
         &[
             "gateway.yaml:7: clusters.users.balance.seed: expected one of type, found the unknown key \"seed\"",
+        ],
+    );
+    refused_cluster(
+        "balance:\n  type: least_request\n  choices: 1",
+        &[
+            "gateway.yaml:7: clusters.users.balance.choices: expected a number from 2 to 10, found \"1\"",
+        ],
+    );
+    refused_cluster(
+        "balance:\n  type: least_request\n  choice: 3",
+        &[
+            "gateway.yaml:7: clusters.users.balance.choice: expected one of type, choices, found the unknown key \"choice\"; did you mean \"choices\"?",
+        ],
+    );
+    refused_cluster(
+        "balance:\n  type: response_time\n  choices: 3",
+        &[
+            "gateway.yaml:7: clusters.users.balance.choices: expected one of type, found the unknown key \"choices\"",
         ],
     );
     refused_cluster(
@@ -688,6 +717,17 @@ fn a_cluster_needs_a_name() {
     );
 }
 
+#[test]
+fn a_session_needs_a_cookie_that_can_be_set() {
+    refused_cluster(
+        "sticky: { cookie: \"a b\", ttl: 0s }",
+        &[
+            "gateway.yaml:5: clusters.users.sticky.cookie: expected a cookie name, such as gw_session, found the quoted \"a b\"",
+            "gateway.yaml:5: clusters.users.sticky.ttl: expected a duration longer than zero, found \"0s\"",
+        ],
+    );
+}
+
 /// A key that is not built yet must not look as if it worked.
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
@@ -704,16 +744,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
             "gateway.yaml:3: node.register: expected one of id, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
         ],
     );
-    for key in [
-        "sticky",
-        "health",
-        "outlier",
-        "breaker",
-        "panic_threshold",
-        "slow_start",
-    ] {
+    for key in ["health", "outlier", "breaker", "panic_threshold"] {
         let mistake = format!(
-            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
+            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, sticky, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
         );
         refused_cluster(&format!("{key}: {{}}"), &[&mistake]);
     }
@@ -755,7 +788,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 34);
+    assert_eq!(tried, 36);
 }
 
 proptest! {

@@ -2,7 +2,13 @@
 //!
 //! Orderings are `Relaxed` where a figure stands for itself; none of them guards other memory.
 
+mod latency;
+mod waiting;
+
 use std::time::{Duration, Instant};
+
+use latency::Latency;
+use waiting::Waiting;
 
 use crate::{
     error::TransportErrorKind,
@@ -13,19 +19,19 @@ use crate::{
     },
 };
 
-/// The time constant of latency averages: 10 s, as Finagle and linkerd have it.
-const DECAY: Duration = Duration::from_secs(10);
+/// What a failed attempt counts as: 5 s, as in linkerd's load biaser.
+pub(crate) const PENALTY: Duration = Duration::from_secs(5);
 
 /// The live figures of one endpoint.
 #[derive(Debug)]
 pub struct Load {
-    /// Requests ever picked, and those that ended: two counters that each event touches one of.
-    begun: AtomicU64,
+    waiting: Waiting,
+    /// Beside those that `waiting` counts, so that each event touches one counter.
     ended: AtomicU64,
     upgraded: AtomicU64,
     failures: AtomicU64,
     last: AtomicU64,
-    latency: PeakEwma,
+    latency: Latency,
 }
 
 /// What the last request at an endpoint says of it.
@@ -43,12 +49,12 @@ pub enum LastSeen {
 impl Load {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            begun: AtomicU64::new(0),
+            waiting: Waiting::new(now),
             ended: AtomicU64::new(0),
             upgraded: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             last: AtomicU64::new(0),
-            latency: PeakEwma::new(now),
+            latency: Latency::new(now),
         }
     }
 
@@ -58,7 +64,7 @@ impl Load {
         // What has ended is read first: it may lag behind what has begun, never lead. `Acquire`
         // pairs with the `Release` in `end`: whoever is seen to have ended is seen to have begun.
         let ended = self.ended.load(Acquire);
-        let begun = self.begun.load(Relaxed);
+        let begun = self.waiting.begun();
         begun.saturating_sub(ended) + self.upgraded()
     }
 
@@ -71,7 +77,7 @@ impl Load {
     /// Requests ever picked.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.begun.load(Relaxed)
+        self.waiting.begun()
     }
 
     /// Requests that failed by the endpoint's fault.
@@ -81,9 +87,38 @@ impl Load {
     }
 
     /// The peak-sensitive average of the time to the response head; `None` before the first one.
+    ///
+    /// A higher sample is taken at once, but one far above the average only as far as 4 times that
+    /// average: what follows has to confirm it. A lower one pulls it down over 10 s, and without
+    /// samples it falls towards nothing. A failed attempt counts as 5 s at least, or as long as a
+    /// 5xx says in `Retry-After`, up to 300 s: failing is never fast.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Option<Duration> {
+        let (micros, _) = self.latency.read(now)?;
+        Some(Duration::from_secs_f32(micros / 1e6))
+    }
+
+    /// The same in microseconds, and whether it rests on one sample.
+    pub(crate) fn latency_micros(&self, now: Instant) -> Option<(f32, bool)> {
         self.latency.read(now)
+    }
+
+    /// Requests that wait for their response head.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.waiting.count()
+    }
+
+    /// How long nothing was heard while requests waited for their response heads: about the age of
+    /// the oldest of them.
+    #[must_use]
+    pub fn silence(&self, now: Instant) -> Duration {
+        Duration::from_micros(self.waiting.silence(now))
+    }
+
+    /// The same in microseconds.
+    pub(crate) fn silence_micros(&self, now: Instant) -> u64 {
+        self.waiting.silence(now)
     }
 
     /// What the last request that ended says of the endpoint. Cancelled ones say nothing.
@@ -96,18 +131,30 @@ impl Load {
         }
     }
 
-    pub(crate) fn begin(&self) {
-        self.begun.fetch_add(1, Relaxed);
+    pub(crate) fn begin(&self, now: Instant) {
+        self.waiting.begin(now);
     }
 
-    /// The head of a response was seen.
-    pub(crate) fn head(&self, latency: Duration, now: Instant) {
-        self.latency.observe(latency, now);
+    /// The head of a response was seen. A switch of protocols, which has no latency, says nothing
+    /// about it.
+    pub(crate) fn head(&self, latency: Option<Duration>, now: Instant) {
+        self.waiting.head(now);
+        if let Some(latency) = latency {
+            self.latency.observe(latency, now);
+        }
+    }
+
+    /// An attempt failed: that was not fast.
+    pub(crate) fn penalise(&self, penalty: Duration, now: Instant) {
+        self.latency.penalise(penalty, now);
     }
 
     pub(crate) fn end(&self, outcome: &Outcome) {
         // Pairs with the `Acquire` in `in_flight`.
         self.ended.fetch_add(1, Release);
+        if outcome.head.is_none() {
+            self.waiting.give_up();
+        }
         if outcome.is_failure() {
             self.failures.fetch_add(1, Relaxed);
             self.note(2);
@@ -132,89 +179,6 @@ impl Load {
     }
 }
 
-/// A peak-sensitive moving average: a higher sample is taken at once, a lower one decays the
-/// estimate (Finagle's Peak EWMA).
-///
-/// One word holds the estimate in microseconds, as the bits of an `f32`, and the millisecond of
-/// the last sample, so that both change together.
-#[derive(Debug)]
-pub(crate) struct PeakEwma {
-    cell: AtomicU64,
-    epoch: Instant,
-}
-
-impl PeakEwma {
-    /// No estimate yet.
-    const EMPTY: u64 = u64::MAX;
-
-    pub(crate) fn new(now: Instant) -> Self {
-        Self {
-            cell: AtomicU64::new(Self::EMPTY),
-            epoch: now,
-        }
-    }
-
-    pub(crate) fn observe(&self, sample: Duration, now: Instant) {
-        let stamp = self.stamp(now);
-        let sample = sample.as_secs_f32() * 1e6;
-        let mut cell = self.cell.load(Relaxed);
-        loop {
-            let estimate = if cell == Self::EMPTY {
-                sample
-            } else {
-                let (estimate, last) = Self::unpack(cell);
-                if sample >= estimate {
-                    sample
-                } else {
-                    let kept = decay(stamp.wrapping_sub(last));
-                    estimate * kept + sample * (1.0 - kept)
-                }
-            };
-            let next = Self::pack(estimate, stamp);
-            match self
-                .cell
-                .compare_exchange_weak(cell, next, Relaxed, Relaxed)
-            {
-                Ok(_) => return,
-                Err(changed) => cell = changed,
-            }
-        }
-    }
-
-    /// The estimate; it keeps falling while no samples come.
-    pub(crate) fn read(&self, now: Instant) -> Option<Duration> {
-        let cell = self.cell.load(Relaxed);
-        if cell == Self::EMPTY {
-            return None;
-        }
-        let (estimate, last) = Self::unpack(cell);
-        let micros = estimate * decay(self.stamp(now).wrapping_sub(last));
-        Some(Duration::from_secs_f32(micros / 1e6))
-    }
-
-    /// Milliseconds since the epoch; wraps after 49 days, which differences survive.
-    fn stamp(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(self.epoch).as_millis() as u32
-    }
-
-    fn pack(estimate: f32, stamp: u32) -> u64 {
-        u64::from(estimate.to_bits()) << 32 | u64::from(stamp)
-    }
-
-    fn unpack(cell: u64) -> (f32, u32) {
-        (f32::from_bits((cell >> 32) as u32), cell as u32)
-    }
-}
-
-/// The share of an estimate that is left after `elapsed` milliseconds.
-fn decay(elapsed: u32) -> f32 {
-    // A stamp that another thread advanced in between looks like 49 days ahead.
-    if elapsed > u32::MAX / 2 {
-        return 1.0;
-    }
-    (-(elapsed as f32) / DECAY.as_millis() as f32).exp()
-}
-
 /// The upper bounds, in seconds, of the duration buckets: OpenTelemetry's for HTTP.
 pub(crate) const DURATION_BUCKETS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -228,8 +192,6 @@ const DURATION_BUCKETS_MICROS: [u64; 14] = [
 /// The figures of a whole cluster; they outlive its endpoints, so that counters never fall.
 #[derive(Debug, Default)]
 pub struct Totals {
-    begun: AtomicU64,
-    upgraded: AtomicU64,
     success: AtomicU64,
     failure: AtomicU64,
     cancelled: AtomicU64,
@@ -241,35 +203,6 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Requests between the pick and the end of the response body, and upgraded connections, at
-    /// all endpoints, also those that are gone from the list.
-    #[must_use]
-    pub fn in_flight(&self) -> u64 {
-        // As for one endpoint: what has ended is read first, by `Acquire`, which pairs with the
-        // `Release` in `end`.
-        let counters = [
-            &self.success,
-            &self.failure,
-            &self.cancelled,
-            &self.overloaded,
-        ];
-        let ended: u64 = counters.iter().map(|counter| counter.load(Acquire)).sum();
-        let begun = self.begun.load(Relaxed);
-        begun.saturating_sub(ended) + self.upgraded.load(Relaxed)
-    }
-
-    pub(crate) fn begin(&self) {
-        self.begun.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn begin_upgraded(&self) {
-        self.upgraded.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn end_upgraded(&self) {
-        self.upgraded.fetch_sub(1, Relaxed);
-    }
-
     pub(crate) fn end(&self, outcome: &Outcome) {
         let counter = match outcome.end {
             _ if outcome.is_failure() => &self.failure,
@@ -280,8 +213,7 @@ impl Totals {
             } => &self.overloaded,
             _ => &self.cancelled,
         };
-        // Pairs with the `Acquire` in `in_flight`.
-        counter.fetch_add(1, Release);
+        counter.fetch_add(1, Relaxed);
         if let Some(head) = outcome.head
             && outcome.end != End::Upgraded
         {
@@ -353,29 +285,6 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_is_taken_at_once_and_forgotten_slowly() {
-        let start = crate::time::now();
-        let latency = PeakEwma::new(start);
-        assert_eq!(latency.read(start), None);
-        latency.observe(millis(10), start);
-        latency.observe(millis(100), start);
-        assert_eq!(latency.read(start).unwrap().as_millis(), 100);
-        latency.observe(millis(10), start + DECAY);
-        // 100 / e + 10 * (1 - 1 / e)
-        let after = latency.read(start + DECAY).unwrap();
-        assert!((after.as_secs_f32() - 0.0431).abs() < 0.0005, "{after:?}");
-    }
-
-    #[test]
-    fn a_sample_from_the_past_neither_wraps_nor_panics() {
-        let start = crate::time::now();
-        let latency = PeakEwma::new(start);
-        latency.observe(millis(100), start + DECAY);
-        latency.observe(millis(50), start);
-        assert!(latency.read(start).unwrap() >= millis(50));
-    }
-
-    #[test]
     fn durations_are_cumulative() {
         let totals = Totals::default();
         for latency in [1, 5, 6, 20_000] {
@@ -386,28 +295,5 @@ mod tests {
         assert_eq!((counts[0], counts[1], counts[13], counts[14]), (2, 3, 3, 4));
         assert_eq!(sum, millis(20_012));
         assert_eq!(totals.requests().success, 4);
-    }
-}
-
-#[cfg(test)]
-#[cfg(tower_gateway_loom)]
-mod loom_tests {
-    use super::*;
-    use loom::{sync::Arc, thread};
-
-    #[test]
-    fn no_peak_is_lost_between_two_observers() {
-        loom::model(|| {
-            let now = Instant::now();
-            let latency = Arc::new(PeakEwma::new(now));
-            let other = Arc::clone(&latency);
-            let observer = thread::spawn(move || other.observe(Duration::from_millis(80), now));
-            latency.observe(Duration::from_millis(20), now);
-            observer.join().unwrap();
-            let peak = latency.read(now).unwrap();
-            // An `f32` has the microsecond, not the nanosecond.
-            let off = peak.abs_diff(Duration::from_millis(80));
-            assert!(off < Duration::from_micros(1), "{peak:?}");
-        });
     }
 }

@@ -1,0 +1,246 @@
+//! The endpoint that will answer soonest.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    Candidate, Pick, Picker, Policy,
+    choices::{Choices, Cost},
+};
+use crate::load::Load;
+
+/// Of two endpoints the one that will answer sooner, by what is known of its latency and by what
+/// it has to do.
+///
+/// Two distinct endpoints are drawn by weight; in a set of 3 or fewer all are compared. The least
+/// cost takes the request:
+///
+/// ```text
+/// max(latency, silence - 100 ms) * (requests in flight + 1) / weight
+/// ```
+///
+/// - `latency` is [`Load::latency`](crate::load::Load::latency), Finagle's Peak EWMA over 10 s. One
+///   pause of the machine raises it 4 times at most, however many requests it holds up, so that no
+///   good endpoint looks bad for long; what is slow indeed shows it in the requests that follow.
+/// - A failed attempt counts as 5 s, or as long as `Retry-After` says, up to 300 s (linkerd's load
+///   biaser): an endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing.
+/// - `silence` is [`Load::silence`](crate::load::Load::silence): about the age of the oldest
+///   request that waits, so that an endpoint that hangs is left before anything ends (the idea of
+///   nginx's `least_time`). The first 100 ms are free: a pause of this process makes everybody
+///   silent, and until then the requests that pile up speak for themselves.
+/// - An endpoint without history gets one request at a time until two are answered, before all
+///   others when nothing is in flight there; meanwhile it counts as 30 ms (linkerd). So it is tried
+///   at once and not flooded, and a first request that makes a connection is not held against it.
+///
+/// Fits endpoints that do the same work at different speeds. Where the work differs more than the
+/// endpoints, latency says little: use [`LeastRequest`](super::LeastRequest).
+///
+/// # Examples
+///
+/// ```
+/// use tower_gateway::{Cluster, pick::ResponseTime};
+///
+/// let users = Cluster::fixed("users", ResponseTime::new(), ["127.0.0.1:9001".parse()?]);
+/// # Ok::<(), tower_gateway::endpoint::InvalidAddress>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ResponseTime {}
+
+impl ResponseTime {
+    /// The largest set of which all endpoints are compared: one slow and one that hangs leave the
+    /// good one of three.
+    const SCAN: usize = 3;
+
+    /// Two choices.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for ResponseTime {
+    fn name(&self) -> &str {
+        "response_time"
+    }
+
+    fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
+        Box::new(ResponseTimePicker {
+            choices: Choices::new(candidates, 2, Self::SCAN),
+            shares: candidates.iter().map(Candidate::inverse_weight).collect(),
+            candidates: Arc::clone(candidates),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct ResponseTimePicker {
+    choices: Choices,
+    /// What one request weighs at each candidate.
+    shares: Box<[f32]>,
+    candidates: Arc<[Candidate]>,
+}
+
+impl Picker for ResponseTimePicker {
+    fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
+        self.choices.least(&self.candidates, pick, |index| Cost {
+            value: wait(self.candidates[index].member.load(), pick.now) * self.shares[index],
+            is_load: true,
+        })
+    }
+}
+
+/// The latency, in microseconds, of an endpoint that has not shown its own.
+const UNKNOWN: f32 = 30_000.0;
+
+/// The silence, in microseconds, that says nothing.
+const PATIENCE: u64 = 100_000;
+
+/// How long a request would wait here, in microseconds.
+fn wait(load: &Load, now: Instant) -> f32 {
+    let in_flight = load.in_flight();
+    let latency = match load.latency_micros(now) {
+        Some((latency, false)) => latency,
+        // On trial.
+        _ if in_flight == 0 => return 0.0,
+        Some((latency, true)) => latency.max(UNKNOWN),
+        None => UNKNOWN,
+    };
+    let silence = load.silence_micros(now).saturating_sub(PATIENCE);
+    latency.max(silence as f32) * (in_flight + 1) as f32
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use crate::{
+        outcome::End,
+        pick::tests::{Answer, candidates, simulate, simulate_answers, tally},
+        time,
+    };
+    use http::StatusCode;
+    use std::time::Duration;
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn share(spread: &[usize], index: usize) -> f64 {
+        spread[index] as f64 / spread.iter().sum::<usize>() as f64
+    }
+
+    #[test]
+    fn a_slow_endpoint_gets_next_to_nothing() {
+        let spread = simulate(&ResponseTime::new(), 6_000, 20, |index| {
+            let slow = if index == 1 { 20_000 } else { 0 };
+            Duration::from_micros(200 + slow)
+        });
+        assert!(share(&spread, 1) <= 0.001, "{spread:?}");
+    }
+
+    #[test]
+    fn a_pause_of_everything_does_not_lead_to_the_slow_endpoint() {
+        // Every second from the third on, what is sent within 50 ms is answered after them.
+        let spread = simulate_answers(&ResponseTime::new(), 6_000, 30, |index, at| {
+            let slow = if index == 1 { 20_000 } else { 0 };
+            let within = at.as_micros() as u64 % 10_000_000;
+            let pause = match within {
+                3_000_000..3_050_000 => 3_050_000 - within,
+                _ => 0,
+            };
+            Answer::Ok(Duration::from_micros(200 + slow + pause))
+        });
+        assert!(share(&spread, 1) <= 0.001, "{spread:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_turns_slow_is_left() {
+        let spread = simulate_answers(&ResponseTime::new(), 1_000, 10, |index, at| {
+            let slow = index == 0 && at > millis(5_000);
+            Answer::Ok(millis(if slow { 200 } else { 1 }))
+        });
+        // Half of the time it had its part.
+        let before = simulate(&ResponseTime::new(), 1_000, 5, |_| millis(1));
+        assert!(spread[0] <= before[0] + 40, "{spread:?} {before:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_fails_at_once_is_avoided() {
+        let spread = simulate_answers(&ResponseTime::new(), 1_000, 10, |index, _| match index {
+            2 => Answer::Failure(Duration::from_micros(10)),
+            _ => Answer::Ok(millis(5)),
+        });
+        assert!(share(&spread, 2) <= 0.005, "{spread:?}");
+    }
+
+    #[test]
+    fn endpoints_that_all_fail_share() {
+        let spread = simulate_answers(&ResponseTime::new(), 1_000, 10, |_, _| {
+            Answer::Failure(millis(1))
+        });
+        assert!(
+            (0..3).all(|index| share(&spread, index) > 0.25),
+            "{spread:?}"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_that_hangs_is_left() {
+        let spread = simulate_answers(&ResponseTime::new(), 100, 20, |index, at| {
+            if index == 1 && at > millis(5_000) {
+                return Answer::Never;
+            }
+            Answer::Ok(millis(2))
+        });
+        let before = simulate(&ResponseTime::new(), 100, 5, |_| millis(2));
+        assert!(spread[1] <= before[1] + 6, "{spread:?} {before:?}");
+    }
+
+    #[test]
+    fn equal_endpoints_share_under_load() {
+        // 10 requests are in flight on average.
+        let spread = simulate(&ResponseTime::new(), 1_000, 10, |_| millis(10));
+        for index in 0..3 {
+            assert!((0.28..0.39).contains(&share(&spread, index)), "{spread:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_endpoint_is_tried_at_once_and_not_flooded() {
+        let candidates = candidates(&[1, 1, 1]);
+        let picker = ResponseTime::new().picker(&candidates);
+        let now = time::now();
+        let answer = |index: usize, latency| {
+            let mut lease = candidates[index].member.lease(now);
+            lease.head(StatusCode::OK, None, now + latency);
+            lease.finish(End::Complete);
+        };
+        for index in [0, 1, 0, 1] {
+            answer(index, millis(1));
+        }
+        assert_eq!(tally(&*picker, 3, 100), [0, 0, 100]);
+        let lease = candidates[2].member.lease(now);
+        assert_eq!(tally(&*picker, 3, 100)[2], 0);
+        drop(lease);
+        // A slow first answer may be that of a connect.
+        answer(2, millis(80));
+        assert_eq!(tally(&*picker, 3, 100), [0, 0, 100]);
+        answer(2, millis(80));
+        assert_eq!(tally(&*picker, 3, 100)[2], 0);
+    }
+
+    #[test]
+    fn two_choices_are_distinct() {
+        for len in [2, 3] {
+            let candidates = candidates(&vec![1; len]);
+            let picker = ResponseTimePicker {
+                choices: Choices::new(&candidates, 2, 0),
+                shares: candidates.iter().map(Candidate::inverse_weight).collect(),
+                candidates: Arc::clone(&candidates),
+            };
+            let now = time::now();
+            let _lease = candidates[1].member.lease(now);
+            assert_eq!(tally(&picker, len, 3000)[1], 0);
+        }
+    }
+}

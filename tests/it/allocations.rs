@@ -1,0 +1,189 @@
+//! How many allocations the way of a request costs. Counts are no timings: they may fail a test.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    thread,
+};
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Empty;
+use tower::{Layer as _, Service};
+use tower_gateway::{
+    BalanceLayer, Cluster, Endpoint,
+    attempt::Attempt,
+    config::{ConfigFile, Node},
+    pick::{Pick, Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin},
+};
+
+fn endpoints(count: usize) -> Vec<Endpoint> {
+    let endpoint = |index: usize| -> Endpoint {
+        let address = format!("10.{}.{}.1:80", index / 250, index % 250);
+        address
+            .parse::<Endpoint>()
+            .unwrap()
+            .weight(1 + index as u32 % 7)
+    };
+    (0..count).map(endpoint).collect()
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "picks read no clock themselves")]
+fn a_pick_allocates_nothing() {
+    let policies: [Arc<dyn Policy>; 4] = [
+        Arc::new(RoundRobin::new()),
+        Arc::new(WeightedRoundRobin::new()),
+        Arc::new(Random::new()),
+        Arc::new(WeightedRandom::new()),
+    ];
+    let now = tokio::time::Instant::now().into_std();
+    for policy in policies {
+        for count in [3, 10_000] {
+            let cluster = Cluster::fixed("c", Arc::clone(&policy), endpoints(count));
+            // The first load of a snapshot in a thread makes room for its bookkeeping.
+            assert!(cluster.snapshot().pick(&Pick::new(0, now)).is_some());
+            let allocations = measure(|| {
+                for entropy in 0..100_u64 {
+                    let pick = Pick::new(entropy.wrapping_mul(0x9E37_79B9_7F4A_7C15), now);
+                    assert!(cluster.snapshot().pick(&pick).is_some());
+                }
+            });
+            assert_eq!(allocations.count_total, 0, "{} of {count}", policy.name());
+        }
+    }
+}
+
+/// Answers at once, without an allocation.
+#[derive(Clone)]
+struct Trivial;
+
+impl Service<Request<Empty<Bytes>>> for Trivial {
+    type Response = Response<Empty<Bytes>>;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
+        std::future::ready(Ok(Response::new(Empty::new())))
+    }
+}
+
+fn balanced(extension: Option<Attempt>) -> u64 {
+    let cluster = Cluster::fixed("c", RoundRobin::new(), endpoints(3));
+    let mut service = BalanceLayer::new(cluster).layer(Trivial);
+    let mut request = |extension: Option<Attempt>| {
+        let mut request = Request::get("/users?page=2").body(Empty::new()).unwrap();
+        if let Some(extension) = extension {
+            request.extensions_mut().insert(extension);
+        }
+        let allocations = measure(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(service.poll_ready(&mut cx).is_ready());
+            let mut response = pin!(service.call(request));
+            assert!(response.as_mut().poll(&mut cx).is_ready());
+        });
+        allocations.count_total
+    };
+    // The first call of a thread, and the first one at an endpoint, make room for bookkeeping.
+    for _ in 0..6 {
+        request(extension.clone());
+    }
+    request(extension)
+}
+
+#[test]
+fn the_balance_layer_allocates_at_most_twice() {
+    // Behind any layer or server that has set an extension.
+    assert!(balanced(Some(Attempt::default())) <= 2);
+    // The first extension of a request takes the map and its table, too.
+    assert!(balanced(None) <= 3);
+}
+
+/// Answers every request with 1 KiB, each connection in a thread of its own.
+fn backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let body = "x".repeat(1024);
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1024\r\n\r\n{body}");
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                while head(&mut reader) {
+                    stream.write_all(answer.as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Reads up to the empty line; `false` at the end of the stream.
+fn head(reader: &mut BufReader<TcpStream>) -> bool {
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|read| read > 0) {
+        if line == "\r\n" {
+            return true;
+        }
+        line.clear();
+    }
+    false
+}
+
+#[test]
+fn a_request_through_the_gateway_allocates_at_most_twelve_times() {
+    const REQUESTS: u64 = 500;
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\" }}\n\
+         clusters: {{ c: {{ discovery: {{ type: static, endpoints: [ {{ address: \"{}\" }} ] }} }} }}\n\
+         routes: [ {{ match: {{}}, cluster: c }} ]\n",
+        backend()
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    std::fs::write(&file, text).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let node = runtime
+        .block_on(Node::start(ConfigFile::new(file)))
+        .unwrap();
+    let address = node.address();
+    // The client is in a thread of its own, and the gateway in this one alone.
+    let (start, started) = std::sync::mpsc::channel::<()>();
+    let (done, mut finished) = tokio::sync::mpsc::unbounded_channel();
+    let client = thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut ask = |times: u64| {
+            for _ in 0..times {
+                stream
+                    .write_all(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n")
+                    .unwrap();
+                assert!(head(&mut reader));
+                reader.read_exact(&mut [0; 1024]).unwrap();
+            }
+            done.send(()).unwrap();
+        };
+        ask(50);
+        started.recv().unwrap();
+        ask(REQUESTS);
+    });
+    runtime.block_on(finished.recv()).unwrap();
+    start.send(()).unwrap();
+    let allocations = measure(|| runtime.block_on(finished.recv()).unwrap());
+    client.join().unwrap();
+    let each = allocations.count_total as f64 / REQUESTS as f64;
+    println!("{each} allocations a request");
+    assert!(each <= 12.0, "{each}");
+}
