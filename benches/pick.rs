@@ -1,4 +1,5 @@
-//! What a pick costs, from 3 to 10,000 endpoints, and with two threads on one shared picker.
+//! What a pick costs, from 3 to 10,000 endpoints, and with two threads on one shared picker; what
+//! a new picker costs.
 
 use std::{
     hint::black_box,
@@ -16,19 +17,27 @@ use tower_gateway::{
     cluster::Cluster,
     endpoint::Address,
     pick::{
-        LeastRequest, Pick, Policy, Random, ResponseTime, RoundRobin, WeightedRandom,
-        WeightedRoundRobin,
+        Bounded, LeastRequest, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous, ResponseTime,
+        RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
     },
 };
 
 const SIZES: [usize; 3] = [3, 100, 10_000];
 
 fn cluster(policy: Arc<dyn Policy>, size: usize) -> Cluster {
+    weighted_cluster(policy, size, |index| 1 + index as u32 % 10)
+}
+
+fn weighted_cluster(
+    policy: Arc<dyn Policy>,
+    size: usize,
+    weight: impl Fn(usize) -> u32,
+) -> Cluster {
     let endpoints = (0..size).map(|index| {
         let address: Address = format!("10.{}.{}.1:80", index / 250, index % 250)
             .parse()
             .expect("an address");
-        Endpoint::new(address).weight(1 + index as u32 % 10)
+        Endpoint::new(address).weight(weight(index))
     });
     Cluster::fixed("bench", policy, endpoints)
 }
@@ -51,6 +60,61 @@ fn policies() -> [Arc<dyn Policy>; 6] {
         Arc::new(LeastRequest::new()),
         Arc::new(ResponseTime::new()),
     ]
+}
+
+fn hashing() -> [(&'static str, Arc<dyn Policy>); 5] {
+    let factor = LoadFactor::new(1.25).expect("a load factor");
+    [
+        ("ring_hash", Arc::new(RingHash::new())),
+        ("ketama", Arc::new(RingHash::ketama())),
+        ("maglev", Arc::new(Maglev::new())),
+        ("rendezvous", Arc::new(Rendezvous::new())),
+        (
+            "bounded_ring_hash",
+            Arc::new(Bounded::new(RingHash::new(), factor)),
+        ),
+    ]
+}
+
+/// Picks by a key, among endpoints of weight 1 and of weights from 1 to 10.
+fn pick_by_key(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pick_by_key");
+    for (name, policy) in hashing() {
+        for size in SIZES {
+            for (weights, most) in [("even", 1), ("weighted", 10)] {
+                let cluster =
+                    weighted_cluster(Arc::clone(&policy), size, |index| 1 + index as u32 % most);
+                let snapshot = Arc::clone(&cluster.snapshot());
+                let mut rng = fastrand::Rng::with_seed(1);
+                let now = now();
+                let id = BenchmarkId::new(format!("{name}/{weights}"), size);
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| {
+                        let pick = Pick::new(0, now).hash(Some(rng.u64(..)));
+                        black_box(snapshot.pick(&pick)).is_some()
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+/// A new picker, as after each change of the list: endpoints of weight 1.
+fn rebuild(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("rebuild");
+    group.sample_size(10);
+    for (name, policy) in hashing() {
+        for size in SIZES {
+            let cluster = weighted_cluster(Arc::clone(&policy), size, |_| 1);
+            let snapshot = Arc::clone(&cluster.snapshot());
+            group.bench_function(BenchmarkId::new(name, size), |bencher| {
+                let candidates: Arc<[_]> = snapshot.candidates().cloned().collect();
+                bencher.iter(|| black_box(policy.picker(&candidates)));
+            });
+        }
+    }
+    group.finish();
 }
 
 fn pick(criterion: &mut Criterion) {
@@ -97,5 +161,5 @@ fn contended(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pick, contended);
+criterion_group!(benches, pick, pick_by_key, contended, rebuild);
 criterion_main!(benches);

@@ -25,7 +25,8 @@ pub struct Attempt {
     pub tried: Vec<EndpointId>,
     /// When the answer is of no more use.
     pub deadline: Option<Instant>,
-    /// The hash of the request's key, for policies that hash.
+    /// The hash of the request's key, for policies that hash; without it, balance computes the
+    /// hash of its own key.
     pub hash: Option<u64>,
 }
 

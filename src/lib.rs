@@ -97,6 +97,7 @@
 pub mod admin;
 pub mod attempt;
 pub mod balance;
+pub mod client;
 pub mod cluster;
 #[cfg(feature = "config")]
 pub mod config;

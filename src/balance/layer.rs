@@ -2,7 +2,7 @@ use http::uri::Scheme;
 use tower::Layer;
 
 use super::{
-    Balance,
+    Balance, HashKey,
     sticky::{Sessions, Sticky},
 };
 use crate::cluster::Cluster;
@@ -12,12 +12,14 @@ use crate::cluster::Cluster;
 /// # Defaults
 ///
 /// - `scheme`: `http`
+/// - `hash_key`: none
 /// - `sticky`: no sessions
 /// - `forward_load_reports`: no
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
     scheme: Scheme,
+    hash_key: Option<HashKey>,
     sessions: Option<Sessions>,
     load_reports: LoadReports,
 }
@@ -36,6 +38,7 @@ impl BalanceLayer {
         Self {
             cluster,
             scheme: Scheme::HTTP,
+            hash_key: None,
             sessions: None,
             load_reports: LoadReports::Remove,
         }
@@ -45,6 +48,14 @@ impl BalanceLayer {
     #[must_use]
     pub fn scheme(mut self, scheme: Scheme) -> Self {
         self.scheme = scheme;
+        self
+    }
+
+    /// Sets what of a request is hashed, for a policy that hashes. The hash of an
+    /// [`Attempt`](crate::attempt::Attempt) comes first.
+    #[must_use]
+    pub fn hash_key(mut self, key: HashKey) -> Self {
+        self.hash_key = Some(key);
         self
     }
 
@@ -72,6 +83,7 @@ impl<S> Layer<S> for BalanceLayer {
             inner,
             self.cluster.clone(),
             self.scheme.clone(),
+            self.hash_key.clone(),
             self.sessions.clone(),
             self.load_reports,
         )

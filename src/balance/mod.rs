@@ -39,15 +39,28 @@
 //! # let users = Cluster::fixed("users", RoundRobin::new(), []);
 //! let layer = BalanceLayer::new(users).scheme(Scheme::HTTPS);
 //! ```
+//!
+//! Requests of one user at one endpoint, by a policy that [hashes](crate::pick#affinity):
+//!
+//! ```
+//! use http::HeaderName;
+//! use tower_gateway::{balance::{BalanceLayer, HashKey}, cluster::Cluster, pick::Rendezvous};
+//! # let endpoints = [];
+//! let users = Cluster::fixed("users", Rendezvous::new(), endpoints);
+//! let key = HashKey::header(HeaderName::from_static("x-user"));
+//! let layer = BalanceLayer::new(users).hash_key(key);
+//! ```
 
 pub mod body;
 mod destination;
 pub mod future;
+mod hash_key;
 mod layer;
 mod service;
 mod sticky;
 
 pub use destination::Destination;
+pub use hash_key::{HashKey, RequestHead};
 pub use layer::BalanceLayer;
 pub use service::Balance;
 pub use sticky::{InvalidCookieName, Sticky};

@@ -11,7 +11,8 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Destination, body::ResponseBody, future::ResponseFuture, layer::LoadReports, sticky::Sessions,
+    Destination, HashKey, body::ResponseBody, future::ResponseFuture, layer::LoadReports,
+    sticky::Sessions,
 };
 use crate::{
     attempt::{Attempt, Overdue},
@@ -28,6 +29,7 @@ pub struct Balance<S> {
     inner: S,
     cluster: Cluster,
     scheme: Scheme,
+    hash_key: Option<HashKey>,
     sessions: Option<Sessions>,
     load_reports: LoadReports,
 }
@@ -45,6 +47,7 @@ impl<S> Balance<S> {
         inner: S,
         cluster: Cluster,
         scheme: Scheme,
+        hash_key: Option<HashKey>,
         sessions: Option<Sessions>,
         load_reports: LoadReports,
     ) -> Self {
@@ -52,6 +55,7 @@ impl<S> Balance<S> {
             inner,
             cluster,
             scheme,
+            hash_key,
             sessions,
             load_reports,
         }
@@ -65,12 +69,16 @@ impl<S> Balance<S> {
 
     fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refusal> {
         let now = time::now();
+        let snapshot = self.cluster.snapshot();
         let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
             Some(attempt) => pick.tried(&attempt.tried).hash(attempt.hash),
             None => pick,
         };
-        let snapshot = self.cluster.snapshot();
+        let pick = match &self.hash_key {
+            Some(key) if pick.hash.is_none() => pick.hash(key.hash(request, snapshot.hasher())),
+            _ => pick,
+        };
         let (member, set_cookie) = match (request.extensions().get(), &self.sessions) {
             (Some(destination), _) => (self.destined(&snapshot, destination, &pick)?, None),
             (None, Some(sessions)) => {

@@ -11,13 +11,14 @@ use crate::{
     discover::State,
     endpoint::EndpointId,
     member::Member,
-    pick::{Candidate, Pick, Picker, Policy},
+    pick::{Candidate, KeyHasher, Pick, Picker, Policy},
 };
 
 /// The members of a cluster and the pickers over them, published together.
 #[derive(Debug)]
 pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
+    hasher: KeyHasher,
     /// By priority, the most preferred first.
     tiers: Box<[Tier]>,
     /// Members by identity; made when the first one is asked for.
@@ -46,6 +47,7 @@ pub(super) struct Rules<'a> {
 impl Snapshot {
     pub(super) fn empty() -> Self {
         Self {
+            hasher: KeyHasher::default(),
             members: Arc::default(),
             tiers: Box::default(),
             index: OnceLock::new(),
@@ -74,6 +76,7 @@ impl Snapshot {
             .collect();
         let tiers = candidates.into_iter().zip(priority::loads(&levels));
         Self {
+            hasher: rules.policy.hasher(),
             members,
             tiers: tiers
                 .map(|(candidates, load)| {
@@ -139,6 +142,12 @@ impl Snapshot {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// How the keys of requests are hashed for the policy.
+    #[must_use]
+    pub fn hasher(&self) -> KeyHasher {
+        self.hasher
     }
 
     /// The endpoint for a request; `None` when the cluster has no candidate.

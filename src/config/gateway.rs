@@ -8,7 +8,9 @@ use tower::{Layer, ServiceBuilder};
 use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
-    settings::{ClusterSettings, DiscoverySettings, RouteSettings, Settings, StickySettings},
+    settings::{
+        ClusterSettings, DiscoverySettings, PolicySettings, RouteSettings, Settings, StickySettings,
+    },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
@@ -126,6 +128,10 @@ impl Running {
             Scheme::HTTP
         };
         let balance = BalanceLayer::new(self.cluster.clone()).scheme(scheme);
+        let balance = match &self.settings.balance {
+            PolicySettings::Affinity(affinity) => balance.hash_key(affinity.hash_key.clone()),
+            _ => balance,
+        };
         let balance = match &self.settings.sticky {
             Some(settings) => balance.sticky(sticky(settings)),
             None => balance,

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 use super::{
     error::ConfigError,
     settings::{
-        ClusterSettings, DiscoverySettings, NamedFile, PolicyOption, PolicySettings, Protocol,
-        Settings, TlsSettings,
+        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile,
+        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings,
     },
 };
 use crate::{
     pick::{
-        LeastRequest, Policy, Random, ReportedLoad, ResponseTime, RoundRobin, WeightedRandom,
-        WeightedRoundRobin,
+        Bounded, LeastRequest, Maglev, Policy, Random, Rendezvous, ReportedLoad, ResponseTime,
+        RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
     },
     upstream::{self, TlsConnector},
     yaml::Mistake,
@@ -124,6 +124,7 @@ fn policy(
         PolicySettings::LeastRequest { choices } => Arc::new(LeastRequest::new().choices(*choices)),
         PolicySettings::ResponseTime => Arc::new(ResponseTime::new()),
         PolicySettings::ReportedLoad => Arc::new(ReportedLoad::new()),
+        PolicySettings::Affinity(settings) => affinity(settings),
         PolicySettings::Named {
             name,
             options,
@@ -134,6 +135,19 @@ fn policy(
             make(options).map_err(|what| place.wrong(what))?
         }
     })
+}
+
+fn affinity(settings: &AffinitySettings) -> Arc<dyn Policy> {
+    let policy: Arc<dyn Policy> = match settings.policy {
+        AffinityPolicy::RingHash => Arc::new(RingHash::new()),
+        AffinityPolicy::Ketama => Arc::new(RingHash::ketama()),
+        AffinityPolicy::Maglev => Arc::new(Maglev::new()),
+        AffinityPolicy::Rendezvous => Arc::new(Rendezvous::new()),
+    };
+    match settings.bounded_load {
+        Some(factor) => Arc::new(Bounded::new(policy, factor)),
+        None => policy,
+    }
 }
 
 fn tls(settings: &TlsSettings, protocol: upstream::Protocol) -> Result<Tls, Mistake> {

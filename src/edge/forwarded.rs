@@ -13,6 +13,8 @@ use http::{
     header::{FORWARDED, HOST, VIA},
 };
 
+use crate::client::ClientAddress;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -63,7 +65,8 @@ impl Told {
     /// Makes the fields that tell of the client say what is true.
     ///
     /// Of `trusted_hops` proxies in front, each has appended the address of its own peer to
-    /// `X-Forwarded-For`. With none, what the client says of itself is dropped.
+    /// `X-Forwarded-For`. With none, what the client says of itself is dropped. The address of the
+    /// client becomes an extension of the request.
     pub(super) fn tell<B>(&self, request: &mut Request<B>, peer: Option<&Peer>) {
         let via = match request.version() {
             Version::HTTP_2 => "2 tower-gateway",
@@ -76,6 +79,9 @@ impl Told {
                 HeaderValue::try_from(authority.as_str()).expect("an authority is a field value")
             }),
         };
+        if let Some(client) = self.client(request.headers(), peer) {
+            request.extensions_mut().insert(client);
+        }
         let headers = request.headers_mut();
         let sent_forwarded = headers.contains_key(FORWARDED);
         let is_trusted = self.trusted_hops.load(Relaxed) > 0;
@@ -103,6 +109,17 @@ impl Told {
         append(headers, VIA, &HeaderValue::from_static(via));
     }
 
+    /// The client: the peer of the farthest trusted hop. What is left of its address in
+    /// `X-Forwarded-For` was said by nobody who is believed. Where the trusted hops have written
+    /// less, or no address, the client is the farthest of those that are addresses.
+    fn client(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Option<ClientAddress> {
+        let peer = peer.map(|peer| ClientAddress::from(peer.address));
+        let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
+        let written = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+        let believed = written.take(self.trusted_hops.load(Relaxed) as usize);
+        believed.map_while(address).last().or(peer)
+    }
+
     /// An element of `Forwarded` (RFC 7239 section 4).
     fn element(&self, peer: &Peer, host: Option<&HeaderValue>) -> HeaderValue {
         let scheme = self.scheme.to_str().unwrap_or("http");
@@ -117,6 +134,14 @@ impl Told {
         }
         HeaderValue::try_from(element).expect("an address and a checked host are visible ASCII")
     }
+}
+
+/// An address in a list; some proxies write a port to it.
+fn address(element: &[u8]) -> Option<ClientAddress> {
+    let text = str::from_utf8(element).ok()?.trim();
+    let address: Option<IpAddr> = text.parse().ok();
+    let address = address.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()));
+    address.map(ClientAddress::from)
 }
 
 /// Removes what a client may not say: of itself, unless it is trusted, and of the path, ever.
@@ -225,6 +250,59 @@ mod tests {
         ] {
             assert!(!headers.contains_key(gone), "{gone}");
         }
+    }
+
+    #[test]
+    fn the_client_is_the_peer_of_the_farthest_trusted_hop() {
+        let list = [
+            "6.6.6.6, 203.0.113.9",
+            " 198.51.100.7:4711,[2001:db8::1]:80 ",
+        ];
+        for (trusted_hops, list, expected) in [
+            (0, &list[..], "192.0.2.1"),
+            (1, &list, "2001:db8::1"),
+            (2, &list, "198.51.100.7"),
+            (3, &list, "203.0.113.9"),
+            (4, &list, "6.6.6.6"),
+            (9, &list, "6.6.6.6"),
+            (1, &[], "192.0.2.1"),
+            (1, &["unknown"], "192.0.2.1"),
+            (2, &["6.6.6.6, unknown, ::ffff:203.0.113.9"], "203.0.113.9"),
+            (3, &["6.6.6.6, unknown, 203.0.113.9"], "203.0.113.9"),
+        ] {
+            let mut request = Request::builder().header("host", "a");
+            for line in list {
+                request = request.header(X_FORWARDED_FOR, *line);
+            }
+            let mut request = request.body(()).unwrap();
+            let scheme = HeaderValue::from_static("http");
+            let told = Told {
+                trusted_hops: Arc::new(AtomicU32::new(trusted_hops)),
+                scheme,
+            };
+            let peer = Peer::from("::ffff:192.0.2.1".parse::<IpAddr>().unwrap());
+            told.tell(&mut request, Some(&peer));
+            let client: &ClientAddress = request.extensions().get().unwrap();
+            assert_eq!(client.ip().to_string(), expected, "{trusted_hops} {list:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_peer_only_a_trusted_hop_says_who_the_client_is() {
+        let told = |trusted_hops| {
+            let request = Request::builder().header(X_FORWARDED_FOR, "203.0.113.9");
+            let mut request = request.body(()).unwrap();
+            let scheme = HeaderValue::from_static("http");
+            let told = Told {
+                trusted_hops: Arc::new(AtomicU32::new(trusted_hops)),
+                scheme,
+            };
+            told.tell(&mut request, None);
+            request.extensions().get::<ClientAddress>().copied()
+        };
+        assert_eq!(told(0), None);
+        let client = told(1).unwrap();
+        assert_eq!(client.ip().to_string(), "203.0.113.9");
     }
 
     #[test]

@@ -12,6 +12,9 @@
 //! - `X-Forwarded-For`, `-Proto`, `-Host` say what is true: from a client that is no trusted hop
 //!   they are replaced, with every other `X-Forwarded-*`, `X-Real-IP`, and `Forwarded` (RFC 7239,
 //!   written anew when the client sent one); `X-Original-URL` and `X-Rewrite-URL` are removed.
+//! - The address of the client becomes an extension,
+//!   [`ClientAddress`](crate::client::ClientAddress): that of the peer or, behind trusted hops, the
+//!   one that the farthest of them has seen.
 //!
 //! # Examples
 //!

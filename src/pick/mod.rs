@@ -7,6 +7,26 @@
 //!
 //! Everything here is pure: randomness and the time come in with the [`Pick`].
 //!
+//! # Affinity
+//!
+//! [`RingHash`], [`Maglev`] and [`Rendezvous`] send requests with the same key to the same
+//! endpoint, and agree on it in every process and after a restart:
+//!
+//! | policy | when |
+//! |---|---|
+//! | [`Rendezvous`] | few endpoints, up to about 64: the best balance, the fewest moves, no table |
+//! | [`Maglev`] | more of them: one read a pick, good balance; a change moves a few keys more |
+//! | [`RingHash`] | lists that change often, or an nginx beside it ([`RingHash::ketama`]) |
+//!
+//! - Endpoints are told apart by their ids, which default to their addresses. Their order in the
+//!   list does not count.
+//! - They weigh what is configured, not what they take now: slow start must not move keys twice.
+//! - A retry goes on along the order in which the key prefers endpoints, so that every process
+//!   finds the same second choice.
+//! - A pick without a key takes random bits instead: a random endpoint, by weight.
+//!
+//! [`Bounded`] around any of them keeps a popular key from overloading its endpoint.
+//!
 //! # A policy of one's own
 //!
 //! ```
@@ -37,12 +57,22 @@
 //! }
 //! ```
 
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod affinity;
 mod alias;
+mod bounded;
 mod choices;
+mod hasher;
+mod ketama;
 mod least_request;
+mod maglev;
 mod random;
+mod rendezvous;
 mod reported_load;
 mod response_time;
+mod ring;
+mod ring_hash;
 mod round_robin;
 mod stride;
 mod weighted_random;
@@ -54,10 +84,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use bounded::{Bounded, InvalidLoadFactor, LoadFactor};
+pub use hasher::KeyHasher;
 pub use least_request::LeastRequest;
+pub use maglev::{InvalidTableSize, Maglev};
 pub use random::Random;
+pub use rendezvous::Rendezvous;
 pub use reported_load::ReportedLoad;
 pub use response_time::ResponseTime;
+pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
 pub use weighted_round_robin::WeightedRoundRobin;
@@ -116,11 +151,20 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn refresh(&self) -> Option<Duration> {
         None
     }
+
+    /// How the keys of requests are hashed for [`Pick::hash`].
+    fn hasher(&self) -> KeyHasher {
+        KeyHasher::default()
+    }
 }
 
 impl Policy for Arc<dyn Policy> {
     fn name(&self) -> &str {
         (**self).name()
+    }
+
+    fn hasher(&self) -> KeyHasher {
+        (**self).hasher()
     }
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
@@ -146,10 +190,11 @@ pub struct Pick<'a> {
     pub entropy: u64,
     /// The current instant.
     pub now: Instant,
-    /// The hash of the request's key, when there is one.
+    /// The hash of the request's key by the policy's [hasher](Policy::hasher), when there is one.
     pub hash: Option<u64>,
     /// Endpoints that were tried before.
     pub tried: &'a [EndpointId],
+    cap: Option<bounded::Cap>,
 }
 
 impl<'a> Pick<'a> {
@@ -161,6 +206,7 @@ impl<'a> Pick<'a> {
             now,
             hash: None,
             tried: &[],
+            cap: None,
         }
     }
 
@@ -178,10 +224,17 @@ impl<'a> Pick<'a> {
         self
     }
 
-    /// Whether this endpoint was not tried yet.
+    /// The hash of the key; without one, random bits.
+    #[must_use]
+    pub fn hash_or_entropy(&self) -> u64 {
+        self.hash.unwrap_or(self.entropy)
+    }
+
+    /// Whether this endpoint was not tried yet and, where loads are [`Bounded`], has room.
     #[must_use]
     pub fn allows(&self, candidate: &Candidate) -> bool {
-        self.tried.is_empty() || !self.tried.contains(&candidate.member.endpoint().id)
+        (self.tried.is_empty() || !self.tried.contains(&candidate.member.endpoint().id))
+            && self.cap.is_none_or(|cap| cap.has_room(candidate))
     }
 }
 
@@ -194,6 +247,21 @@ fn next_allowed(candidates: &[Candidate], start: usize, pick: &Pick<'_>) -> Opti
             if index < count { index } else { index - count }
         })
         .find(|index| pick.allows(&candidates[*index]))
+}
+
+/// The indices of the candidates by their ids: an order that every process has.
+fn order_by_id(candidates: &[Candidate]) -> Box<[u32]> {
+    let mut order: Box<[u32]> = (0..candidates.len() as u32).collect();
+    order.sort_unstable_by_key(|index| &candidates[*index as usize].member.endpoint().id);
+    order
+}
+
+/// The first candidate by id that the pick allows, for those that have no place in a table.
+fn first_allowed_by_id(candidates: &[Candidate], pick: &Pick<'_>) -> Option<usize> {
+    let allowed = candidates.iter().enumerate();
+    let allowed = allowed.filter(|(_, candidate)| pick.allows(candidate));
+    let first = allowed.min_by_key(|(_, candidate)| &candidate.member.endpoint().id);
+    first.map(|(index, _)| index)
 }
 
 /// Maps random bits onto `0..bound` by multiplication (Lemire, arXiv 1805.10941, without the
@@ -213,14 +281,18 @@ pub(crate) mod tests {
     /// Candidates with these weights, named `0`, `1`, …
     pub(crate) fn candidates(weights: &[u32]) -> Arc<[Candidate]> {
         let totals = Arc::new(Totals::default());
-        let member = |(index, weight): (usize, &u32)| {
-            let endpoint: Endpoint = format!("127.0.0.1:{}", index + 1).parse().unwrap();
-            let endpoint = endpoint.id(index.to_string()).weight(*weight);
-            let endpoint = Arc::new(endpoint);
-            let member = Member::new(endpoint, Arc::clone(&totals), time::now());
-            Candidate::new(Arc::new(member))
-        };
-        weights.iter().enumerate().map(member).collect()
+        let weights = weights.iter().enumerate();
+        weights
+            .map(|(index, weight)| candidate(&index.to_string(), *weight, &totals))
+            .collect()
+    }
+
+    /// A candidate with this id and weight.
+    pub(crate) fn candidate(id: &str, weight: u32, totals: &Arc<Totals>) -> Candidate {
+        let endpoint: Endpoint = "127.0.0.1:80".parse().unwrap();
+        let endpoint = Arc::new(endpoint.id(id).weight(weight));
+        let member = Member::new(endpoint, Arc::clone(totals), time::now());
+        Candidate::new(Arc::new(member))
     }
 
     /// How often each of `count` candidates is picked in `picks` picks.
@@ -298,12 +370,16 @@ pub(crate) mod tests {
         tally
     }
 
-    fn policies() -> [Box<dyn Policy>; 7] {
+    fn policies() -> [Box<dyn Policy>; 11] {
         [
             Box::new(RoundRobin::new()),
             Box::new(WeightedRoundRobin::new()),
             Box::new(Random::new()),
             Box::new(WeightedRandom::new()),
+            Box::new(RingHash::new()),
+            Box::new(RingHash::ketama()),
+            Box::new(Maglev::new()),
+            Box::new(Rendezvous::new()),
             Box::new(LeastRequest::new()),
             Box::new(ResponseTime::new()),
             Box::new(ReportedLoad::new()),

@@ -123,7 +123,7 @@ impl<'a> Value<'a> {
     }
 
     /// The text of a scalar, and whether it stands without quotes.
-    pub(super) fn scalar(&self) -> Option<(&'a str, bool)> {
+    pub(crate) fn scalar(&self) -> Option<(&'a str, bool)> {
         match &self.node.data {
             Data::Scalar { text, plain } => Some((text, *plain)),
             _ => None,

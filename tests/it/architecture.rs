@@ -12,7 +12,7 @@ use std::{
 /// The top-level modules by rank. Modules of one rank do not import each other.
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
-    &["body", "endpoint", "outcome", "yaml"],
+    &["body", "client", "endpoint", "outcome", "yaml"],
     &["attempt", "discover", "event", "hop", "load", "refusal"],
     &["member"],
     &["pick"],
@@ -42,6 +42,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[(
 
 /// Files, by the beginnings of their paths, that decide without a runtime or a clock.
 const PURE: &[&str] = &[
+    "balance/hash_key.rs",
+    "client.rs",
     "cluster/apply.rs",
     "config/settings/",
     "discover/backoff",

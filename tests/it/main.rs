@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test that is how to stop")]
 
 mod admin;
+mod affinity;
 mod allocations;
 mod architecture;
 mod chaos;
@@ -18,6 +19,7 @@ mod http1;
 mod http2;
 mod layers;
 mod load_report;
+mod nginx;
 mod policy;
 mod pool;
 mod readme;

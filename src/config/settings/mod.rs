@@ -1,5 +1,6 @@
 //! What the configuration file says, as plain data.
 
+mod affinity;
 mod cluster;
 mod node;
 mod place;
@@ -14,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use affinity::{AffinityPolicy, AffinitySettings};
 pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
     TlsSettings,

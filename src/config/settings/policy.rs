@@ -1,6 +1,9 @@
 //! How a cluster chooses among its endpoints.
 
-use super::{Place, Reader};
+use super::{
+    Place, Reader,
+    affinity::{self, AffinityPolicy, AffinitySettings},
+};
 use crate::{
     pick::LeastRequest,
     yaml::{Mistakes, Value, number, one_of, text},
@@ -28,6 +31,8 @@ pub enum PolicySettings {
     ResponseTime,
     /// One after the other, as often as their own reports of load say.
     ReportedLoad,
+    /// The same one for requests with the same key.
+    Affinity(AffinitySettings),
     /// A policy of the application.
     Named {
         /// The name, one of those given to [`Settings::parse`](super::Settings::parse).
@@ -69,6 +74,7 @@ enum Kind {
     LeastRequest,
     ResponseTime,
     ReportedLoad,
+    Affinity(AffinityPolicy),
     Named,
 }
 
@@ -82,6 +88,9 @@ impl Reader<'_> {
             ("least_request", Kind::LeastRequest),
             ("response_time", Kind::ResponseTime),
             ("reported_load", Kind::ReportedLoad),
+            ("ring_hash", Kind::Affinity(AffinityPolicy::RingHash)),
+            ("maglev", Kind::Affinity(AffinityPolicy::Maglev)),
+            ("rendezvous", Kind::Affinity(AffinityPolicy::Rendezvous)),
         ];
         words.extend(self.policies.iter().map(|name| (*name, Kind::Named)));
 
@@ -104,6 +113,7 @@ impl Reader<'_> {
             }
             Kind::ResponseTime => PolicySettings::ResponseTime,
             Kind::ReportedLoad => PolicySettings::ReportedLoad,
+            Kind::Affinity(policy) => PolicySettings::Affinity(affinity::read(policy, &mut fields)),
             Kind::Named => {
                 let mut options = Vec::new();
                 for (key, value) in fields.rest() {

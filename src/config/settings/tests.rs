@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{endpoint::Endpoint, route::Match};
+use crate::{balance::HashKey, endpoint::Endpoint, pick::LoadFactor, route::Match};
 
 /// Every key there is.
 const FULL: &str = r#"
@@ -75,11 +75,16 @@ fn refused(text: &str) -> Vec<String> {
 /// Asserts what a cluster, written from line 5 on, is refused with.
 #[track_caller]
 fn refused_cluster(cluster: &str, mistakes: &[&str]) {
-    let indented = cluster.trim_end().replace('\n', "\n    ");
-    let text = format!(
-        "node: {{ listen: \"127.0.0.1:0\" }}\nclusters:\n  users:\n    discovery: {{ type: file, path: a }}\n    {indented}\n"
-    );
+    let text = with_cluster(cluster);
     assert_eq!(refused(&text), mistakes, "{text}");
+}
+
+/// A file with a cluster, `users`, whose keys begin on line 5.
+fn with_cluster(cluster: &str) -> String {
+    let indented = cluster.trim_end().replace('\n', "\n    ");
+    format!(
+        "node: {{ listen: \"127.0.0.1:0\" }}\nclusters:\n  users:\n    discovery: {{ type: file, path: a }}\n    {indented}\n"
+    )
 }
 
 /// Asserts what a route, written from line 6 on, is refused with.
@@ -447,7 +452,7 @@ fn clusters_are_checked() {
     refused_cluster(
         "balance:\n  type: foo",
         &[
-            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_request, response_time, reported_load, least_loaded, found \"foo\"",
+            "gateway.yaml:6: clusters.users.balance.type: expected one of round_robin, weighted_round_robin, random, weighted_random, least_request, response_time, reported_load, ring_hash, maglev, rendezvous, least_loaded, found \"foo\"",
         ],
     );
     refused_cluster(
@@ -482,6 +487,108 @@ fn clusters_are_checked() {
         "balance: random",
         &["gateway.yaml:5: clusters.users.balance: expected a mapping, found \"random\""],
     );
+}
+
+#[test]
+fn affinity_is_read() {
+    let read = |balance: &str| {
+        let settings = parse(&with_cluster(&format!("balance: {{ {balance} }}"))).unwrap();
+        match &settings.clusters["users"].balance {
+            PolicySettings::Affinity(affinity) => affinity.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let affinity = |policy, hash_key| AffinitySettings {
+        policy,
+        hash_key,
+        bounded_load: None,
+    };
+    let user = || HashKey::header(HeaderName::from_static("x-user"));
+    for (balance, expected) in [
+        (
+            "type: maglev",
+            affinity(AffinityPolicy::Maglev, HashKey::client_ip()),
+        ),
+        (
+            "type: rendezvous, hash_key: path",
+            affinity(AffinityPolicy::Rendezvous, HashKey::path()),
+        ),
+        (
+            "type: ring_hash, hash_key: \"header:X-User\"",
+            affinity(AffinityPolicy::RingHash, user()),
+        ),
+        (
+            "type: ring_hash, ketama: true, hash_key: \"query:arg\"",
+            affinity(AffinityPolicy::Ketama, HashKey::query("arg")),
+        ),
+        (
+            "type: ring_hash, ketama: false, hash_key: [ \"cookie:a:b\", client_ip, \"header:x-user\" ]",
+            affinity(
+                AffinityPolicy::RingHash,
+                HashKey::cookie("a:b").and(HashKey::client_ip()).and(user()),
+            ),
+        ),
+    ] {
+        assert_eq!(read(balance), expected, "{balance}");
+    }
+    for (text, factor) in [("1", 1.0), ("1.25", 1.25), ("1000", 1000.0)] {
+        let found = read(&format!("type: maglev, bounded_load: {text}"));
+        assert_eq!(found.bounded_load, LoadFactor::new(factor).ok(), "{text}");
+    }
+}
+
+#[test]
+fn affinity_is_checked() {
+    let keys = "expected client_ip, path, \"header:NAME\", \"cookie:NAME\" or \"query:NAME\"";
+    for (balance, expected) in [
+        ("type: maglev, hash_key: ip", format!("hash_key: {keys}, found \"ip\"")),
+        (
+            "type: maglev, hash_key: \"cookie:\"",
+            format!("hash_key: {keys}, found the quoted \"cookie:\""),
+        ),
+        (
+            "type: maglev, hash_key: [ path, \"body:a\" ]",
+            format!("hash_key[1]: {keys}, found the quoted \"body:a\""),
+        ),
+        (
+            "type: maglev, hash_key: \"header:a b\"",
+            "hash_key: expected header: and the name of a header field, found the quoted \"header:a b\""
+                .to_owned(),
+        ),
+        (
+            "type: maglev, hash_key: []",
+            "hash_key: expected at least one key, found an empty list".to_owned(),
+        ),
+        ("type: maglev, hash_key: { a: b }", format!("hash_key: {keys}, found a mapping")),
+        (
+            "type: rendezvous, bounded_load: 0.9",
+            "bounded_load: expected a number from 1 to 1000, such as 1.25, found \"0.9\"".to_owned(),
+        ),
+        (
+            "type: rendezvous, bounded_load: 125%",
+            "bounded_load: expected a number from 1 to 1000, such as 1.25, found \"125%\"".to_owned(),
+        ),
+        (
+            "type: rendezvous, bounded_load: inf",
+            "bounded_load: expected a number from 1 to 1000, such as 1.25, found \"inf\"".to_owned(),
+        ),
+        (
+            "type: maglev, ketama: true",
+            "ketama: expected one of type, hash_key, bounded_load, found the unknown key \"ketama\""
+                .to_owned(),
+        ),
+        (
+            "type: ring_hash, ketama: yes",
+            "ketama: expected true or false, found \"yes\"".to_owned(),
+        ),
+        (
+            "type: round_robin, hash_key: path",
+            "hash_key: expected one of type, found the unknown key \"hash_key\"".to_owned(),
+        ),
+    ] {
+        let expected = format!("gateway.yaml:5: clusters.users.balance.{expected}");
+        refused_cluster(&format!("balance: {{ {balance} }}"), &[&expected]);
+    }
 }
 
 #[test]

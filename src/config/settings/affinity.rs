@@ -1,0 +1,102 @@
+//! How a cluster with affinity chooses among its endpoints.
+
+use http::HeaderName;
+
+use crate::{
+    balance::HashKey,
+    pick::LoadFactor,
+    yaml::{Data, Fields, Mistakes, Value, boolean},
+};
+
+/// How a cluster sends requests with the same key to the same endpoint.
+///
+/// # Defaults
+///
+/// - `hash_key`: the address of the client
+/// - `bounded_load`: none
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AffinitySettings {
+    /// Which of its endpoints that is.
+    pub policy: AffinityPolicy,
+    /// What of a request is its key.
+    pub hash_key: HashKey,
+    /// How much more than its share an endpoint may have in flight.
+    pub bounded_load: Option<LoadFactor>,
+}
+
+/// The policies that hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AffinityPolicy {
+    /// The endpoint next to the key on a ring.
+    RingHash,
+    /// The same on the ring of nginx: `ketama: true`.
+    Ketama,
+    /// The endpoint at the key's place in a table.
+    Maglev,
+    /// The endpoint that scores highest for the key.
+    Rendezvous,
+}
+
+/// Reads the keys beside `type`.
+pub(super) fn read(policy: AffinityPolicy, fields: &mut Fields<'_>) -> AffinitySettings {
+    let hash_key = fields.optional("hash_key", hash_key);
+    let bounded_load = fields.optional("bounded_load", load_factor);
+    let policy = match policy {
+        AffinityPolicy::RingHash => match fields.optional("ketama", boolean) {
+            Some(true) => AffinityPolicy::Ketama,
+            Some(false) | None => AffinityPolicy::RingHash,
+        },
+        other => other,
+    };
+    AffinitySettings {
+        policy,
+        hash_key: hash_key.unwrap_or_else(HashKey::client_ip),
+        bounded_load,
+    }
+}
+
+/// One key, or a list of them that are combined.
+fn hash_key(value: &Value<'_>) -> Result<HashKey, Mistakes> {
+    if !matches!(value.data(), Data::Sequence(_)) {
+        return part(value);
+    }
+    let parts = value.list(part)?;
+    let combined = parts.into_iter().reduce(HashKey::and);
+    combined.ok_or_else(|| value.wrong("expected at least one key, found an empty list"))
+}
+
+fn part(value: &Value<'_>) -> Result<HashKey, Mistakes> {
+    let expected =
+        || value.expected("client_ip, path, \"header:NAME\", \"cookie:NAME\" or \"query:NAME\"");
+    let (text, _) = value.scalar().ok_or_else(expected)?;
+    let key = match text.split_once(':') {
+        None if text == "client_ip" => HashKey::client_ip(),
+        None if text == "path" => HashKey::path(),
+        Some(("header", name)) => HashKey::header(
+            HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| value.expected("header: and the name of a header field"))?,
+        ),
+        Some((_, "")) => return Err(expected()),
+        Some(("cookie", name)) => HashKey::cookie(name),
+        Some(("query", name)) => HashKey::query(name),
+        _ => return Err(expected()),
+    };
+    Ok(key)
+}
+
+fn load_factor(value: &Value<'_>) -> Result<LoadFactor, Mistakes> {
+    let is_decimal = |text: &str| {
+        let digits =
+            |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        digits(whole) && digits(part)
+    };
+    value
+        .scalar()
+        .filter(|(text, plain)| *plain && is_decimal(text))
+        .and_then(|(text, _)| text.parse().ok())
+        .and_then(|factor| LoadFactor::new(factor).ok())
+        .ok_or_else(|| value.expected("a number from 1 to 1000, such as 1.25"))
+}
