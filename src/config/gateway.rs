@@ -8,12 +8,12 @@ use tower::{Layer, ServiceBuilder};
 use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
-    settings::{ClusterSettings, DiscoverySettings, RouteSettings, Settings},
+    settings::{ClusterSettings, DiscoverySettings, DnsSettings, RouteSettings, Settings},
 };
 use crate::{
     balance::BalanceLayer,
     cluster::Cluster,
-    discover::{Discovery, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
+    discover::{Discovery, Dns, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
     error_response::ErrorResponseLayer,
     route::Table,
     timeout::TimeoutLayer,
@@ -135,17 +135,33 @@ impl ClusterSettings {
 
 fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch {
     let service = ServiceName::from(name);
-    match &settings.discovery {
-        DiscoverySettings::Static(endpoints) => Fixed::new(endpoints.clone()).watch(&service),
-        DiscoverySettings::File { path, allow_empty } => {
-            let file = File::new(&path.path).allow_empty(*allow_empty);
-            let discovery = Discovery::new(file);
-            match &all.node.snapshot_dir {
-                Some(folder) => discovery.snapshot_dir(folder).watch(&service),
-                None => discovery.watch(&service),
-            }
+    let discovery = match &settings.discovery {
+        DiscoverySettings::Static(endpoints) => {
+            return Fixed::new(endpoints.clone()).watch(&service);
         }
+        DiscoverySettings::File { path, allow_empty } => {
+            Discovery::new(File::new(&path.path).allow_empty(*allow_empty))
+        }
+        DiscoverySettings::Dns {
+            name,
+            port,
+            resolving,
+        } => Discovery::new(resolved(Dns::new(name.clone(), *port), resolving)),
+        DiscoverySettings::DnsSrv { name, resolving } => {
+            Discovery::new(resolved(Dns::srv(name.clone()), resolving))
+        }
+    };
+    match &all.node.snapshot_dir {
+        Some(folder) => discovery.snapshot_dir(folder).watch(&service),
+        None => discovery.watch(&service),
     }
+}
+
+fn resolved(dns: Dns, settings: &DnsSettings) -> Dns {
+    dns.name_servers(settings.name_servers.iter().copied())
+        .min_ttl(settings.min_ttl)
+        .max_ttl(settings.max_ttl)
+        .allow_empty(settings.allow_empty)
 }
 
 fn upstream(settings: &ClusterSettings, tls: Option<&Tls>) -> Upstream<RequestBody> {

@@ -1,6 +1,7 @@
 //! What the configuration file says, as plain data.
 
 mod cluster;
+mod dns;
 mod node;
 mod place;
 mod policy;
@@ -17,6 +18,7 @@ use std::{
 pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, TlsSettings,
 };
+pub use dns::DnsSettings;
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
