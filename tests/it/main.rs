@@ -8,6 +8,7 @@ mod architecture;
 mod chaos;
 mod clients;
 mod discover;
+mod dns;
 mod drain;
 mod failure;
 mod forwarding;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    discover::{BackendError, Listing, RawEvent, Refused},
+    discover::{BackendError, Listing, RawEvent, Refused, backoff::Backoff},
     endpoint::Endpoint,
 };
 
@@ -162,12 +162,15 @@ pub(super) fn addresses(host: Host, port: u16) -> Said {
 }
 
 /// What an answer without SRV records says of the service.
-pub(super) fn no_services(answer: Answer<Service>) -> Said {
+pub(super) fn no_services(name: &str, answer: Answer<Service>) -> Said {
     let ttl = answer.ttl();
     let event = match answer {
         Answer::Records(..) | Answer::Nothing(_) => Ok(RawEvent::Reset(Listing::default())),
         Answer::NoName(_) => Ok(RawEvent::Absent),
-        Answer::Failed(reason) => Err(BackendError::Transient(reason.into())),
+        Answer::Failed(reason) => {
+            let reason = format!("{name} SRV: {reason}");
+            Err(BackendError::Transient(reason.into()))
+        }
     };
     Said { event, ttl }
 }
@@ -287,6 +290,16 @@ impl Pace {
     pub(super) fn wait(self, ttl: Option<Duration>, random: f64) -> Duration {
         let ttl = ttl.unwrap_or(SOON).min(self.max).max(self.min);
         ttl + ttl.mul_f64(random / 10.0)
+    }
+
+    /// The wait after so many rounds in a row that failed: a name server that is back is soon
+    /// noticed.
+    pub(super) fn retry(self, failures: u32, random: f64) -> Duration {
+        let backoff = Backoff {
+            min: Duration::from_millis(100),
+            max: SOON.min(self.max).max(self.min),
+        };
+        backoff.delay(failures, random)
     }
 }
 
@@ -533,9 +546,12 @@ mod tests {
         for (answer, expected) in [
             (Answer::Nothing(None), "reset"),
             (Answer::NoName(None), "absent"),
-            (failed(), "the source is not available: server failure"),
+            (
+                failed(),
+                "the source is not available: users.internal. SRV: server failure",
+            ),
         ] {
-            assert_eq!(told(no_services(answer)), expected);
+            assert_eq!(told(no_services(NAME, answer)), expected);
         }
     }
 
@@ -571,5 +587,7 @@ mod tests {
             max: seconds(3),
         };
         assert_eq!(crossed.wait(Some(seconds(60)), 0.0), seconds(10));
+        let retry = |failures| pace.retry(failures, 1.0).as_millis();
+        assert_eq!([1, 2, 6, 7, 99].map(retry), [100, 200, 3200, 5000, 5000]);
     }
 }

@@ -1,7 +1,7 @@
 //! Questions to name servers, and their answers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use hickory_resolver::{
     },
     system_conf::read_system_conf,
 };
+use parking_lot::Mutex;
 
 use super::answer::{Answer, Both, Service};
 use crate::{
@@ -38,6 +39,9 @@ const SYSTEM_HOLDS: Duration = Duration::from_secs(30);
 /// How many names are asked for at a time.
 const AT_A_TIME: usize = 16;
 
+/// How long a chain of aliases may be.
+const MOST_ALIASES: usize = 8;
+
 /// Which name servers are asked, and how patiently.
 #[derive(Clone, Debug)]
 pub(super) struct Asking {
@@ -47,23 +51,30 @@ pub(super) struct Asking {
     pub(super) attempts: u32,
 }
 
-/// Asks name servers.
+/// Asks name servers: one after the other, for a resolver over several of them takes the first
+/// failure for the answer.
 pub(super) struct Resolver {
-    resolver: TokioResolver,
+    servers: Vec<TokioResolver>,
+    /// The server that answered last is asked first.
+    preferred: Arc<Mutex<usize>>,
     search: Vec<String>,
+    ndots: usize,
     asking: Asking,
     made: Instant,
 }
 
 impl Resolver {
-    pub(super) async fn new(asking: Asking) -> Result<Self, BackendError> {
+    pub(super) async fn new(
+        asking: Asking,
+        preferred: Arc<Mutex<usize>>,
+    ) -> Result<Self, BackendError> {
         // The system's files are read, those of its hosts included.
         let made = blocking(move || {
             let (config, options) = match &asking.servers {
                 Some(servers) => explicit(servers),
                 None => read_system_conf()?,
             };
-            Self::make(config, options, asking)
+            Self::make(config, options, asking, preferred)
         });
         made.await
             .map_err(|error: NetError| BackendError::Transient(error.into()))
@@ -73,21 +84,28 @@ impl Resolver {
         config: ResolverConfig,
         mut options: ResolverOpts,
         asking: Asking,
+        preferred: Arc<Mutex<usize>>,
     ) -> Result<Self, NetError> {
         options.timeout = asking.timeout;
-        // What the resolver counts are attempts after the first.
-        options.attempts = asking.attempts.saturating_sub(1) as usize;
+        options.attempts = 0;
         // A round asks afresh; what it has found already it may find again.
         options.cache_size = 64;
         let mut search: Vec<String> = config.search.iter().map(Name::to_ascii).collect();
         if search.is_empty() {
             search.extend(config.domain.as_ref().map(Name::to_ascii));
         }
-        let provider = TokioRuntimeProvider::default();
-        let builder = TokioResolver::builder_with_config(config, provider);
+        let ndots = options.ndots;
+        let servers = config.name_servers.into_iter().map(|server| {
+            let config = ResolverConfig::from_name_servers(vec![server]);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+                .with_options(options.clone())
+                .build()
+        });
         Ok(Self {
-            resolver: builder.with_options(options).build()?,
+            servers: servers.collect::<Result<_, _>>()?,
+            preferred,
             search,
+            ndots,
             asking,
             made: time::now(),
         })
@@ -102,16 +120,16 @@ impl Resolver {
     /// Begins a round: what was answered in an earlier one does not count, whatever its time to
     /// live.
     pub(super) fn begin(&self) {
-        self.resolver.clear_cache();
+        self.servers.iter().for_each(TokioResolver::clear_cache);
     }
 
     pub(super) fn search(&self) -> (&[String], usize) {
-        (&self.search, self.resolver.options().ndots)
+        (&self.search, self.ndots)
     }
 
     /// The addresses of an absolute name, both families at once.
     pub(super) async fn addresses(&self, name: &str) -> Both {
-        let ip = |record: &Record| record.data.ip_addr();
+        let ip: fn(&Record) -> Option<IpAddr> = |record| record.data.ip_addr();
         let v4 = self.ask(name, RecordType::A, ip);
         let v6 = self.ask(name, RecordType::AAAA, ip);
         join(v4, v6).await.into()
@@ -128,59 +146,107 @@ impl Resolver {
         answers.collect().await
     }
 
-    /// The SRV records of an absolute name.
+    /// The SRV records of an absolute name, or of the name that it is an alias of.
     pub(super) async fn services(&self, name: &str) -> Answer<Service> {
-        let service = |record: &Record| match &record.data {
-            RData::SRV(srv) => Some(Service {
-                target: srv.target.to_lowercase().to_ascii(),
-                port: srv.port,
-                priority: srv.priority,
-                weight: srv.weight,
-            }),
-            _ => None,
-        };
-        self.ask(name, RecordType::SRV, service).await
+        let (mut name, mut longest) = (name.to_owned(), Duration::MAX);
+        for _ in 0..MOST_ALIASES {
+            let none = match self.ask(&name, RecordType::SRV, service).await {
+                Answer::Records(services, ttl) => {
+                    return Answer::Records(services, ttl.min(longest));
+                }
+                Answer::Nothing(ttl) => Answer::Nothing(ttl),
+                other => return other,
+            };
+            // The resolver follows aliases to addresses only.
+            match self.ask(&name, RecordType::CNAME, alias).await {
+                Answer::Records(mut aliases, ttl) => {
+                    name = aliases.swap_remove(0);
+                    longest = longest.min(ttl);
+                }
+                _ => return none,
+            }
+        }
+        Answer::Failed("too many aliases".to_owned())
     }
 
+    /// The answer of the first server that has one.
     async fn ask<T>(
         &self,
         name: &str,
         kind: RecordType,
-        read: impl Fn(&Record) -> Option<T>,
+        read: fn(&Record) -> Option<T>,
     ) -> Answer<T> {
         let name = match Name::from_ascii(name) {
             Ok(name) => name,
             Err(error) => return Answer::Failed(error.to_string()),
         };
+        let count = self.servers.len();
+        let mut failure = "there is no name server".to_owned();
+        for _ in 0..self.asking.attempts {
+            let first = *self.preferred.lock();
+            for number in (first..first + count).map(|number| number % count) {
+                match self.ask_one(&self.servers[number], &name, kind, read).await {
+                    Answer::Failed(reason) => failure = reason,
+                    answer => {
+                        *self.preferred.lock() = number;
+                        return answer;
+                    }
+                }
+            }
+        }
+        Answer::Failed(failure)
+    }
+
+    async fn ask_one<T>(
+        &self,
+        server: &TokioResolver,
+        name: &Name,
+        kind: RecordType,
+        read: fn(&Record) -> Option<T>,
+    ) -> Answer<T> {
         // An alias makes more questions than one; together they take no longer.
-        let longest = self.asking.timeout.saturating_mul(self.asking.attempts);
-        match tokio::time::timeout(longest, self.resolver.lookup(name, kind)).await {
+        let timeout = self.asking.timeout;
+        match tokio::time::timeout(timeout, server.lookup(name.clone(), kind)).await {
             Ok(Ok(lookup)) => records(&lookup, kind, read),
             Ok(Err(error)) => negative(&error),
-            Err(_) => Answer::Failed(format!("no answer within {longest:?}")),
+            Err(_) => Answer::Failed(format!("no answer within {timeout:?}")),
         }
     }
 }
 
 /// Name servers that were named, for names that are absolute.
 fn explicit(servers: &[SocketAddr]) -> (ResolverConfig, ResolverOpts) {
-    // Two ports of one host are two connections of each kind to it.
-    let mut hosts: BTreeMap<IpAddr, Vec<ConnectionConfig>> = BTreeMap::new();
-    for server in servers {
+    let servers = servers.iter().map(|server| {
         let connections = [ProtocolConfig::Udp, ProtocolConfig::Tcp].map(|protocol| {
             let mut connection = ConnectionConfig::new(protocol);
             connection.port = server.port();
             connection
         });
-        hosts.entry(server.ip()).or_default().extend(connections);
-    }
-    let servers = hosts
-        .into_iter()
-        .map(|(ip, connections)| NameServerConfig::new(ip, true, connections));
+        NameServerConfig::new(server.ip(), true, connections.into())
+    });
     let mut options = ResolverOpts::default();
     options.use_hosts_file = ResolveHosts::Never;
     let config = ResolverConfig::from_name_servers(servers.collect());
     (config, options)
+}
+
+fn service(record: &Record) -> Option<Service> {
+    let RData::SRV(srv) = &record.data else {
+        return None;
+    };
+    Some(Service {
+        target: srv.target.to_lowercase().to_ascii(),
+        port: srv.port,
+        priority: srv.priority,
+        weight: srv.weight,
+    })
+}
+
+fn alias(record: &Record) -> Option<String> {
+    match &record.data {
+        RData::CNAME(name) => Some(name.to_lowercase().to_ascii()),
+        _ => None,
+    }
 }
 
 fn records<T>(lookup: &Lookup, kind: RecordType, read: impl Fn(&Record) -> Option<T>) -> Answer<T> {

@@ -12,10 +12,9 @@ use std::{
 };
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
+use parking_lot::Mutex;
 
-use super::{
-    BackendError, Cursor, DiscoveryBackend, Empties, Guard, RawEvent, ServiceName, backoff::Backoff,
-};
+use super::{BackendError, Cursor, DiscoveryBackend, Empties, Guard, RawEvent, ServiceName};
 use crate::time;
 use answer::{Answer, Found, Host, Memory, Pace, Said};
 use lookup::{Asking, Resolver};
@@ -23,12 +22,6 @@ pub use name::{DnsName, InvalidName};
 
 /// A shorter wait between two rounds of questions takes a thread for itself.
 const SHORTEST: Duration = Duration::from_millis(10);
-
-/// The waits between rounds that fail: a name server that is back is soon noticed.
-const RETRY: Backoff = Backoff {
-    min: Duration::from_millis(100),
-    max: Duration::from_secs(5),
-};
 
 /// A backend that asks DNS: for the addresses of a name, or for its SRV records and the addresses
 /// of their targets. The answer is the same for every service.
@@ -51,11 +44,10 @@ const RETRY: Backoff = Backoff {
 ///
 /// Names are resolved by the name servers, search domains and hosts of the system, read again every
 /// 30 s and after an outage; with [`name_servers`](Self::name_servers) by those alone, and every
-/// name is absolute. A search ends at the first domain that fails, for the next one may have
+/// name is absolute. They are asked in turn, beginning with the one that answered last, until one
+/// has an answer; that there is no such name is one. A search ends at the first domain that fails, for the next one may have
 /// another service of that name. Endpoints have no host name: where they speak TLS, say which name
 /// their certificates hold.
-///
-/// An SRV record behind an alias (CNAME) is not found.
 ///
 /// # Defaults
 ///
@@ -143,14 +135,14 @@ impl Dns {
         self
     }
 
-    /// Sets how long one attempt to get an answer may take.
+    /// Sets how long one name server may take for an answer.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.asking.timeout = timeout;
         self
     }
 
-    /// Sets how often a question is asked before it counts as failed; at least once.
+    /// Sets how often every name server is asked before a question counts as failed; at least once.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.asking.attempts = attempts.max(1);
@@ -174,6 +166,7 @@ impl DiscoveryBackend for Dns {
         let follower = Follower {
             dns: self.clone(),
             resolver: None,
+            preferred: Arc::default(),
             memory: Memory::default(),
             due: None,
             failures: 0,
@@ -200,6 +193,8 @@ impl DiscoveryBackend for Dns {
 struct Follower {
     dns: Dns,
     resolver: Option<Resolver>,
+    /// The number of the name server that answered last.
+    preferred: Arc<Mutex<usize>>,
     memory: Memory,
     due: Option<Instant>,
     /// The rounds in a row that failed.
@@ -218,7 +213,7 @@ impl Follower {
             self.dns.pace.wait(said.ttl, random)
         } else {
             self.failures = self.failures.saturating_add(1);
-            RETRY.delay(self.failures, random)
+            self.dns.pace.retry(self.failures, random)
         };
         self.due = Some(time::now() + wait);
         said.event
@@ -227,7 +222,7 @@ impl Follower {
     async fn round(&mut self) -> Said {
         let resolver = match self.resolver.take() {
             Some(resolver) if !resolver.is_old() => resolver,
-            _ => match Resolver::new(self.dns.asking.clone()).await {
+            _ => match Resolver::new(self.dns.asking.clone(), Arc::clone(&self.preferred)).await {
                 Ok(resolver) => resolver,
                 Err(error) => return Said::failed(error),
             },
@@ -279,7 +274,7 @@ impl Follower {
         }
         let (services, ttl) = match best {
             Answer::Records(services, ttl) => (services, ttl),
-            other => return answer::no_services(other),
+            other => return answer::no_services(self.dns.name.as_str(), other),
         };
         let targets = answer::targets(&services);
         let mut hosts = BTreeMap::new();
