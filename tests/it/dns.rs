@@ -4,11 +4,11 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tower_gateway::{
     Endpoint,
     discover::{
@@ -20,7 +20,7 @@ use tower_gateway::{
 use crate::{
     reload::Load,
     support::{
-        Backend, Gateway, Wire,
+        Backend, Gateway, PATIENCE, Wire,
         dns::{A, AAAA, CNAME, Data, Dnsmasq, NameServer, SRV, Say, ips, srv},
         until as waited, within,
     },
@@ -478,14 +478,23 @@ async fn node(discovery: &str) -> Gateway {
 }
 
 /// Waits until `/clusters` shows this state and these ids.
-async fn shows(gateway: &Gateway, state: &str, ids: &[&str]) {
-    waited(&format!("{state} {ids:?}"), async || {
+async fn shows(gateway: &Gateway, dnsmasq: &Dnsmasq, state: &str, ids: &[&str]) {
+    let begin = Instant::now();
+    loop {
         let web = &gateway.json("/clusters").await["web"];
         let shown = web["endpoints"].as_array().unwrap().iter();
         let shown: Vec<_> = shown.map(|one| one["id"].as_str().unwrap()).collect();
-        web["discovery"]["state"] == state && shown == ids
-    })
-    .await;
+        if web["discovery"]["state"] == state && shown == ids {
+            return;
+        }
+        let patient = begin.elapsed() < PATIENCE;
+        assert!(
+            patient,
+            "expected {state} {ids:?}, found {web}\n{}",
+            dnsmasq.log()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn answer(mut wire: Wire) {
@@ -512,30 +521,30 @@ async fn a_node_follows_dnsmasq_and_outlives_it_without_a_lost_request() {
     ))
     .await;
     let (one, two) = (first.address.to_string(), second.address.to_string());
-    shows(&gateway, "live", &[&one]).await;
+    shows(&gateway, &dnsmasq, "live", &[&one]).await;
     let load = Load::start(&gateway, 3);
 
     dnsmasq
         .restart("127.0.0.1 users.test\n127.0.0.2 users.test\n", &[])
         .await;
-    shows(&gateway, "live", &[&one, &two]).await;
+    shows(&gateway, &dnsmasq, "live", &[&one, &two]).await;
     load.more().await;
     assert!(second.connections() > 0);
 
     dnsmasq.stop();
-    shows(&gateway, "stale", &[&one, &two]).await;
+    shows(&gateway, &dnsmasq, "stale", &[&one, &two]).await;
     load.more().await;
 
     dnsmasq.restart("127.0.0.2 users.test\n", &[]).await;
-    shows(&gateway, "live", &[&two]).await;
+    shows(&gateway, &dnsmasq, "live", &[&two]).await;
     load.more().await;
 
     // A server that lost its file takes nothing away.
     dnsmasq.restart("", &[]).await;
-    shows(&gateway, "stale", &[&two]).await;
+    shows(&gateway, &dnsmasq, "stale", &[&two]).await;
     load.more().await;
     dnsmasq.restart("127.0.0.1 users.test\n", &[]).await;
-    shows(&gateway, "live", &[&one]).await;
+    shows(&gateway, &dnsmasq, "live", &[&one]).await;
     load.more().await;
     assert!(load.end().await > 100);
 }
@@ -568,7 +577,7 @@ async fn a_node_follows_the_services_of_dnsmasq() {
         ids
     };
     let both = shown(&[0, 1]);
-    shows(&gateway, "live", &both.each_str()).await;
+    shows(&gateway, &dnsmasq, "live", &both.each_str()).await;
     let endpoint = gateway.endpoint("web", &ids[0]).await;
     assert_eq!(
         (&endpoint["weight"], &endpoint["priority"]),
@@ -580,13 +589,13 @@ async fn a_node_follows_the_services_of_dnsmasq() {
     let c = service("b", ports[2], 0, 2);
     dnsmasq.restart(hosts, &[&a, &c]).await;
     let moved = shown(&[0, 2]);
-    shows(&gateway, "live", &moved.each_str()).await;
+    shows(&gateway, &dnsmasq, "live", &moved.each_str()).await;
     load.more().await;
     dnsmasq.stop();
-    shows(&gateway, "stale", &moved.each_str()).await;
+    shows(&gateway, &dnsmasq, "stale", &moved.each_str()).await;
     load.more().await;
     dnsmasq.restart(hosts, &[&b]).await;
-    shows(&gateway, "live", &shown(&[1]).each_str()).await;
+    shows(&gateway, &dnsmasq, "live", &shown(&[1]).each_str()).await;
     load.more().await;
     load.end().await;
 }

@@ -309,6 +309,11 @@ impl Dnsmasq {
         }
     }
 
+    /// What it said since its last start.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
     /// Changes what it knows.
     pub(crate) async fn restart(&mut self, hosts: &str, arguments: &[&str]) {
         self.stop();
@@ -335,5 +340,7 @@ impl Dnsmasq {
         self.process = Some(process);
         let listens = async || TcpStream::connect(self.address).await.is_ok();
         until("dnsmasq to listen", listens).await;
+        let process = self.process.as_mut().unwrap();
+        assert!(process.try_wait().unwrap().is_none(), "{}", self.log());
     }
 }
