@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::until;
+use super::until as waited;
 
 pub(crate) const A: u16 = 1;
 pub(crate) const CNAME: u16 = 5;
@@ -169,6 +169,17 @@ async fn both_ports() -> (UdpSocket, TcpListener) {
     }
 }
 
+/// A port that is free again and again: the system gives it to no client.
+async fn lasting_port() -> SocketAddr {
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..32_000)));
+        let udp = UdpSocket::bind(address).await;
+        if udp.is_ok() && TcpListener::bind(address).await.is_ok() {
+            return address;
+        }
+    }
+}
+
 async fn converse(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
     let conversation = async {
         loop {
@@ -291,13 +302,11 @@ impl Dnsmasq {
             eprintln!("SKIPPED: dnsmasq is missing: install the package dnsmasq-base");
             return None;
         }
-        let (udp, _tcp) = both_ports().await;
         let mut server = Self {
-            address: udp.local_addr().unwrap(),
+            address: lasting_port().await,
             folder: tempfile::tempdir().unwrap(),
             process: None,
         };
-        drop((udp, _tcp));
         server.restart(hosts, arguments).await;
         Some(server)
     }
@@ -319,28 +328,32 @@ impl Dnsmasq {
         self.stop();
         let file = self.folder.path().join("hosts");
         std::fs::write(&file, hosts).unwrap();
-        let log = self.folder.path().join("log");
-        let log = std::fs::File::create(log).unwrap();
-        let process = Command::new("dnsmasq")
+        waited("dnsmasq to listen", async || {
+            let has_ended = |process: &mut Child| process.try_wait().unwrap().is_some();
+            if self.process.as_mut().is_none_or(has_ended) {
+                // A socket that asks a question may have its port for a moment.
+                self.process = Some(self.spawn(arguments));
+            }
+            TcpStream::connect(self.address).await.is_ok()
+                && !self.process.as_mut().is_none_or(has_ended)
+        })
+        .await;
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Child {
+        let path = |name| self.folder.path().join(name);
+        let log = std::fs::File::create(path("log")).unwrap();
+        Command::new("dnsmasq")
             .args(["--no-daemon", "--conf-file=/dev/null", "--pid-file="])
             .arg("--user=root")
             .args(["--bind-interfaces", "--listen-address=127.0.0.1"])
-            .args([
-                "--no-resolv",
-                "--no-hosts",
-                "--local-ttl=1",
-                "--local=/test/",
-            ])
+            .args(["--no-resolv", "--no-hosts", "--local-ttl=1"])
+            .args(["--local=/test/", "--log-queries"])
             .arg(format!("--port={}", self.address.port()))
-            .arg(format!("--addn-hosts={}", file.display()))
+            .arg(format!("--addn-hosts={}", path("hosts").display()))
             .args(arguments)
             .stderr(log)
             .spawn()
-            .unwrap();
-        self.process = Some(process);
-        let listens = async || TcpStream::connect(self.address).await.is_ok();
-        until("dnsmasq to listen", listens).await;
-        let process = self.process.as_mut().unwrap();
-        assert!(process.try_wait().unwrap().is_none(), "{}", self.log());
+            .unwrap()
     }
 }
