@@ -86,8 +86,9 @@
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
+//! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `admin` | | `admin`: health, metrics and clusters for operators |
-//! | `config` | | `config`: a running node from a YAML file; brings the five above |
+//! | `config` | | `config`: a running node from a YAML file; brings the six above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 

@@ -9,13 +9,14 @@ use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
     settings::{
-        ClusterSettings, DiscoverySettings, PolicySettings, RouteSettings, Settings, StickySettings,
+        ClusterSettings, DiscoverySettings, DnsSettings, PolicySettings, RouteSettings, Settings,
+        StickySettings,
     },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
     cluster::{Cluster, SlowStart},
-    discover::{Discovery, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
+    discover::{Discovery, Dns, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
     error_response::ErrorResponseLayer,
     route::Table,
     timeout::TimeoutLayer,
@@ -157,16 +158,25 @@ impl ClusterSettings {
 
 fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch {
     let service = ServiceName::from(name);
-    match &settings.discovery {
-        DiscoverySettings::Static(endpoints) => Fixed::new(endpoints.clone()).watch(&service),
-        DiscoverySettings::File { path, allow_empty } => {
-            let file = File::new(&path.path).allow_empty(*allow_empty);
-            let discovery = Discovery::new(file);
-            match &all.node.snapshot_dir {
-                Some(folder) => discovery.snapshot_dir(folder).watch(&service),
-                None => discovery.watch(&service),
-            }
+    let discovery = match &settings.discovery {
+        DiscoverySettings::Static(endpoints) => {
+            return Fixed::new(endpoints.clone()).watch(&service);
         }
+        DiscoverySettings::File { path, allow_empty } => {
+            Discovery::new(File::new(&path.path).allow_empty(*allow_empty))
+        }
+        DiscoverySettings::Dns {
+            name,
+            port,
+            resolving,
+        } => Discovery::new(resolved(Dns::new(name.clone(), *port), resolving)),
+        DiscoverySettings::DnsSrv { name, resolving } => {
+            Discovery::new(resolved(Dns::srv(name.clone()), resolving))
+        }
+    };
+    match &all.node.snapshot_dir {
+        Some(folder) => discovery.snapshot_dir(folder).watch(&service),
+        None => discovery.watch(&service),
     }
 }
 
@@ -185,6 +195,13 @@ fn sticky(settings: &StickySettings) -> Sticky {
     } else {
         sticky
     }
+}
+
+fn resolved(dns: Dns, settings: &DnsSettings) -> Dns {
+    dns.name_servers(settings.name_servers.iter().copied())
+        .min_ttl(settings.min_ttl)
+        .max_ttl(settings.max_ttl)
+        .allow_empty(settings.allow_empty)
 }
 
 fn upstream(settings: &ClusterSettings, tls: Option<&Tls>) -> Upstream<RequestBody> {

@@ -15,7 +15,7 @@
 //! - With [`Discovery::snapshot_dir`] a process that starts while its registry is down serves the
 //!   last good list of the process before it.
 //!
-//! Sources: [`Fixed`], [`File`], [`poll_fn`], [`from_stream`], and any [`DiscoveryBackend`]; out of
+//! Sources: [`Fixed`], [`File`], [`Dns`], [`SystemDns`], [`poll_fn`], [`from_stream`], and any [`DiscoveryBackend`]; out of
 //! them [`Merge`], [`Fallback`] and [`Filter`] make others. [`ServiceWatch::into_discover`] feeds
 //! what takes a [`tower::discover::Discover`]. The [`conformance`] kit tests a backend.
 //!
@@ -61,7 +61,7 @@ mod adapter;
 mod answer;
 mod backend;
 mod backoff;
-#[cfg(feature = "file")]
+#[cfg(any(feature = "dns", feature = "file"))]
 mod blocking;
 mod closure;
 mod combine;
@@ -69,6 +69,8 @@ mod combine;
 pub mod conformance;
 #[cfg(feature = "file")]
 mod disk;
+#[cfg(feature = "dns")]
+mod dns;
 mod driver;
 #[cfg(feature = "file")]
 mod file;
@@ -84,6 +86,8 @@ mod service;
 mod snapshot;
 mod stats;
 mod stream;
+#[cfg(feature = "client")]
+mod system_dns;
 mod watch;
 
 pub use adapter::Endpoints;
@@ -93,6 +97,8 @@ pub use closure::{PollFn, poll_fn};
 pub use combine::{Fallback, Filter, Merge};
 #[cfg(feature = "file")]
 pub use disk::Disk;
+#[cfg(feature = "dns")]
+pub use dns::{Dns, DnsName, InvalidName};
 pub use driver::Discovery;
 #[cfg(feature = "file")]
 pub use file::File;
@@ -103,4 +109,6 @@ pub use service::ServiceDiscovery;
 pub use snapshot::{Diff, Snapshot, State};
 pub use stats::Stats;
 pub use stream::{FromStream, from_stream};
+#[cfg(feature = "client")]
+pub use system_dns::SystemDns;
 pub use watch::ServiceWatch;

@@ -47,6 +47,8 @@ const PURE: &[&str] = &[
     "cluster/apply.rs",
     "config/settings/",
     "discover/backoff",
+    "discover/dns/answer.rs",
+    "discover/dns/name.rs",
     "discover/guard",
     "discover/roster",
     "discover/snapshot",

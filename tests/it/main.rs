@@ -11,6 +11,7 @@ mod chaos;
 mod clients;
 mod destination;
 mod discover;
+mod dns;
 mod drain;
 mod failure;
 mod forwarding;

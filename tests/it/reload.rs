@@ -12,14 +12,14 @@ use crate::support::{Backend, Gateway, Wire, until, within};
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// Clients that ask without a pause; a failure ends the test.
-struct Load {
+pub(crate) struct Load {
     is_over: Arc<AtomicBool>,
     answers: Arc<AtomicUsize>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(gateway: &Gateway, clients: usize) -> Self {
+    pub(crate) fn start(gateway: &Gateway, clients: usize) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let answers = Arc::new(AtomicUsize::new(0));
         let clients = (0..clients).map(|number| {
@@ -54,13 +54,13 @@ impl Load {
     }
 
     /// Waits until there was load for a while.
-    async fn more(&self) {
+    pub(crate) async fn more(&self) {
         let before = self.answers();
         until("answers", async || self.answers() > before + 20).await;
     }
 
     /// Ends it; returns how many answers there were.
-    async fn end(self) -> usize {
+    pub(crate) async fn end(self) -> usize {
         self.is_over.store(true, SeqCst);
         for client in self.clients {
             within("the end of a client", client).await.unwrap();

@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
-use super::{NamedFile, Place, PolicySettings, Reader, Secret, node::secret};
+use super::{
+    NamedFile, Place, PolicySettings, Reader, Secret,
+    dns::{self, DnsSettings},
+    node::secret,
+};
 use crate::{
     balance::Sticky,
-    discover::listing::every_endpoint,
+    discover::{DnsName, listing::every_endpoint},
     endpoint::Endpoint,
     yaml::{Mistakes, Value, boolean, number, one_of, positive_duration, text},
 };
@@ -65,6 +69,22 @@ pub enum DiscoverySettings {
         path: NamedFile,
         /// Whether an empty list is meant; otherwise the last one is kept.
         allow_empty: bool,
+    },
+    /// They are the addresses of a name in DNS.
+    Dns {
+        /// The name.
+        name: DnsName,
+        /// The port of every endpoint.
+        port: u16,
+        /// How the name is resolved.
+        resolving: DnsSettings,
+    },
+    /// They are the SRV records of a name in DNS.
+    DnsSrv {
+        /// The name, such as `_http._tcp.users.internal`.
+        name: DnsName,
+        /// How the name, and those of the targets, are resolved.
+        resolving: DnsSettings,
     },
 }
 
@@ -189,9 +209,16 @@ impl Reader<'_> {
         enum Kind {
             Static,
             File,
+            Dns,
+            DnsSrv,
         }
         let mut fields = value.fields()?;
-        let kind = one_of(&[("static", Kind::Static), ("file", Kind::File)]);
+        let kind = one_of(&[
+            ("static", Kind::Static),
+            ("file", Kind::File),
+            ("dns", Kind::Dns),
+            ("dns_srv", Kind::DnsSrv),
+        ]);
         let discovery = match fields.required("type", kind) {
             // Which other keys are known depends on the type.
             None => return fields.abandon(None),
@@ -206,6 +233,20 @@ impl Reader<'_> {
                     path,
                     allow_empty: allow_empty.unwrap_or(false),
                 })
+            }
+            Some(Kind::Dns) => {
+                let addresses = dns::addresses(&mut fields);
+                let resolving = dns::resolving(&mut fields);
+                addresses.map(|(name, port)| DiscoverySettings::Dns {
+                    name,
+                    port,
+                    resolving,
+                })
+            }
+            Some(Kind::DnsSrv) => {
+                let name = dns::services(&mut fields);
+                let resolving = dns::resolving(&mut fields);
+                name.map(|name| DiscoverySettings::DnsSrv { name, resolving })
             }
         };
         fields.finish(discovery)

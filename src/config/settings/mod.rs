@@ -2,6 +2,7 @@
 
 mod affinity;
 mod cluster;
+mod dns;
 mod node;
 mod place;
 mod policy;
@@ -20,6 +21,7 @@ pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
     TlsSettings,
 };
+pub use dns::DnsSettings;
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};

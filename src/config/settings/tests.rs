@@ -602,13 +602,13 @@ fn discovery_is_checked() {
         (
             "path: a",
             vec![
-                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, found nothing",
+                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, found nothing",
             ],
         ),
         (
-            "type: dns",
+            "type: dsn",
             vec![
-                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, found \"dns\"",
+                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, found \"dsn\"",
             ],
         ),
         (
@@ -629,6 +629,33 @@ fn discovery_is_checked() {
             ],
         ),
         (
+            "type: dns",
+            vec![
+                "gateway.yaml:4: clusters.users.discovery.name: expected a text, found nothing",
+                "gateway.yaml:4: clusters.users.discovery.port: expected a number from 1 to 65535, found nothing",
+            ],
+        ),
+        (
+            "type: dns\n      name: 'users internal'\n      port: 0\n      min_ttl: 5s\n      max_ttl: 1s\n      name_servers: []",
+            vec![
+                "gateway.yaml:6: clusters.users.discovery.name: expected a DNS name such as users.internal, found the quoted \"users internal\"",
+                "gateway.yaml:7: clusters.users.discovery.port: expected a number from 1 to 65535, found \"0\"",
+                "gateway.yaml:9: clusters.users.discovery.max_ttl: expected a duration of at least min_ttl, found \"1s\"",
+                "gateway.yaml:10: clusters.users.discovery.name_servers: expected a name server, found an empty list",
+            ],
+        ),
+        (
+            "type: dns_srv\n      name: 127.0.0.1\n      port: 80\n      min_ttl: 0s\n      allow_empty: 1\n      name_servers: [localhost:53, '127.0.0.1:0']",
+            vec![
+                "gateway.yaml:6: clusters.users.discovery.name: expected a DNS name such as users.internal, found \"127.0.0.1\"",
+                "gateway.yaml:7: clusters.users.discovery.port: expected one of type, name, name_servers, min_ttl, max_ttl, allow_empty, found the unknown key \"port\"",
+                "gateway.yaml:8: clusters.users.discovery.min_ttl: expected a duration longer than zero, found \"0s\"",
+                "gateway.yaml:9: clusters.users.discovery.allow_empty: expected true or false, found \"1\"",
+                "gateway.yaml:10: clusters.users.discovery.name_servers[0]: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"localhost:53\"",
+                "gateway.yaml:10: clusters.users.discovery.name_servers[1]: expected a port other than 0, found the quoted \"127.0.0.1:0\"",
+            ],
+        ),
+        (
             "type: static\n      endpoints:\n        - { address: a:1 }\n        - { address: a }\n        - { address: a:1 }",
             vec![
                 "gateway.yaml:8: clusters.users.discovery.endpoints[1].address: expected host:port, such as 127.0.0.1:8080, [::1]:8080 or users.internal:80, found \"a\"",
@@ -638,6 +665,49 @@ fn discovery_is_checked() {
     ] {
         assert_eq!(refused(discovery), mistakes);
     }
+}
+
+#[test]
+fn endpoints_from_dns_are_read() {
+    let discovery = |discovery: &str| {
+        let cluster = format!("{{ discovery: {{ {discovery} }} }}");
+        let text = format!("node: {{ listen: 127.0.0.1:0 }}\nclusters: {{ users: {cluster} }}\n");
+        parse(&text).unwrap().clusters["users"].discovery.clone()
+    };
+    let least = discovery("type: dns, name: Users.internal, port: 9001");
+    assert_eq!(
+        least,
+        DiscoverySettings::Dns {
+            name: "users.internal".parse().unwrap(),
+            port: 9001,
+            resolving: DnsSettings::default(),
+        }
+    );
+    let most =
+        "name_servers: ['127.0.0.1:5353', '[::1]:53'], min_ttl: 5s, max_ttl: 1m, allow_empty: true";
+    let most = discovery(&format!("type: dns_srv, name: _http._tcp.users., {most}"));
+    assert_eq!(
+        most,
+        DiscoverySettings::DnsSrv {
+            name: "_http._tcp.users.".parse().unwrap(),
+            resolving: DnsSettings {
+                name_servers: vec![
+                    "127.0.0.1:5353".parse().unwrap(),
+                    "[::1]:53".parse().unwrap()
+                ],
+                min_ttl: Duration::from_secs(5),
+                max_ttl: Duration::from_secs(60),
+                allow_empty: true,
+            },
+        }
+    );
+    let same = discovery("port: 9001, name: users.internal, type: dns, max_ttl: 30s");
+    assert_eq!(same, least);
+    let slow = discovery("type: dns, name: users.internal, port: 9001, min_ttl: 5m");
+    let DiscoverySettings::Dns { resolving, .. } = slow else {
+        panic!("{slow:?}");
+    };
+    assert_eq!(resolving.max_ttl, Duration::from_secs(300));
 }
 
 #[test]

@@ -54,6 +54,17 @@ impl Backend {
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, serve)
+    }
+
+    /// Like [`raw`](Self::raw), on an address of the test's own.
+    pub(crate) fn on<F>(
+        listener: TcpListener,
+        serve: impl Fn(Wire, usize) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&connections);

@@ -2,6 +2,7 @@
 //! show the bytes.
 
 mod backend;
+pub(crate) mod dns;
 mod gateway;
 mod wire;
 
