@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode, Version};
+use http::{
+    Request, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use hyper::body::Incoming;
 
 use super::{
@@ -219,6 +222,10 @@ impl<B: SendBody> Future for ResponseFuture<B> {
         };
         self.state = State::Done;
         Poll::Ready(result.map(|mut response| {
+            // The length beside chunks is not that of the body (RFC 9112 section 6.3).
+            if response.headers().contains_key(TRANSFER_ENCODING) {
+                response.headers_mut().remove(CONTENT_LENGTH);
+            }
             hop::strip(response.headers_mut());
             // The version of this hop says nothing about the next one.
             *response.version_mut() = Version::HTTP_11;
