@@ -58,7 +58,7 @@ enum Connecting {
 struct Connection<B> {
     sender: SendRequest<RequestBody<B>>,
     streams: AtomicUsize,
-    /// Sweeps for which there was no stream.
+    /// Sweeps since there was a stream.
     idle: AtomicUsize,
 }
 
@@ -164,6 +164,8 @@ impl<B: SendBody> Pool<B> {
         if is_busy && state.connections.len() < self.settings.max_connections {
             return None;
         }
+        // A connection in use is not idle, even if no sweep ever sees a stream.
+        least.idle.store(0, Relaxed);
         least.streams.fetch_add(1, Relaxed);
         Some(Stream(Arc::clone(least)))
     }
