@@ -62,6 +62,25 @@ struct Connection<B> {
     idle: AtomicUsize,
 }
 
+impl<B: SendBody> State<B> {
+    fn least_busy(&mut self) -> Option<&Arc<Connection<B>>> {
+        self.connections
+            .retain(|connection| !connection.sender.is_closed());
+        self.connections
+            .iter()
+            .min_by_key(|connection| connection.streams.load(Relaxed))
+    }
+}
+
+impl<B> Connection<B> {
+    fn stream(self: &Arc<Self>) -> Stream<B> {
+        // A connection in use is not idle, even if no sweep ever sees a stream.
+        self.idle.store(0, Relaxed);
+        self.streams.fetch_add(1, Relaxed);
+        Stream(Arc::clone(self))
+    }
+}
+
 /// A request's share of a connection, held to the end of the response body.
 pub(super) struct Stream<B>(Arc<Connection<B>>);
 
@@ -144,7 +163,11 @@ impl<B: SendBody> Pool<B> {
                 .wait_for(|connecting| !matches!(connecting, Connecting::Yes))
                 .await;
             match made.as_deref() {
-                Ok(Connecting::Failed(kind)) => return Err(TransportError::new(*kind)),
+                Ok(Connecting::Failed(kind)) => {
+                    // A busy connection is better than none.
+                    let stream = self.state.lock().least_busy().map(Connection::stream);
+                    return stream.ok_or_else(|| TransportError::new(*kind));
+                }
                 Ok(_) => {}
                 Err(_) => return Err(TransportError::new(TransportErrorKind::Connect)),
             }
@@ -153,21 +176,12 @@ impl<B: SendBody> Pool<B> {
 
     /// A share of the least busy connection, unless a further connection is due.
     fn share(&self, state: &mut State<B>) -> Option<Stream<B>> {
-        state
-            .connections
-            .retain(|connection| !connection.sender.is_closed());
-        let least = state
-            .connections
-            .iter()
-            .min_by_key(|connection| connection.streams.load(Relaxed))?;
+        let least = Arc::clone(state.least_busy()?);
         let is_busy = least.streams.load(Relaxed) >= self.settings.max_streams;
         if is_busy && state.connections.len() < self.settings.max_connections {
             return None;
         }
-        // A connection in use is not idle, even if no sweep ever sees a stream.
-        least.idle.store(0, Relaxed);
-        least.streams.fetch_add(1, Relaxed);
-        Some(Stream(Arc::clone(least)))
+        Some(least.stream())
     }
 
     async fn connect(self: Arc<Self>, made: watch::Sender<Connecting>) {

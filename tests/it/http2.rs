@@ -308,3 +308,22 @@ async fn a_connection_in_use_is_not_idle_when_no_sweep_sees_a_stream() {
     }
     assert_eq!(endpoint.connects.load(SeqCst), 1);
 }
+
+#[tokio::test]
+async fn a_request_shares_a_busy_connection_when_no_further_one_is_made() {
+    let endpoint = InMemory::new(|number| match number {
+        0 => Ok(()),
+        _ => Err(TransportErrorKind::Connect),
+    });
+    let service = endpoint.service(|upstream| upstream.max_streams(1));
+    let first = tokio::spawn(ask(service.clone()));
+    endpoint.requests(1).await;
+    let second = tokio::spawn(ask(service));
+    endpoint.requests(2).await;
+    assert_eq!(endpoint.connects.load(SeqCst), 2);
+    endpoint.open();
+    for request in [first, second] {
+        let answered = within("an answer", request).await.unwrap();
+        assert_eq!(answered.unwrap(), "ok");
+    }
+}
