@@ -149,8 +149,9 @@ impl<B: SendBody> Pool<B> {
                     return Ok(stream);
                 }
                 match &state.connecting {
-                    Some(connecting) => connecting.clone(),
-                    None => {
+                    // One whose task is gone, by a panic of the connector, is not waited for.
+                    Some(connecting) if connecting.has_changed().is_ok() => connecting.clone(),
+                    _ => {
                         let (made, connecting) = watch::channel(Connecting::Yes);
                         state.connecting = Some(connecting.clone());
                         // A task of its own: the request that began it may go away.

@@ -327,3 +327,17 @@ async fn a_request_shares_a_busy_connection_when_no_further_one_is_made() {
         assert_eq!(answered.unwrap(), "ok");
     }
 }
+
+#[tokio::test]
+async fn a_connector_that_panics_fails_one_request_alone() {
+    let endpoint = InMemory::new(|number| match number {
+        0 => panic!("a fault of the connector"),
+        _ => Ok(()),
+    });
+    endpoint.open();
+    let service = endpoint.service(|upstream| upstream);
+    let failed = within("an error", ask(service.clone())).await.unwrap_err();
+    assert_eq!(failed.kind(), TransportErrorKind::Connect);
+    let answered = within("an answer", ask(service)).await;
+    assert_eq!(answered.unwrap(), "ok");
+}
