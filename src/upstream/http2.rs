@@ -146,7 +146,7 @@ impl<B: SendBody> Pool<B> {
             let mut connecting = {
                 let mut state = self.state.lock();
                 if let Some(stream) = self.share(&mut state) {
-                    return Ok(stream);
+                    return stream;
                 }
                 match &state.connecting {
                     // One whose task is gone, by a panic of the connector, is not waited for.
@@ -166,8 +166,11 @@ impl<B: SendBody> Pool<B> {
             match made.as_deref() {
                 Ok(Connecting::Failed(kind)) => {
                     // A busy connection is better than none.
-                    let stream = self.state.lock().least_busy().map(Connection::stream);
-                    return stream.ok_or_else(|| TransportError::new(*kind));
+                    let mut state = self.state.lock();
+                    let Some(least) = state.least_busy().map(Arc::clone) else {
+                        return Err(TransportError::new(*kind));
+                    };
+                    return self.join(&state, &least);
                 }
                 Ok(_) => {}
                 Err(_) => return Err(TransportError::new(TransportErrorKind::Connect)),
@@ -176,13 +179,35 @@ impl<B: SendBody> Pool<B> {
     }
 
     /// A share of the least busy connection, unless a further connection is due.
-    fn share(&self, state: &mut State<B>) -> Option<Stream<B>> {
+    fn share(&self, state: &mut State<B>) -> Option<Result<Stream<B>, TransportError>> {
         let least = Arc::clone(state.least_busy()?);
         let is_busy = least.streams.load(Relaxed) >= self.settings.max_streams;
         if is_busy && state.connections.len() < self.settings.max_connections {
             return None;
         }
-        Some(least.stream())
+        Some(self.join(state, &least))
+    }
+
+    /// A share of the least busy connection, unless too many requests are on all of them already.
+    fn join(
+        &self,
+        state: &State<B>,
+        least: &Arc<Connection<B>>,
+    ) -> Result<Stream<B>, TransportError> {
+        let Settings {
+            max_streams,
+            max_pending,
+            ..
+        } = *self.settings;
+        if least.streams.load(Relaxed) >= max_streams {
+            let beyond = |connection: &Arc<Connection<B>>| {
+                connection.streams.load(Relaxed).saturating_sub(max_streams)
+            };
+            if state.connections.iter().map(beyond).sum::<usize>() >= max_pending {
+                return Err(TransportError::new(TransportErrorKind::Overloaded));
+            }
+        }
+        Ok(least.stream())
     }
 
     async fn connect(self: Arc<Self>, made: watch::Sender<Connecting>) {

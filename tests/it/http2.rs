@@ -341,3 +341,25 @@ async fn a_connector_that_panics_fails_one_request_alone() {
     let answered = within("an answer", ask(service)).await;
     assert_eq!(answered.unwrap(), "ok");
 }
+
+#[tokio::test]
+async fn requests_beyond_every_stream_are_bounded() {
+    let endpoint = InMemory::new(|_| Ok(()));
+    let service = endpoint.service(|upstream| {
+        let upstream = upstream.max_connections(2).max_streams(2);
+        upstream.max_pending(3)
+    });
+    let mut held = Vec::new();
+    for count in 1..=7 {
+        held.push(tokio::spawn(ask(service.clone())));
+        endpoint.requests(count).await;
+    }
+    let refused = within("a refusal", ask(service)).await.unwrap_err();
+    assert_eq!(refused.kind(), TransportErrorKind::Overloaded);
+    assert_eq!(endpoint.connects.load(SeqCst), 2);
+    endpoint.open();
+    for request in held {
+        let answered = within("an answer", request).await.unwrap();
+        assert_eq!(answered.unwrap(), "ok");
+    }
+}
