@@ -14,6 +14,7 @@ use http::{
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use super::{
     body::{Progress, RequestBody, ResponseBody, SendBody},
@@ -182,8 +183,9 @@ impl<B: SendBody> Http1<B> {
             } else {
                 // The endpoint answers while it still reads. Who reads the answer slowly must not
                 // hold up the rest of the request.
-                tokio::spawn(connection.complete());
-                ResponseBody::running(body, self.progress.take(), None)
+                let (running, ended) = oneshot::channel();
+                tokio::spawn(connection.complete(ended, self.pool.idle_timeout()));
+                ResponseBody::early(body, self.progress.take(), running)
             }
         }))
     }

@@ -109,7 +109,8 @@ impl<B> Upstream<B> {
         self.with(|settings| settings.idle_connections = connections)
     }
 
-    /// Sets how long an unused connection is kept, give or take a quarter.
+    /// Sets how long an unused connection is kept, give or take a quarter. An HTTP/1.1 endpoint that
+    /// has answered, but takes nothing of the rest of the request for so long, is cut off too.
     #[must_use]
     pub fn idle_timeout(self, timeout: Duration) -> Self {
         self.with(|settings| settings.idle_timeout = timeout)
