@@ -21,7 +21,7 @@ use hyper_util::{
     server::conn::auto::{Builder, UpgradeableConnection},
 };
 use pin_project_lite::pin_project;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 use tower::Service;
 
 use super::{
@@ -289,10 +289,12 @@ where
     pub(super) fn new(
         builder: &Builder<TokioExecutor>,
         stream: TcpStream,
+        slot: OwnedSemaphorePermit,
         service: Counted<S>,
     ) -> Self {
         let link = Arc::clone(&service.link);
-        let socket = Socket::new(stream, Arc::clone(&link), Arc::clone(&service.sweeps));
+        let sweeps = Arc::clone(&service.sweeps);
+        let socket = Socket::new(stream, slot, Arc::clone(&link), sweeps);
         let inner = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
         Self {
             inner: inner.into_owned(),

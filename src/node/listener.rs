@@ -46,7 +46,7 @@ impl Listener {
         self
     }
 
-    /// Sets how many connections are served at once. Further ones wait in the backlog of the
+    /// Sets how many connections are served at once, tunnels among them. Further ones wait in the backlog of the
     /// operating system.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {

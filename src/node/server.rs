@@ -288,13 +288,12 @@ async fn accept<M, S, B>(
             sweeps: Arc::clone(&connections.sweeps),
             refusals: Arc::clone(&connections.refusals),
         };
-        let connection = Connection::new(&builder, stream, service);
+        let connection = Connection::new(&builder, stream, slot, service);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(event = "client_connection", %peer, %error, "connection ended");
             }
             drop(entry);
-            drop(slot);
         });
     }
 }

@@ -140,14 +140,14 @@ impl<B: SendBody> Connection<B> {
     }
 
     /// Runs the connection to the end of HTTP, for what must go on without the request, and takes
-    /// it apart.
-    pub(super) async fn run(mut self: Box<Self>) -> Option<Parts<TokioIo<BoxIo>>> {
+    /// it apart. What it leaves open is still one of the connections.
+    pub(super) async fn run(mut self: Box<Self>) -> Option<(Parts<TokioIo<BoxIo>>, Slot<B>)> {
         std::future::poll_fn(|cx| match self.drive(cx) {
             true => Poll::Pending,
             false => Poll::Ready(()),
         })
         .await;
-        self.driver.map(http1::Connection::into_parts)
+        Some((self.driver?.into_parts(), self.slot))
     }
 
     /// Goes on with the exchange in hand without the request, and puts the connection back. When
@@ -223,7 +223,7 @@ enum Turn<B: SendBody> {
 }
 
 /// The right to have one connection open.
-struct Slot<B: SendBody>(Weak<Pool<B>>);
+pub(super) struct Slot<B: SendBody>(Weak<Pool<B>>);
 
 impl<B: SendBody> Drop for Slot<B> {
     fn drop(&mut self) {

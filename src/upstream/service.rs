@@ -116,7 +116,7 @@ impl<B> Upstream<B> {
         self.with(|settings| settings.idle_timeout = timeout)
     }
 
-    /// Sets how many connections there may be to each endpoint. With HTTP/1.1, requests wait for
+    /// Sets how many connections there may be to each endpoint, tunnels among them. With HTTP/1.1, requests wait for
     /// their turn above it; with HTTP/2 they share the connections there are, beyond `max_streams`.
     #[must_use]
     pub fn max_connections(self, connections: usize) -> Self {
