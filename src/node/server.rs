@@ -20,7 +20,9 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    net::TcpStream,
     sync::{Semaphore, watch},
     task::JoinHandle,
 };
@@ -39,6 +41,9 @@ const SWEEPS: u32 = 4;
 /// to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection is silent before the operating system asks whether the client is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// How long a server that drains goes on to accept and to serve idle connections.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -273,7 +278,7 @@ async fn accept<M, S, B>(
                 continue;
             }
         };
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Err(error) = prepare(&stream) {
             tracing::debug!(%error, "connection of a client closed at once");
             continue;
         }
@@ -296,6 +301,13 @@ async fn accept<M, S, B>(
             drop(entry);
         });
     }
+}
+
+/// HTTP sends in whole pieces; and a client that went away without a word in the middle of a tunnel
+/// is noticed by the operating system alone.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
 }
 
 fn builder() -> Builder<TokioExecutor> {

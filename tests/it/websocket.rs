@@ -1,13 +1,13 @@
 //! Connections that leave HTTP.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::mpsc};
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async, tungstenite::Message};
 use tower::service_fn;
 use tower_gateway::node::Listener;
@@ -257,4 +257,38 @@ async fn a_tunnel_is_one_of_the_connections_of_clients() {
     assert!(early.is_err(), "it was served beside the tunnel");
     drop(tunnel);
     assert_eq!(answer.await.status(), 200);
+}
+
+/// Whether the operating system probes a silent connection from one address to another: in Linux,
+/// the second kind of timer.
+fn is_probed(local: SocketAddr, remote: SocketAddr) -> bool {
+    let port = |address: &str| u16::from_str_radix(address.split(':').nth(1).unwrap(), 16).unwrap();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        (port(fields[1]), port(fields[2])) == (local.port(), remote.port())
+            && fields[5].starts_with("02:")
+    })
+}
+
+#[tokio::test]
+async fn both_ends_of_a_silent_tunnel_are_probed() {
+    let (found, mut peers) = mpsc::unbounded_channel();
+    let backend = Backend::raw(move |wire, _| {
+        found.send(wire.stream.peer_addr().unwrap()).unwrap();
+        async move {
+            let mut socket = accept_async(wire.stream).await.unwrap();
+            socket.next().await;
+        }
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let socket = open(&gateway).await;
+    let client = socket.get_ref().local_addr().unwrap();
+    let gateway_side = within("the endpoint's connection", peers.recv())
+        .await
+        .unwrap();
+    for (local, remote) in [(gateway.address, client), (gateway_side, backend.address)] {
+        until("a probe", async || is_probed(local, remote)).await;
+    }
 }
