@@ -8,7 +8,7 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::connection::InFlight;
+use super::connection::{Handed, InFlight};
 
 pin_project! {
     /// The response body of a [`Server`](super::Server).
@@ -17,13 +17,19 @@ pin_project! {
         #[pin]
         inner: B,
         in_flight: Option<InFlight>,
+        // HTTP/2 only. It outlasts `in_flight`: the client must still take the last frame.
+        handed: Option<Handed>,
     }
 }
 
 impl<B: Body> ResponseBody<B> {
-    pub(super) fn new(inner: B, in_flight: Option<InFlight>) -> Self {
+    pub(super) fn new(inner: B, in_flight: Option<InFlight>, handed: Option<Handed>) -> Self {
         let in_flight = in_flight.filter(|_| !inner.is_end_stream());
-        Self { inner, in_flight }
+        Self {
+            inner,
+            in_flight,
+            handed,
+        }
     }
 }
 
@@ -36,9 +42,15 @@ impl<B: Body> Body for ResponseBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
+        if let Some(handed) = this.handed {
+            handed.taken();
+        }
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
         if !matches!(frame, Some(Ok(_))) || this.inner.is_end_stream() {
             *this.in_flight = None;
+        }
+        if let Some(handed) = this.handed {
+            handed.out();
         }
         Poll::Ready(frame)
     }

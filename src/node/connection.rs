@@ -21,12 +21,13 @@ use hyper_util::{
     server::conn::auto::{Builder, UpgradeableConnection},
 };
 use pin_project_lite::pin_project;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 use tower::Service;
 
 use super::{
     body::ResponseBody,
     socket::{Blocked, Socket},
+    stall::Stalls,
 };
 use crate::{error::BoxError, refusal::Refusals};
 
@@ -46,6 +47,7 @@ pub(super) struct Link {
     /// The sweep in which the last request ended.
     idle_since: AtomicU32,
     pub(super) blocked: Blocked,
+    pub(super) stalls: Stalls,
 }
 
 /// Say with each HTTP/1.1 response that it is the last one.
@@ -89,9 +91,9 @@ impl Link {
 
     /// Ends a connection on which there was no request for `sweeps`: first politely; one that is
     /// still in the middle of a request head then, for good. So ends one whose client took no byte
-    /// for so long.
+    /// for so long, of all it was sent or of one stream.
     pub(super) fn expire(&self, sweep: u32, sweeps: u32) {
-        if self.blocked.sweeps(sweep) >= sweeps {
+        if self.blocked.sweeps(sweep) >= sweeps || self.stalls.any(sweep, sweeps) {
             self.close();
             return;
         }
@@ -141,6 +143,53 @@ impl Drop for InFlight {
 impl fmt::Debug for InFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InFlight").finish_non_exhaustive()
+    }
+}
+
+/// What a response body over HTTP/2 has handed to hyper. As long as the client grants the stream no
+/// window, hyper keeps it and does not poll the body again.
+pub(super) struct Handed {
+    link: Arc<Link>,
+    sweeps: Arc<AtomicU32>,
+    since: Option<u32>,
+}
+
+impl Handed {
+    fn new(InFlight { link, sweeps }: &InFlight) -> Self {
+        let mut handed = Self {
+            link: Arc::clone(link),
+            sweeps: Arc::clone(sweeps),
+            since: None,
+        };
+        // Hyper may want a window before it asks for the first frame.
+        handed.out();
+        handed
+    }
+
+    /// A frame is handed out.
+    pub(super) fn out(&mut self) {
+        let sweep = self.sweeps.load(Relaxed);
+        self.link.stalls.begin(sweep);
+        self.since = Some(sweep);
+    }
+
+    /// Hyper asks for more: the client has taken the frame.
+    pub(super) fn taken(&mut self) {
+        if let Some(sweep) = self.since.take() {
+            self.link.stalls.end(sweep);
+        }
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        self.taken();
+    }
+}
+
+impl fmt::Debug for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handed").finish_non_exhaustive()
     }
 }
 
@@ -207,7 +256,9 @@ where
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
-            response.map(|body| ResponseBody::new(body, in_flight))
+            let over_http2 = in_flight.as_ref().filter(|_| *this.is_http2);
+            let handed = over_http2.map(Handed::new);
+            response.map(|body| ResponseBody::new(body, in_flight, handed))
         })
     }
 }
@@ -238,10 +289,12 @@ where
     pub(super) fn new(
         builder: &Builder<TokioExecutor>,
         stream: TcpStream,
+        slot: OwnedSemaphorePermit,
         service: Counted<S>,
     ) -> Self {
         let link = Arc::clone(&service.link);
-        let socket = Socket::new(stream, Arc::clone(&link), Arc::clone(&service.sweeps));
+        let sweeps = Arc::clone(&service.sweeps);
+        let socket = Socket::new(stream, slot, Arc::clone(&link), sweeps);
         let inner = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
         Self {
             inner: inner.into_owned(),

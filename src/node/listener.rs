@@ -39,14 +39,14 @@ impl Listener {
 
     /// Sets how long a connection may be without a request, give or take a quarter; the time that
     /// a client takes for a request head counts. A client that takes no byte of its response for so
-    /// long is cut too.
+    /// long is cut too; over HTTP/2, of any of its responses.
     #[must_use]
     pub fn keep_alive(mut self, limit: Duration) -> Self {
         self.keep_alive = limit;
         self
     }
 
-    /// Sets how many connections are served at once. Further ones wait in the backlog of the
+    /// Sets how many connections are served at once, tunnels among them. Further ones wait in the backlog of the
     /// operating system.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {

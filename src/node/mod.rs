@@ -5,6 +5,7 @@ mod connection;
 mod listener;
 mod server;
 mod socket;
+mod stall;
 
 pub use connection::ServeBody;
 pub use listener::Listener;

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -19,7 +20,9 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    net::TcpStream,
     sync::{Semaphore, watch},
     task::JoinHandle,
 };
@@ -39,8 +42,15 @@ const SWEEPS: u32 = 4;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a connection is silent before the operating system asks whether the client is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
 /// How long a server that drains goes on to accept and to serve idle connections.
 const LEAVING: Duration = Duration::from_secs(1);
+
+/// How long the one who accepts looks out, when he is told to stop, for who is in the backlog: the
+/// operating system tells of it in its own time.
+const LAST_LOOK: Duration = Duration::from_millis(10);
 
 /// A running server. Dropping it stops accepting; connections that are open go on.
 pub struct Server {
@@ -64,7 +74,18 @@ struct Connections {
 struct Links {
     next: u64,
     by_number: HashMap<u64, Arc<Link>>,
-    is_draining: bool,
+    stage: Stage,
+}
+
+/// How far the server is on its way out, for connections that are accepted late.
+#[derive(Clone, Copy, Debug, Default)]
+enum Stage {
+    #[default]
+    Serve,
+    /// A connection says with its first response that it is the last one.
+    Leave,
+    /// Who comes now is too late.
+    Close,
 }
 
 impl Server {
@@ -129,19 +150,27 @@ impl Server {
     /// A dropped drain leaves the server as far as it came; a second one goes on from there.
     pub async fn drain(&self, limit: Duration) -> usize {
         let until = time::now() + limit;
-        self.connections.each(Link::leave);
+        self.connections.each(Stage::Leave, Link::leave);
         // Clients that are told to leave come back while nobody else knows that they should not.
         if self.connections() > 0 {
             let leaving = until.min(time::now() + LEAVING);
             tokio::time::sleep_until(leaving.into()).await;
         }
         self.stop.send_replace(true);
-        self.connections.each(Link::finish);
+        self.connections.each(Stage::Leave, Link::finish);
+        // Who is in the backlog gets a moment to ask: a connection that is told to finish before
+        // its first byte was read would be reset. The one who accepts drops his end when he stops.
+        let accepted = tokio::time::timeout_at(until.into(), self.stop.closed()).await;
+        let late = until.min(time::now() + LEAVING);
+        if accepted.is_ok() && self.empty(late).await {
+            return 0;
+        }
+        self.connections.each(Stage::Leave, Link::finish);
         if self.empty(until).await {
             return 0;
         }
         let left = self.connections();
-        self.connections.each(Link::close);
+        self.connections.each(Stage::Close, Link::close);
         left
     }
 
@@ -175,8 +204,10 @@ impl Connections {
         let number = links.next;
         links.next += 1;
         links.by_number.insert(number, Arc::clone(&link));
-        if links.is_draining {
-            link.leave();
+        match links.stage {
+            Stage::Serve => {}
+            Stage::Leave => link.leave(),
+            Stage::Close => link.close(),
         }
         self.open.send_replace(links.by_number.len());
         (number, link)
@@ -188,10 +219,10 @@ impl Connections {
         self.open.send_replace(links.by_number.len());
     }
 
-    /// Tells every connection, and those that come yet, to stop.
-    fn each(&self, tell: impl Fn(&Link)) {
+    /// Tells every connection to stop, and sets the stage for those that come yet.
+    fn each(&self, stage: Stage, tell: impl Fn(&Link)) {
         let mut links = self.links.lock();
-        links.is_draining = true;
+        links.stage = stage;
         links.by_number.values().for_each(|link| tell(link));
     }
 }
@@ -222,16 +253,23 @@ async fn accept<M, S, B>(
 {
     let builder = builder();
     let slots = Arc::new(Semaphore::new(listener.max_connections));
+    let mut over = pin!(async {
+        // A server that was dropped wants no more clients either.
+        stopped.wait_for(|stopped| *stopped).await.ok();
+        tokio::time::sleep(LAST_LOOK).await;
+    });
     loop {
         let slot = tokio::select! {
+            // A free slot is for who is in the backlog.
+            biased;
             slot = Arc::clone(&slots).acquire_owned() => slot.expect("it is never closed"),
-            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = over.as_mut() => return,
         };
         let accepted = tokio::select! {
             // Who is in the backlog of the operating system is served yet: it would be reset.
             biased;
             accepted = listener.socket.accept() => accepted,
-            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = over.as_mut() => return,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -240,7 +278,7 @@ async fn accept<M, S, B>(
                 continue;
             }
         };
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Err(error) = prepare(&stream) {
             tracing::debug!(%error, "connection of a client closed at once");
             continue;
         }
@@ -255,15 +293,21 @@ async fn accept<M, S, B>(
             sweeps: Arc::clone(&connections.sweeps),
             refusals: Arc::clone(&connections.refusals),
         };
-        let connection = Connection::new(&builder, stream, service);
+        let connection = Connection::new(&builder, stream, slot, service);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(event = "client_connection", %peer, %error, "connection ended");
             }
             drop(entry);
-            drop(slot);
         });
     }
+}
+
+/// HTTP sends in whole pieces; and a client that went away without a word in the middle of a tunnel
+/// is noticed by the operating system alone.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
 }
 
 fn builder() -> Builder<TokioExecutor> {

@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
 };
 
 use super::connection::Link;
@@ -45,14 +46,22 @@ pub(super) struct Socket {
     stream: TcpStream,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
+    /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, link: Arc<Link>, sweeps: Arc<AtomicU32>) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        slot: OwnedSemaphorePermit,
+        link: Arc<Link>,
+        sweeps: Arc<AtomicU32>,
+    ) -> Self {
         Self {
             stream,
             link,
             sweeps,
+            _slot: slot,
         }
     }
 

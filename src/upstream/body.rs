@@ -1,6 +1,7 @@
 //! The bodies of [`Upstream`](super::Upstream).
 
 use std::{
+    convert::Infallible,
     fmt,
     pin::Pin,
     sync::{
@@ -13,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use super::{http1, http2};
 use crate::error::{BoxError, TransportError, TransportErrorKind};
@@ -124,6 +126,8 @@ enum Source<B: SendBody> {
         /// How far the request has come, which may still be on its way.
         progress: Option<Progress>,
         _stream: Option<http2::Stream<B>>,
+        /// Tells the connection when the response has ended.
+        _running: Option<oneshot::Sender<Infallible>>,
     },
 }
 
@@ -146,6 +150,24 @@ impl<B: SendBody> ResponseBody<B> {
                 body,
                 progress,
                 _stream: stream,
+                _running: None,
+            },
+        }
+    }
+
+    /// The response came while the request was still on its way. `running` is dropped when the
+    /// response has ended.
+    pub(super) fn early(
+        body: Incoming,
+        progress: Option<Progress>,
+        running: oneshot::Sender<Infallible>,
+    ) -> Self {
+        Self {
+            source: Source::Running {
+                body,
+                progress,
+                _stream: None,
+                _running: Some(running),
             },
         }
     }

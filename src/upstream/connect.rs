@@ -3,6 +3,7 @@
 use std::{fmt, io, time::Duration};
 
 use futures_util::future::BoxFuture;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
@@ -27,7 +28,11 @@ pub trait Connector: fmt::Debug + Send + Sync + 'static {
     fn connect(&self, address: &Address) -> BoxFuture<'static, Result<BoxIo, TransportError>>;
 }
 
-/// Plain TCP, without Nagle's delay. A host name is resolved by the system for each connection,
+/// How long a connection is silent before the operating system asks whether the other side is
+/// still there. Nobody else asks when a tunnel is silent.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Plain TCP, without Nagle's delay, with keep-alive probes of TCP after 60 s of silence. A host name is resolved by the system for each connection,
 /// and its addresses are tried in turn.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
@@ -68,6 +73,7 @@ pub(super) async fn tcp(address: &Address) -> io::Result<TcpStream> {
         }
     };
     stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     Ok(stream)
 }
 

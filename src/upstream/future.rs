@@ -9,8 +9,12 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode, Version};
+use http::{
+    Request, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use super::{
     body::{Progress, RequestBody, ResponseBody, SendBody},
@@ -179,8 +183,9 @@ impl<B: SendBody> Http1<B> {
             } else {
                 // The endpoint answers while it still reads. Who reads the answer slowly must not
                 // hold up the rest of the request.
-                tokio::spawn(connection.complete());
-                ResponseBody::running(body, self.progress.take(), None)
+                let (running, ended) = oneshot::channel();
+                tokio::spawn(connection.complete(ended, self.pool.idle_timeout()));
+                ResponseBody::early(body, self.progress.take(), running)
             }
         }))
     }
@@ -219,6 +224,10 @@ impl<B: SendBody> Future for ResponseFuture<B> {
         };
         self.state = State::Done;
         Poll::Ready(result.map(|mut response| {
+            // The length beside chunks is not that of the body (RFC 9112 section 6.3).
+            if response.headers().contains_key(TRANSFER_ENCODING) {
+                response.headers_mut().remove(CONTENT_LENGTH);
+            }
             hop::strip(response.headers_mut());
             // The version of this hop says nothing about the next one.
             *response.version_mut() = Version::HTTP_11;

@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     fmt,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Weak,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -35,6 +36,7 @@ use super::{
 use crate::{
     endpoint::Address,
     error::{TransportError, TransportErrorKind},
+    time,
 };
 
 type Exchanged<B> = Result<Response<Incoming>, TrySendError<Request<RequestBody<B>>>>;
@@ -138,24 +140,41 @@ impl<B: SendBody> Connection<B> {
     }
 
     /// Runs the connection to the end of HTTP, for what must go on without the request, and takes
-    /// it apart.
-    pub(super) async fn run(mut self: Box<Self>) -> Option<Parts<TokioIo<BoxIo>>> {
+    /// it apart. What it leaves open is still one of the connections.
+    pub(super) async fn run(mut self: Box<Self>) -> Option<(Parts<TokioIo<BoxIo>>, Slot<B>)> {
         std::future::poll_fn(|cx| match self.drive(cx) {
             true => Poll::Pending,
             false => Poll::Ready(()),
         })
         .await;
-        self.driver.map(http1::Connection::into_parts)
+        Some((self.driver?.into_parts(), self.slot))
     }
 
-    /// Goes on with the exchange in hand without the request, and puts the connection back.
-    pub(super) async fn complete(mut self: Box<Self>) {
+    /// Goes on with the exchange in hand without the request, and puts the connection back. When
+    /// the response has ended, which drops the other end of `ended`, nobody else minds an endpoint
+    /// that does not read: it closes the connection after `limit` without progress.
+    pub(super) async fn complete(
+        mut self: Box<Self>,
+        mut ended: oneshot::Receiver<Infallible>,
+        limit: Duration,
+    ) {
+        let mut stalled = pin!(tokio::time::sleep(limit));
+        let mut has_ended = false;
         std::future::poll_fn(|cx| {
             // It asks for the next request when both bodies are over.
-            if self.drive(cx) && !self.sender.is_ready() {
-                return Poll::Pending;
+            if !self.drive(cx) || self.sender.is_ready() {
+                return Poll::Ready(());
             }
-            Poll::Ready(())
+            if has_ended && stalled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            has_ended = has_ended || Pin::new(&mut ended).poll(cx).is_ready();
+            if has_ended {
+                // All else that wakes the task is the socket or the request body: progress.
+                stalled.as_mut().reset((time::now() + limit).into());
+                return stalled.as_mut().poll(cx);
+            }
+            Poll::Pending
         })
         .await;
         self.park();
@@ -204,7 +223,7 @@ enum Turn<B: SendBody> {
 }
 
 /// The right to have one connection open.
-struct Slot<B: SendBody>(Weak<Pool<B>>);
+pub(super) struct Slot<B: SendBody>(Weak<Pool<B>>);
 
 impl<B: SendBody> Drop for Slot<B> {
     fn drop(&mut self) {
@@ -241,6 +260,11 @@ impl<B: SendBody> Pool<B> {
     /// Where the endpoint is.
     pub(super) fn authority(&self) -> &Authority {
         self.address.authority()
+    }
+
+    /// How long a connection may be without use.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.settings.idle_timeout
     }
 
     /// An idle connection. Whether it is still open shows when it is used.

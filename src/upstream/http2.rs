@@ -58,8 +58,27 @@ enum Connecting {
 struct Connection<B> {
     sender: SendRequest<RequestBody<B>>,
     streams: AtomicUsize,
-    /// Sweeps for which there was no stream.
+    /// Sweeps since there was a stream.
     idle: AtomicUsize,
+}
+
+impl<B: SendBody> State<B> {
+    fn least_busy(&mut self) -> Option<&Arc<Connection<B>>> {
+        self.connections
+            .retain(|connection| !connection.sender.is_closed());
+        self.connections
+            .iter()
+            .min_by_key(|connection| connection.streams.load(Relaxed))
+    }
+}
+
+impl<B> Connection<B> {
+    fn stream(self: &Arc<Self>) -> Stream<B> {
+        // A connection in use is not idle, even if no sweep ever sees a stream.
+        self.idle.store(0, Relaxed);
+        self.streams.fetch_add(1, Relaxed);
+        Stream(Arc::clone(self))
+    }
 }
 
 /// A request's share of a connection, held to the end of the response body.
@@ -127,11 +146,12 @@ impl<B: SendBody> Pool<B> {
             let mut connecting = {
                 let mut state = self.state.lock();
                 if let Some(stream) = self.share(&mut state) {
-                    return Ok(stream);
+                    return stream;
                 }
                 match &state.connecting {
-                    Some(connecting) => connecting.clone(),
-                    None => {
+                    // One whose task is gone, by a panic of the connector, is not waited for.
+                    Some(connecting) if connecting.has_changed().is_ok() => connecting.clone(),
+                    _ => {
                         let (made, connecting) = watch::channel(Connecting::Yes);
                         state.connecting = Some(connecting.clone());
                         // A task of its own: the request that began it may go away.
@@ -144,7 +164,14 @@ impl<B: SendBody> Pool<B> {
                 .wait_for(|connecting| !matches!(connecting, Connecting::Yes))
                 .await;
             match made.as_deref() {
-                Ok(Connecting::Failed(kind)) => return Err(TransportError::new(*kind)),
+                Ok(Connecting::Failed(kind)) => {
+                    // A busy connection is better than none.
+                    let mut state = self.state.lock();
+                    let Some(least) = state.least_busy().map(Arc::clone) else {
+                        return Err(TransportError::new(*kind));
+                    };
+                    return self.join(&state, &least);
+                }
                 Ok(_) => {}
                 Err(_) => return Err(TransportError::new(TransportErrorKind::Connect)),
             }
@@ -152,20 +179,35 @@ impl<B: SendBody> Pool<B> {
     }
 
     /// A share of the least busy connection, unless a further connection is due.
-    fn share(&self, state: &mut State<B>) -> Option<Stream<B>> {
-        state
-            .connections
-            .retain(|connection| !connection.sender.is_closed());
-        let least = state
-            .connections
-            .iter()
-            .min_by_key(|connection| connection.streams.load(Relaxed))?;
+    fn share(&self, state: &mut State<B>) -> Option<Result<Stream<B>, TransportError>> {
+        let least = Arc::clone(state.least_busy()?);
         let is_busy = least.streams.load(Relaxed) >= self.settings.max_streams;
         if is_busy && state.connections.len() < self.settings.max_connections {
             return None;
         }
-        least.streams.fetch_add(1, Relaxed);
-        Some(Stream(Arc::clone(least)))
+        Some(self.join(state, &least))
+    }
+
+    /// A share of the least busy connection, unless too many requests are on all of them already.
+    fn join(
+        &self,
+        state: &State<B>,
+        least: &Arc<Connection<B>>,
+    ) -> Result<Stream<B>, TransportError> {
+        let Settings {
+            max_streams,
+            max_pending,
+            ..
+        } = *self.settings;
+        if least.streams.load(Relaxed) >= max_streams {
+            let beyond = |connection: &Arc<Connection<B>>| {
+                connection.streams.load(Relaxed).saturating_sub(max_streams)
+            };
+            if state.connections.iter().map(beyond).sum::<usize>() >= max_pending {
+                return Err(TransportError::new(TransportErrorKind::Overloaded));
+            }
+        }
+        Ok(least.stream())
     }
 
     async fn connect(self: Arc<Self>, made: watch::Sender<Connecting>) {

@@ -1,17 +1,18 @@
 //! What a request looks like on the wire to an endpoint.
 
 use http::{
-    HeaderMap, HeaderValue, Request, Uri, Version,
-    header::{CONNECTION, COOKIE, EXPECT, HOST, UPGRADE},
+    HeaderMap, HeaderValue, Method, Request, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, PathAndQuery},
 };
+use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::tunnel::Offer;
 use crate::{hop, member::Chosen};
 
 /// Makes an HTTP/1.1 request in origin form, and takes the client's side of an upgrade out of it.
-pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
+pub(super) fn http1<B: Body>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
     let offer = strip(request, chosen);
     if request.version() == Version::HTTP_2 {
         join_cookies(request.headers_mut());
@@ -25,7 +26,20 @@ pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offe
             HeaderValue::try_from(authority.as_str()).expect("an authority is a header value");
         request.headers_mut().insert(HOST, host);
     }
+    if needs_framing(request) {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     offer
+}
+
+/// Whether hyper would send the head alone: it takes a GET or HEAD of unknown length for one
+/// without a body, although it may have one (RFC 9110 section 9.3.1).
+fn needs_framing<B: Body>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.body().is_end_stream()
+        && request.body().size_hint().exact().is_none()
+        && !request.headers().contains_key(CONTENT_LENGTH)
 }
 
 /// Makes an HTTP/2 request with the authority that the client asked for.

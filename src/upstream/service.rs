@@ -42,7 +42,8 @@ pub enum Protocol {
 /// - `idle_connections`: 64 an endpoint
 /// - `idle_timeout`: 60 s
 /// - `max_connections`: no limit
-/// - `max_pending`: 1024 requests an endpoint; it matters with `max_connections` alone
+/// - `max_pending`: 1024 requests an endpoint; it matters with `max_connections`, or
+///   when no further connection can be made
 /// - `max_streams`: 100 a connection, HTTP/2 only
 pub struct Upstream<B> {
     settings: Arc<Settings>,
@@ -108,21 +109,23 @@ impl<B> Upstream<B> {
         self.with(|settings| settings.idle_connections = connections)
     }
 
-    /// Sets how long an unused connection is kept, give or take a quarter.
+    /// Sets how long an unused connection is kept, give or take a quarter. An HTTP/1.1 endpoint that
+    /// has answered, but takes nothing of the rest of the request for so long, is cut off too.
     #[must_use]
     pub fn idle_timeout(self, timeout: Duration) -> Self {
         self.with(|settings| settings.idle_timeout = timeout)
     }
 
-    /// Sets how many connections there may be to each endpoint. With HTTP/1.1, requests wait for
-    /// their turn above it; with HTTP/2 they share the connections there are.
+    /// Sets how many connections there may be to each endpoint, tunnels among them. With HTTP/1.1, requests wait for
+    /// their turn above it; with HTTP/2 they share the connections there are, beyond `max_streams`.
     #[must_use]
     pub fn max_connections(self, connections: usize) -> Self {
         self.with(|settings| settings.max_connections = connections.max(1))
     }
 
     /// Sets how many requests may wait for a connection to each endpoint; the next one fails at
-    /// once.
+    /// once with [`Overloaded`](TransportErrorKind::Overloaded). With HTTP/2, those count as
+    /// waiting that share a connection beyond `max_streams`.
     #[must_use]
     pub fn max_pending(self, requests: usize) -> Self {
         self.with(|settings| settings.max_pending = requests)

@@ -40,7 +40,7 @@ async fn join<B: SendBody>(
     client: OnUpgrade,
     connection: Box<Connection<B>>,
 ) -> Result<(), BoxError> {
-    let parts = connection
+    let (parts, _slot) = connection
         .run()
         .await
         .ok_or("the connection was given up")?;

@@ -79,6 +79,7 @@ async fn server(keep_alive: Duration) -> (Server, SocketAddr) {
                     full("waited")
                 }
                 "/read" => full(request.into_body().collect().await.unwrap().to_bytes()),
+                "/empty" => full(""),
                 _ => full("ok"),
             };
             Ok::<_, Infallible>(Response::new(body))
@@ -245,6 +246,62 @@ async fn an_idle_client_of_http2_is_closed_and_a_busy_one_is_not() {
     within("the end", idle_connection).await.unwrap().ok();
     within("the end", busy_connection).await.unwrap().ok();
     until("no connection", async || server.connections() == 0).await;
+}
+
+/// The socket takes bytes and pings are answered: only the window of a stream is shut.
+#[tokio::test]
+async fn a_client_of_http2_that_grants_no_window_is_cut() {
+    let (server, address) = server(SHORT).await;
+    for windows in [0, 100] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(windows)
+            .handshake(TokioIo::new(stream));
+        let (mut client, connection) = within("a handshake", handshake).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = |path: &str| {
+            let uri = format!("http://{address}{path}");
+            Request::get(uri).body(Full::<Bytes>::default()).unwrap()
+        };
+        let stuck = client.send_request(request("/endless"));
+        let stuck = within("a head", stuck).await.unwrap();
+        // Other streams of the connection go on, and do not hide it.
+        let busy = async {
+            while let Ok(response) = client.send_request(request("/empty")).await {
+                response.into_body().collect().await.ok();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within("the end of the connection", busy).await;
+        within("its end", connection).await.unwrap().ok();
+        until("no connection", async || server.connections() == 0).await;
+        drop(stuck);
+    }
+    assert_eq!(server.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_reads_slowly_is_served() {
+    let (server, address) = server(Duration::from_secs(2)).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1 << 16)
+        .handshake(TokioIo::new(stream));
+    let (mut client, connection) = within("a handshake", handshake).await.unwrap();
+    tokio::spawn(connection);
+    let uri = format!("http://{address}/endless");
+    let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
+    let response = within("a head", client.send_request(request)).await;
+    let mut body = response.unwrap().into_body();
+    for _ in 0..25 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut left = 1 << 18;
+        while left > 0 {
+            let frame = within("a frame", body.frame()).await.unwrap().unwrap();
+            left -= frame.into_data().unwrap().len().min(left);
+        }
+    }
+    assert_eq!(server.connections(), 1);
 }
 
 #[tokio::test]

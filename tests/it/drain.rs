@@ -220,3 +220,48 @@ async fn no_request_is_lost_while_a_node_drains() {
         assert!(within("the end of a client", client).await.unwrap() > 0);
     }
 }
+
+/// Clients whose connection the operating system has made, but nobody has accepted.
+fn backlog(address: SocketAddr, count: usize) -> Vec<std::net::TcpStream> {
+    let connect = || std::net::TcpStream::connect(address).unwrap();
+    (0..count).map(|_| connect()).collect()
+}
+
+fn wire(stream: std::net::TcpStream) -> Wire {
+    stream.set_nonblocking(true).unwrap();
+    Wire::new(TcpStream::from_std(stream).unwrap())
+}
+
+#[tokio::test]
+async fn who_is_in_the_backlog_is_served_yet() {
+    let (open, server, address) = pending().await;
+    open.send_replace(true);
+    let mut clients = backlog(address, 40);
+    for client in &mut clients {
+        std::io::Write::write_all(client, GET.as_bytes()).unwrap();
+    }
+    let drained = within("the drain", server.drain(Duration::from_secs(10))).await;
+    assert_eq!(drained, 0);
+    for client in clients {
+        let mut client = wire(client);
+        let response = client.response().await;
+        assert_eq!(response.text(), "ok");
+        assert_eq!(response.head.one("connection"), Some("close"));
+    }
+}
+
+#[tokio::test]
+async fn a_silent_client_in_the_backlog_does_not_hold_up_a_drain() {
+    let (_open, server, address) = pending().await;
+    let clients = backlog(address, 5);
+    let drained = within("the drain", server.drain(Duration::from_secs(60))).await;
+    assert_eq!(drained, 0);
+    for client in clients {
+        assert!(
+            within("the end", wire(client).rest())
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+}

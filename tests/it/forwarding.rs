@@ -1,8 +1,11 @@
 //! What a request and its response look like on the other side, byte by byte.
 
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
@@ -247,6 +250,24 @@ async fn a_request_over_http2_is_a_plain_one_over_http1() {
         ("x-forwarded-proto", "http"),
     ];
     assert_eq!(sorted(&request.head), expected);
+}
+
+#[tokio::test]
+async fn a_get_over_http2_keeps_its_body() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = within("a handshake", handshake).await.unwrap();
+    tokio::spawn(connection);
+    // Of unknown length.
+    let frames = ["he", "llo"].map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
+    let body = StreamBody::new(tokio_stream::iter(frames));
+    let request = Request::get("http://a/").body(body).unwrap();
+    let response = within("an answer", client.send_request(request)).await;
+    assert_eq!(response.unwrap().status(), 200);
+    assert_eq!(backend.seen.lock().pop().unwrap().body, b"hello");
 }
 
 #[tokio::test]

@@ -195,6 +195,25 @@ async fn a_chunked_upload_arrives_whole() {
 }
 
 #[tokio::test]
+async fn a_chunked_get_keeps_its_body() {
+    let backend = Backend::saying("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut client = gateway.connect().await;
+    for method in ["GET", "HEAD"] {
+        let head = format!("{method} / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+        let response = client.ask(head + "5\r\nhello\r\n0\r\n\r\n").await;
+        assert_eq!(response.status(), 204);
+        let request = backend.seen.lock().pop().unwrap();
+        assert_eq!(request.body, b"hello", "{method}");
+        // One without a body stays so.
+        let head = format!("{method} / HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert_eq!(client.ask(head).await.status(), 204);
+        let request = backend.seen.lock().pop().unwrap();
+        assert_eq!(request.head.one("transfer-encoding"), None);
+    }
+}
+
+#[tokio::test]
 async fn an_answer_may_come_while_the_upload_goes_on() {
     let backend = Backend::raw(|mut wire, _| async move {
         let head = wire.head().await.unwrap().unwrap();

@@ -2,17 +2,30 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tower::{Layer as _, Service as _, ServiceExt as _};
+use tower_gateway::{
+    balance::{Balance, BalanceLayer},
+    cluster::Cluster,
+    endpoint::Address,
+    error::{TransportError, TransportErrorKind},
+    pick::RoundRobin,
+    upstream::{BoxIo, Connector, Protocol, Upstream},
+};
 
 use crate::support::{Backend, Gateway, Wire, full, one_cluster, until, within};
 
@@ -209,4 +222,145 @@ async fn a_client_that_leaves_in_the_middle_of_both_bodies_is_no_failure() {
         assert_eq!(gateway.settled().await["failures"], 0);
     }
     assert_eq!(backend.connections(), 1);
+}
+
+/// Connections in memory, to a server that answers each request when the gate lets it; `plan` says
+/// from the number of the connection whether it is made.
+#[derive(Clone)]
+struct InMemory {
+    connects: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
+    gate: Arc<Semaphore>,
+    plan: fn(usize) -> Result<(), TransportErrorKind>,
+}
+
+impl InMemory {
+    fn new(plan: fn(usize) -> Result<(), TransportErrorKind>) -> Self {
+        Self {
+            connects: Arc::default(),
+            requests: Arc::default(),
+            gate: Arc::new(Semaphore::new(0)),
+            plan,
+        }
+    }
+
+    fn open(&self) {
+        self.gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+
+    async fn requests(&self, count: usize) {
+        let seen = async || self.requests.load(SeqCst) == count;
+        until("requests at the endpoint", seen).await;
+    }
+
+    fn service(&self, set: impl FnOnce(Pooled) -> Pooled) -> Balance<Pooled> {
+        let endpoint = "127.0.0.1:80".parse().unwrap();
+        let cluster = Cluster::fixed("web", RoundRobin::new(), [endpoint]);
+        let upstream = Upstream::new().protocol(Protocol::Http2);
+        BalanceLayer::new(cluster).layer(set(upstream.connector(self.clone())))
+    }
+}
+
+type Pooled = Upstream<Full<Bytes>>;
+
+impl fmt::Debug for InMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InMemory").finish_non_exhaustive()
+    }
+}
+
+impl Connector for InMemory {
+    fn connect(&self, _: &Address) -> BoxFuture<'static, Result<BoxIo, TransportError>> {
+        if let Err(kind) = (self.plan)(self.connects.fetch_add(1, SeqCst)) {
+            return Box::pin(async move { Err(TransportError::new(kind)) });
+        }
+        let (near, far) = tokio::io::duplex(4096);
+        let this = self.clone();
+        let service = service_fn(move |_: Request<Incoming>| {
+            this.requests.fetch_add(1, SeqCst);
+            let gate = Arc::clone(&this.gate);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                Ok::<_, Infallible>(Response::new(full("ok")))
+            }
+        });
+        tokio::spawn(
+            http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(far), service),
+        );
+        Box::pin(async { Ok(Box::new(near) as BoxIo) })
+    }
+}
+
+async fn ask(mut service: Balance<Pooled>) -> Result<Bytes, TransportError> {
+    let request = Request::new(Full::default());
+    let response = service.ready().await?.call(request).await?;
+    Ok(response.into_body().collect().await?.to_bytes())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_in_use_is_not_idle_when_no_sweep_sees_a_stream() {
+    let endpoint = InMemory::new(|_| Ok(()));
+    endpoint.open();
+    let service = endpoint.service(|upstream| upstream.idle_timeout(Duration::from_secs(60)));
+    for _ in 0..30 {
+        assert_eq!(ask(service.clone()).await.unwrap(), "ok");
+        // A sweep comes every 15 s: never along with a request before it is too late.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+    }
+    assert_eq!(endpoint.connects.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_request_shares_a_busy_connection_when_no_further_one_is_made() {
+    let endpoint = InMemory::new(|number| match number {
+        0 => Ok(()),
+        _ => Err(TransportErrorKind::Connect),
+    });
+    let service = endpoint.service(|upstream| upstream.max_streams(1));
+    let first = tokio::spawn(ask(service.clone()));
+    endpoint.requests(1).await;
+    let second = tokio::spawn(ask(service));
+    endpoint.requests(2).await;
+    assert_eq!(endpoint.connects.load(SeqCst), 2);
+    endpoint.open();
+    for request in [first, second] {
+        let answered = within("an answer", request).await.unwrap();
+        assert_eq!(answered.unwrap(), "ok");
+    }
+}
+
+#[tokio::test]
+async fn a_connector_that_panics_fails_one_request_alone() {
+    let endpoint = InMemory::new(|number| match number {
+        0 => panic!("a fault of the connector"),
+        _ => Ok(()),
+    });
+    endpoint.open();
+    let service = endpoint.service(|upstream| upstream);
+    let failed = within("an error", ask(service.clone())).await.unwrap_err();
+    assert_eq!(failed.kind(), TransportErrorKind::Connect);
+    let answered = within("an answer", ask(service)).await;
+    assert_eq!(answered.unwrap(), "ok");
+}
+
+#[tokio::test]
+async fn requests_beyond_every_stream_are_bounded() {
+    let endpoint = InMemory::new(|_| Ok(()));
+    let service = endpoint.service(|upstream| {
+        let upstream = upstream.max_connections(2).max_streams(2);
+        upstream.max_pending(3)
+    });
+    let mut held = Vec::new();
+    for count in 1..=7 {
+        held.push(tokio::spawn(ask(service.clone())));
+        endpoint.requests(count).await;
+    }
+    let refused = within("a refusal", ask(service)).await.unwrap_err();
+    assert_eq!(refused.kind(), TransportErrorKind::Overloaded);
+    assert_eq!(endpoint.connects.load(SeqCst), 2);
+    endpoint.open();
+    for request in held {
+        let answered = within("an answer", request).await.unwrap();
+        assert_eq!(answered.unwrap(), "ok");
+    }
 }

@@ -419,6 +419,33 @@ async fn an_upload_that_stands_still_after_its_answer_frees_the_connection() {
     drop(client);
 }
 
+#[tokio::test]
+async fn an_endpoint_that_stops_reading_after_its_answer_frees_the_connection() {
+    let backend = Backend::raw(|mut wire, _| async move {
+        let head = wire.head().await.unwrap().unwrap();
+        wire.send(OK).await;
+        if head.method() == "POST" {
+            // The rest of the request is never read.
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    let cluster = "max_connections: 1, idle_connection_timeout: 400ms";
+    let gateway = Gateway::start(&one_cluster(backend.address, cluster, "timeout: 15s")).await;
+    let client = gateway.connect().await;
+    let (mut reader, mut writer) = client.split();
+    let upload = tokio::spawn(async move {
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n";
+        writer.write_all(head.as_bytes()).await.unwrap();
+        while writer.write_all(&[b'x'; 1 << 16]).await.is_ok() {}
+    });
+    assert_eq!(reader.response().await.text(), "ok");
+    let mut other = gateway.connect().await;
+    assert_eq!(other.ask(get("/")).await.status(), 200);
+    assert_eq!(backend.connections(), 2);
+    upload.abort();
+}
+
 /// Connections in memory, to a server that answers each segment.
 #[derive(Debug)]
 struct InMemory;

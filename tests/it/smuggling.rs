@@ -360,6 +360,26 @@ async fn a_length_beside_chunked_is_one_request_at_most() {
     }
 }
 
+/// The same of a response: a client that believed the length would take the rest for the next
+/// response.
+#[tokio::test]
+async fn a_length_beside_chunked_is_not_believed_of_a_response() {
+    for fields in [
+        "content-length: 2\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ncontent-length: 2",
+    ] {
+        let response = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+        let backend = Backend::answering(move |_| response.clone().into()).await;
+        let gateway = Gateway::over(backend.address).await;
+        let mut client = gateway.connect().await;
+        for _ in 0..2 {
+            let response = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            assert_eq!(response.head.one("content-length"), None, "{fields}");
+            assert_eq!((response.status(), response.text()), (200, "hello"));
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_target_decides_over_the_host() {
     let backend = Backend::saying(OK).await;

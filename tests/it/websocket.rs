@@ -1,13 +1,18 @@
 //! Connections that leave HTTP.
 
-use std::time::Duration;
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::mpsc};
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async, tungstenite::Message};
+use tower::service_fn;
+use tower_gateway::node::Listener;
 
-use crate::support::{Backend, Gateway, Tape, get, one_cluster, until, within};
+use crate::support::{Backend, Gateway, Tape, Wire, full, get, one_cluster, until, within};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
                        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -191,11 +196,99 @@ async fn a_switch_that_nobody_asked_for_is_502() {
 async fn an_upgrade_over_http2_goes_on_without() {
     let backend = Backend::hyper(|request| async move {
         assert!(!request.headers().contains_key("upgrade"));
-        http::Response::new(crate::support::full("plain"))
+        Response::new(full("plain"))
     })
     .await;
     let gateway = Gateway::start(&one_cluster(backend.address, "protocol: h2", "")).await;
     let mut client = gateway.connect().await;
     let response = client.ask(UPGRADE).await;
     assert_eq!((response.status(), response.text()), (200, "plain"));
+}
+
+#[tokio::test]
+async fn a_tunnel_is_one_of_the_connections_to_the_endpoint() {
+    let backend = echo().await;
+    let cluster = "max_connections: 1, max_pending: 1";
+    let gateway = Gateway::start(&one_cluster(backend.address, cluster, "timeout: 100ms")).await;
+    let mut socket = open(&gateway).await;
+    upgraded(&gateway, 1).await;
+    let mut client = gateway.connect().await;
+    // It waits for the connection until its time is up.
+    assert_eq!(client.ask(UPGRADE).await.status(), 504);
+    assert_eq!(backend.connections(), 1);
+    socket.close(None).await.unwrap();
+    drop(socket);
+    upgraded(&gateway, 0).await;
+    let mut socket = open(&gateway).await;
+    say(&mut socket, Message::text("hello")).await;
+    assert_eq!(backend.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_one_of_the_connections_of_clients() {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = service_fn(async |request: Request<Incoming>| {
+        let mut response = Response::new(full(""));
+        if request.headers().contains_key("upgrade") {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let headers = response.headers_mut();
+            headers.insert("connection", HeaderValue::from_static("upgrade"));
+            headers.insert("upgrade", HeaderValue::from_static("websocket"));
+            tokio::spawn(async {
+                let mut tunnel = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+                tokio::io::copy(&mut tunnel, &mut tokio::io::sink())
+                    .await
+                    .ok();
+            });
+        }
+        Ok::<_, Infallible>(response)
+    });
+    let server = listener.max_connections(1).serve(move |_| service);
+    let mut tunnel = Wire::connect(address).await;
+    assert_eq!(tunnel.ask(UPGRADE).await.status(), 101);
+    until("the end of HTTP", async || server.connections() == 0).await;
+    let mut client = Wire::connect(address).await;
+    let answer = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    let mut answer = std::pin::pin!(answer);
+    let early = tokio::time::timeout(Duration::from_millis(200), answer.as_mut()).await;
+    assert!(early.is_err(), "it was served beside the tunnel");
+    drop(tunnel);
+    assert_eq!(answer.await.status(), 200);
+}
+
+/// Whether the operating system probes a silent connection from one address to another: in Linux,
+/// the second kind of timer.
+fn is_probed(local: SocketAddr, remote: SocketAddr) -> bool {
+    let port = |address: &str| u16::from_str_radix(address.split(':').nth(1).unwrap(), 16).unwrap();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        (port(fields[1]), port(fields[2])) == (local.port(), remote.port())
+            && fields[5].starts_with("02:")
+    })
+}
+
+#[tokio::test]
+async fn both_ends_of_a_silent_tunnel_are_probed() {
+    let (found, mut peers) = mpsc::unbounded_channel();
+    let backend = Backend::raw(move |wire, _| {
+        found.send(wire.stream.peer_addr().unwrap()).unwrap();
+        async move {
+            let mut socket = accept_async(wire.stream).await.unwrap();
+            socket.next().await;
+        }
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let socket = open(&gateway).await;
+    let client = socket.get_ref().local_addr().unwrap();
+    let gateway_side = within("the endpoint's connection", peers.recv())
+        .await
+        .unwrap();
+    for (local, remote) in [(gateway.address, client), (gateway_side, backend.address)] {
+        until("a probe", async || is_probed(local, remote)).await;
+    }
 }
