@@ -2,6 +2,7 @@
 //! a new picker costs.
 
 use std::{
+    convert::Infallible,
     hint::black_box,
     sync::{
         Arc,
@@ -12,8 +13,10 @@ use std::{
 };
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use http::{Request, Response};
+use tower::{Layer as _, Service as _, service_fn};
 use tower_gateway::{
-    Endpoint,
+    BalanceLayer, Endpoint,
     cluster::Cluster,
     endpoint::Address,
     pick::{
@@ -100,6 +103,35 @@ fn pick_by_key(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Picks under bounded loads while twice as many requests are in flight as there are endpoints, by
+/// other keys.
+fn busy(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pick_bounded_busy");
+    let factor = LoadFactor::new(1.25).expect("a load factor");
+    for size in SIZES {
+        let policy = Arc::new(Bounded::new(RingHash::new(), factor));
+        let cluster = weighted_cluster(policy, size, |_| 1);
+        let client = service_fn(|_: Request<()>| {
+            std::future::pending::<Result<Response<String>, Infallible>>()
+        });
+        let mut service = BalanceLayer::new(cluster.clone()).layer(client);
+        let in_flight: Vec<_> = (0..2 * size)
+            .map(|_| service.call(Request::new(())))
+            .collect();
+        let snapshot = Arc::clone(&cluster.snapshot());
+        let mut rng = fastrand::Rng::with_seed(1);
+        let now = now();
+        group.bench_function(BenchmarkId::new("ring_hash", size), |bencher| {
+            bencher.iter(|| {
+                let pick = Pick::new(0, now).hash(Some(rng.u64(..)));
+                black_box(snapshot.pick(&pick)).is_some()
+            });
+        });
+        drop(in_flight);
+    }
+    group.finish();
+}
+
 /// A new picker, as after each change of the list: endpoints of weight 1.
 fn rebuild(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rebuild");
@@ -108,8 +140,8 @@ fn rebuild(criterion: &mut Criterion) {
         for size in SIZES {
             let cluster = weighted_cluster(Arc::clone(&policy), size, |_| 1);
             let snapshot = Arc::clone(&cluster.snapshot());
+            let candidates: Arc<[_]> = snapshot.candidates().cloned().collect();
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
-                let candidates: Arc<[_]> = snapshot.candidates().cloned().collect();
                 bencher.iter(|| black_box(policy.picker(&candidates)));
             });
         }
@@ -161,5 +193,5 @@ fn contended(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pick, pick_by_key, contended, rebuild);
+criterion_group!(benches, pick, pick_by_key, busy, contended, rebuild);
 criterion_main!(benches);
