@@ -12,16 +12,20 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use futures_util::FutureExt as _;
 use http::{Request, Response};
-use tower::{Layer as _, Service as _, service_fn};
+use http_body_util::Full;
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use tower_gateway::{
     BalanceLayer, Endpoint,
+    balance::Destination,
     cluster::Cluster,
     endpoint::Address,
     pick::{
-        Bounded, LeastRequest, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous, ResponseTime,
-        RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
+        Bounded, LeastRequest, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous, ReportedLoad,
+        ResponseTime, RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
     },
 };
 
@@ -45,6 +49,40 @@ fn weighted_cluster(
     Cluster::fixed("bench", policy, endpoints)
 }
 
+/// Gives every endpoint a history, and a request that waits for as long as what is returned lives:
+/// what is picked by load reads all that there is.
+fn at_work(cluster: &Cluster) -> Vec<impl Future> {
+    let service = BalanceLayer::new(cluster.clone()).layer(service_fn(
+        async |request: Request<Full<Bytes>>| {
+            if request.extensions().get::<Hang>().is_some() {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        },
+    ));
+    let mut waiting = Vec::new();
+    for member in cluster.snapshot().members().iter() {
+        let destination = Destination::new(member.endpoint().id.clone()).strict();
+        for is_last in [false, false, true] {
+            let mut request = Request::new(Full::default());
+            request.extensions_mut().insert(destination.clone());
+            if is_last {
+                request.extensions_mut().insert(Hang);
+            }
+            let mut answer = Box::pin(service.clone().oneshot(request));
+            assert_eq!((&mut answer).now_or_never().is_none(), is_last);
+            if is_last {
+                waiting.push(answer);
+            }
+        }
+    }
+    waiting
+}
+
+/// A request extension: the endpoint does not answer.
+#[derive(Clone)]
+struct Hang;
+
 /// Picks read no clock themselves.
 #[expect(
     clippy::disallowed_methods,
@@ -54,7 +92,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn policies() -> [Arc<dyn Policy>; 6] {
+fn policies() -> [Arc<dyn Policy>; 7] {
     [
         Arc::new(RoundRobin::new()),
         Arc::new(WeightedRoundRobin::new()),
@@ -62,6 +100,7 @@ fn policies() -> [Arc<dyn Policy>; 6] {
         Arc::new(WeightedRandom::new()),
         Arc::new(LeastRequest::new()),
         Arc::new(ResponseTime::new()),
+        Arc::new(ReportedLoad::new()),
     ]
 }
 
@@ -154,6 +193,7 @@ fn pick(criterion: &mut Criterion) {
     for policy in policies() {
         for size in SIZES {
             let cluster = cluster(Arc::clone(&policy), size);
+            let _waiting = at_work(&cluster);
             let snapshot = Arc::clone(&cluster.snapshot());
             let mut rng = fastrand::Rng::with_seed(1);
             let now = now();
@@ -170,6 +210,7 @@ fn contended(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick_two_threads");
     for policy in policies() {
         let cluster = cluster(Arc::clone(&policy), 100);
+        let _waiting = at_work(&cluster);
         let snapshot = Arc::clone(&cluster.snapshot());
         let stop = Arc::new(AtomicBool::new(false));
         let other = thread::spawn({
