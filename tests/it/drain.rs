@@ -265,3 +265,20 @@ async fn a_silent_client_in_the_backlog_does_not_hold_up_a_drain() {
         );
     }
 }
+
+#[tokio::test]
+async fn who_comes_after_the_end_of_a_drain_is_turned_away() {
+    let (_open, server, address) = pending().await;
+    let mut held = Wire::connect(address).await;
+    held.send(GET).await;
+    until("a request in flight", async || server.in_flight() == 1).await;
+    assert_eq!(server.drain(Duration::ZERO).await, 1);
+    // The one who accepts may still look out.
+    let late = std::net::TcpStream::connect(address).ok();
+    until("no new connections", async || {
+        TcpStream::connect(address).await.is_err()
+    })
+    .await;
+    until("no connection", async || server.connections() == 0).await;
+    drop(late);
+}
