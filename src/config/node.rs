@@ -306,7 +306,7 @@ async fn ready(state: Arc<State>) {
 async fn drain(server: &Server, state: &State) {
     state.admin.set_readiness(Readiness::Draining);
     let limit = state.node.load().drain;
-    let until = time::now() + limit;
+    let until = time::after(time::now(), limit);
     let closed = server.drain(limit).await;
     let clusters = state.gateway.lock().clusters();
     let upgraded = || -> u64 {

@@ -149,7 +149,7 @@ impl Server {
     ///
     /// A dropped drain leaves the server as far as it came; a second one goes on from there.
     pub async fn drain(&self, limit: Duration) -> usize {
-        let until = time::now() + limit;
+        let until = time::after(time::now(), limit);
         self.connections.each(Stage::Leave, Link::leave);
         // Clients that are told to leave come back while nobody else knows that they should not.
         if self.connections() > 0 {

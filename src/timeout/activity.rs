@@ -160,4 +160,12 @@ mod tests {
         let (_, ()) = tokio::join!(idle, chatter);
         assert_eq!(time::now() - start, LIMIT / 2 * 5 + LIMIT);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_without_end_never_comes() {
+        let mut guard = Guard::new(Duration::MAX);
+        let idle = poll_fn(|cx| guard.poll_idle(cx));
+        let waited = tokio::time::timeout(Duration::from_secs(3600), idle).await;
+        assert!(waited.is_err());
+    }
 }

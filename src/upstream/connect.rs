@@ -50,16 +50,19 @@ impl Connector for TcpConnector {
     fn connect(&self, address: &Address) -> BoxFuture<'static, Result<BoxIo, TransportError>> {
         let address = address.clone();
         Box::pin(async move {
-            let stream = tcp(&address).await.map_err(|error| {
-                let kind = match error.kind() {
-                    io::ErrorKind::TimedOut => TransportErrorKind::ConnectTimeout,
-                    _ => TransportErrorKind::Connect,
-                };
-                TransportError::new(kind).caused_by(error)
-            })?;
+            let stream = tcp(&address).await.map_err(failed)?;
             Ok(Box::new(stream) as BoxIo)
         })
     }
+}
+
+/// What an error of the operating system means.
+pub(super) fn failed(error: io::Error) -> TransportError {
+    let kind = match error.kind() {
+        io::ErrorKind::TimedOut => TransportErrorKind::ConnectTimeout,
+        _ => TransportErrorKind::Connect,
+    };
+    TransportError::new(kind).caused_by(error)
 }
 
 pub(super) async fn tcp(address: &Address) -> io::Result<TcpStream> {

@@ -171,7 +171,9 @@ impl<B: SendBody> Connection<B> {
             has_ended = has_ended || Pin::new(&mut ended).poll(cx).is_ready();
             if has_ended {
                 // All else that wakes the task is the socket or the request body: progress.
-                stalled.as_mut().reset((time::now() + limit).into());
+                stalled
+                    .as_mut()
+                    .reset(time::after(time::now(), limit).into());
                 return stalled.as_mut().poll(cx);
             }
             Poll::Pending

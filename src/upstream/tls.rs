@@ -184,9 +184,7 @@ impl Connector for TlsConnector {
                 Some(name) => name,
                 None => parse_name(address.host()).map_err(tls)?,
             };
-            let stream = connect::tcp(&address).await.map_err(|error| {
-                TransportError::new(TransportErrorKind::Connect).caused_by(error)
-            })?;
+            let stream = connect::tcp(&address).await.map_err(connect::failed)?;
             let stream = connector.connect(name, stream).await.map_err(tls)?;
             // HTTP/1.1 is what a server speaks that knows nothing of ALPN.
             let spoken = stream.get_ref().1.alpn_protocol();

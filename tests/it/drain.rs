@@ -282,3 +282,16 @@ async fn who_comes_after_the_end_of_a_drain_is_turned_away() {
     until("no connection", async || server.connections() == 0).await;
     drop(late);
 }
+
+#[tokio::test]
+async fn a_limit_without_end_is_no_overflow() {
+    let (_open, server, address) = pending().await;
+    let client = Wire::connect(address).await;
+    until("a connection", async || server.connections() == 1).await;
+    let gone = async { drop(client) };
+    let (closed, ()) = within("the drain", async {
+        tokio::join!(server.drain(Duration::MAX), gone)
+    })
+    .await;
+    assert_eq!(closed, 0);
+}
