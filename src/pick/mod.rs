@@ -73,6 +73,7 @@ mod reported_load;
 mod response_time;
 mod ring;
 mod ring_hash;
+mod rotation;
 mod round_robin;
 mod stride;
 mod weighted_random;

@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Candidate, Pick, Picker, Policy, next_allowed,
-    stride::{Schedule, Sequence},
-};
+use super::{Candidate, Picker, Policy, rotation::Rotation, stride::Sequence};
 
 /// Each endpoint in turn, as often as its own reports of load say: weighted round robin as in gRPC
 /// (A58), for endpoints that know best what they can do.
@@ -42,11 +39,11 @@ impl Policy for ReportedLoad {
     }
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
-        Box::new(ReportedLoadPicker {
-            sequence: Arc::clone(&self.sequence),
-            schedule: Schedule::new(&weights(candidates)),
-            candidates: Arc::clone(candidates),
-        })
+        Box::new(Rotation::new(
+            &self.sequence,
+            &weights(candidates),
+            candidates,
+        ))
     }
 
     fn refresh(&self) -> Option<Duration> {
@@ -69,20 +66,6 @@ fn weights(candidates: &[Candidate]) -> Vec<f64> {
         .iter()
         .map(|one| one.reported.map_or(mean, f64::from) * f64::from(one.share))
         .collect()
-}
-
-#[derive(Debug)]
-struct ReportedLoadPicker {
-    sequence: Arc<Sequence>,
-    schedule: Schedule,
-    candidates: Arc<[Candidate]>,
-}
-
-impl Picker for ReportedLoadPicker {
-    fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-        let scheduled = self.schedule.next(&self.sequence)?;
-        next_allowed(&self.candidates, scheduled, pick)
-    }
 }
 
 #[cfg(test)]

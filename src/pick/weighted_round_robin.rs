@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Candidate, Pick, Picker, Policy, next_allowed,
-    stride::{Schedule, Sequence},
-};
+use super::{Candidate, Picker, Policy, rotation::Rotation, stride::Sequence};
 
 /// Each endpoint in turn, as often as its weight says: static stride scheduling, smooth and
 /// lock-free.
@@ -31,25 +28,7 @@ impl Policy for WeightedRoundRobin {
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         let weights: Vec<_> = candidates.iter().map(Candidate::weight).collect();
-        Box::new(WeightedRoundRobinPicker {
-            sequence: Arc::clone(&self.sequence),
-            schedule: Schedule::new(&weights),
-            candidates: Arc::clone(candidates),
-        })
-    }
-}
-
-#[derive(Debug)]
-struct WeightedRoundRobinPicker {
-    sequence: Arc<Sequence>,
-    schedule: Schedule,
-    candidates: Arc<[Candidate]>,
-}
-
-impl Picker for WeightedRoundRobinPicker {
-    fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-        let scheduled = self.schedule.next(&self.sequence)?;
-        next_allowed(&self.candidates, scheduled, pick)
+        Box::new(Rotation::new(&self.sequence, &weights, candidates))
     }
 }
 
@@ -57,6 +36,7 @@ impl Picker for WeightedRoundRobinPicker {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
+    use crate::pick::Pick;
     use crate::pick::tests::{candidates, tally};
 
     #[test]
