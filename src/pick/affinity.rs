@@ -20,6 +20,9 @@ fn candidates(list: &[(String, u32)]) -> Arc<[Candidate]> {
 }
 
 /// Policies by how large a share of the keys may move beyond those that must.
+///
+/// Maglev may move as many again as must move, and a few: it disrupts about twice as much as a ring,
+/// by Envoy's documentation, as what is left fills the freed places in another order.
 fn policies() -> [(Box<dyn Policy>, f64); 4] {
     [
         (Box::new(RingHash::new()), 0.0),
@@ -73,6 +76,12 @@ fn sequence(picker: &dyn Picker, candidates: &[Candidate], hash: u64) -> Vec<End
     }
 }
 
+/// How many keys may move beyond those that must.
+fn most(must: usize, slack: f64) -> f64 {
+    let again = if slack > 0.0 { must as f64 } else { 0.0 };
+    again + KEYS as f64 * slack
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -81,9 +90,10 @@ proptest! {
         for (policy, slack) in policies() {
             let (gone, left) = (&list[0].0, &list[1..]);
             let (before, after) = (owners(&*policy, &list), owners(&*policy, left));
+            let must = before.iter().filter(|before| *before == gone).count();
             let moved = before.iter().zip(&after);
             let moved = moved.filter(|(before, after)| before != after && *before != gone).count();
-            let most = KEYS as f64 * slack;
+            let most = most(must, slack);
             prop_assert!(moved as f64 <= most, "{} moves {}", policy.name(), moved);
         }
     }
@@ -93,9 +103,10 @@ proptest! {
         for (policy, slack) in policies() {
             let (new, known) = (&list[0].0, &list[1..]);
             let (before, after) = (owners(&*policy, known), owners(&*policy, &list));
+            let must = after.iter().filter(|after| *after == new).count();
             let moved = before.iter().zip(&after);
             let moved = moved.filter(|(before, after)| before != after && *after != new).count();
-            let most = KEYS as f64 * slack;
+            let most = most(must, slack);
             prop_assert!(moved as f64 <= most, "{} moves {}", policy.name(), moved);
             prop_assert!(after.contains(new), "{} gives it nothing", policy.name());
         }
