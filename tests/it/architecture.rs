@@ -12,7 +12,7 @@ use std::{
 /// The top-level modules by rank. Modules of one rank do not import each other.
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
-    &["body", "client", "endpoint", "outcome", "yaml"],
+    &["body", "client", "endpoint", "etcd", "outcome", "yaml"],
     &["attempt", "discover", "event", "hop", "load", "refusal"],
     &["member"],
     &["pick"],
@@ -49,12 +49,14 @@ const PURE: &[&str] = &[
     "discover/backoff",
     "discover/dns/answer.rs",
     "discover/dns/name.rs",
+    "discover/etcd/entry.rs",
     "discover/guard",
     "discover/roster",
     "discover/snapshot",
     "edge/forwarded.rs",
     "edge/validate.rs",
     "endpoint.rs",
+    "etcd/message.rs",
     "hop.rs",
     "load/report.rs",
     "outcome.rs",

@@ -7,6 +7,7 @@ use rustls::pki_types::ServerName;
 use super::{
     NamedFile, Place, PolicySettings, Reader, Secret,
     dns::{self, DnsSettings},
+    etcd::{self, EtcdSettings},
     node::secret,
 };
 use crate::{
@@ -85,6 +86,13 @@ pub enum DiscoverySettings {
         name: DnsName,
         /// How the name, and those of the targets, are resolved.
         resolving: DnsSettings,
+    },
+    /// They stand in etcd, each under a key of its own.
+    Etcd {
+        /// What the keys begin with.
+        prefix: String,
+        /// Where etcd is.
+        etcd: EtcdSettings,
     },
 }
 
@@ -211,6 +219,7 @@ impl Reader<'_> {
             File,
             Dns,
             DnsSrv,
+            Etcd,
         }
         let mut fields = value.fields()?;
         let kind = one_of(&[
@@ -218,6 +227,7 @@ impl Reader<'_> {
             ("file", Kind::File),
             ("dns", Kind::Dns),
             ("dns_srv", Kind::DnsSrv),
+            ("etcd", Kind::Etcd),
         ]);
         let discovery = match fields.required("type", kind) {
             // Which other keys are known depends on the type.
@@ -248,6 +258,13 @@ impl Reader<'_> {
                 let resolving = dns::resolving(&mut fields);
                 name.map(|name| DiscoverySettings::DnsSrv { name, resolving })
             }
+            Some(Kind::Etcd) => {
+                let etcd = etcd::etcd(&mut fields);
+                let prefix = fields.required("prefix", prefix);
+                prefix
+                    .zip(etcd)
+                    .map(|(prefix, etcd)| DiscoverySettings::Etcd { prefix, etcd })
+            }
         };
         fields.finish(discovery)
     }
@@ -276,6 +293,15 @@ impl Reader<'_> {
             place: Place::of(value),
         }))
     }
+}
+
+/// An empty prefix would take every key of etcd for an endpoint.
+fn prefix(value: &Value<'_>) -> Result<String, Mistakes> {
+    let prefix = text(value)?;
+    if prefix.is_empty() {
+        return Err(value.expected("what the keys begin with, such as /services/users/"));
+    }
+    Ok(prefix)
 }
 
 fn sticky(value: &Value<'_>) -> Result<StickySettings, Mistakes> {

@@ -602,7 +602,7 @@ fn discovery_is_checked() {
         (
             "path: a",
             vec![
-                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, found nothing",
+                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, found nothing",
             ],
         ),
         (
@@ -656,6 +656,15 @@ fn discovery_is_checked() {
             ],
         ),
         (
+            "type: etcd\n      endpoints: ['127.0.0.1:2379', 'https://e:1']\n      prefix: ''\n      user: u",
+            vec![
+                "gateway.yaml:6: clusters.users.discovery.endpoints[0]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"127.0.0.1:2379\"",
+                "gateway.yaml:6: clusters.users.discovery.endpoints[1]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"https://e:1\"",
+                "gateway.yaml:7: clusters.users.discovery.prefix: expected what the keys begin with, such as /services/users/, found the quoted \"\"",
+                "gateway.yaml:8: clusters.users.discovery.user: expected password beside it, found none",
+            ],
+        ),
+        (
             "type: static\n      endpoints:\n        - { address: a:1 }\n        - { address: a }\n        - { address: a:1 }",
             vec![
                 "gateway.yaml:8: clusters.users.discovery.endpoints[1].address: expected host:port, such as 127.0.0.1:8080, [::1]:8080 or users.internal:80, found \"a\"",
@@ -701,6 +710,14 @@ fn endpoints_from_dns_are_read() {
             },
         }
     );
+    let etcd = "endpoints: ['http://127.0.0.1:2379'], prefix: /s/, user: u, password: p";
+    let DiscoverySettings::Etcd { prefix, etcd } = discovery(&format!("type: etcd, {etcd}")) else {
+        panic!("another type");
+    };
+    assert_eq!(prefix, "/s/");
+    assert_eq!(etcd.endpoints, ["http://127.0.0.1:2379"]);
+    let (user, password) = etcd.user.unwrap();
+    assert_eq!((user.as_str(), password.reveal()), ("u", "p"));
     let same = discovery("port: 9001, name: users.internal, type: dns, max_ttl: 30s");
     assert_eq!(same, least);
     let slow = discovery("type: dns, name: users.internal, port: 9001, min_ttl: 5m");
