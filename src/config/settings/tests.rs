@@ -608,7 +608,7 @@ fn discovery_is_checked() {
         (
             "type: dsn",
             vec![
-                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, found \"dsn\"",
+                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, found \"dsn\"",
             ],
         ),
         (
