@@ -260,7 +260,7 @@ impl Reader<'_> {
             }
             Some(Kind::Etcd) => {
                 let etcd = etcd::etcd(&mut fields);
-                let prefix = fields.required("prefix", prefix);
+                let prefix = fields.required("prefix", text);
                 prefix
                     .zip(etcd)
                     .map(|(prefix, etcd)| DiscoverySettings::Etcd { prefix, etcd })
@@ -293,15 +293,6 @@ impl Reader<'_> {
             place: Place::of(value),
         }))
     }
-}
-
-/// An empty prefix would take every key of etcd for an endpoint.
-fn prefix(value: &Value<'_>) -> Result<String, Mistakes> {
-    let prefix = text(value)?;
-    if prefix.is_empty() {
-        return Err(value.expected("what the keys begin with, such as /services/users/"));
-    }
-    Ok(prefix)
 }
 
 fn sticky(value: &Value<'_>) -> Result<StickySettings, Mistakes> {

@@ -660,7 +660,7 @@ fn discovery_is_checked() {
             vec![
                 "gateway.yaml:6: clusters.users.discovery.endpoints[0]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"127.0.0.1:2379\"",
                 "gateway.yaml:6: clusters.users.discovery.endpoints[1]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"https://e:1\"",
-                "gateway.yaml:7: clusters.users.discovery.prefix: expected what the keys begin with, such as /services/users/, found the quoted \"\"",
+                "gateway.yaml:7: clusters.users.discovery.prefix: expected a text, found the quoted \"\"",
                 "gateway.yaml:8: clusters.users.discovery.user: expected password beside it, found none",
             ],
         ),
