@@ -133,6 +133,7 @@ pub mod outcome;
 pub mod pick;
 pub mod refusal;
 pub mod route;
+pub mod store;
 mod sync;
 mod time;
 pub mod timeout;

@@ -13,7 +13,9 @@ use std::{
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
     &["body", "client", "endpoint", "etcd", "outcome", "yaml"],
-    &["attempt", "discover", "event", "hop", "load", "refusal"],
+    &[
+        "attempt", "discover", "event", "hop", "load", "refusal", "store",
+    ],
     &["member"],
     &["pick"],
     &["cluster"],

@@ -11,6 +11,7 @@ use tower_gateway::{
         conformance::{self, Able, Change, Fixture},
     },
     etcd::Etcd,
+    store::{self, Config, EtcdStore, StateStore},
 };
 
 use crate::support::{
@@ -266,4 +267,55 @@ async fn a_gateway_follows_the_keys() {
     .await;
     let clusters = get(gateway.admin, "/clusters").await.1;
     assert!(clusters.contains("\"live\""), "{clusters}");
+}
+
+#[tokio::test]
+async fn etcd_is_a_store() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let store = |prefix: &str| {
+        let etcd = Etcd::new([server.url()]).unwrap();
+        EtcdStore::new(etcd).prefix(prefix)
+    };
+    let state: Arc<dyn StateStore> = Arc::new(store("/state/"));
+    store::conformance::state_store(&state).await;
+    store::conformance::config_store(&store("/config/")).await;
+    let listed = StateStore::list(&store("/config/"), "app").await.unwrap();
+    let keys: Vec<_> = listed.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["app", "app-b"], "keys are plain");
+}
+
+#[tokio::test]
+async fn a_configuration_in_etcd_is_followed_through_an_outage() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    server.put("limit", "7").await;
+    let store = EtcdStore::new(Etcd::new([server.url()]).unwrap());
+    let limit: Config<u32> = Config::follow(Arc::new(store), "limit", |text| {
+        Ok(std::str::from_utf8(text)?.parse()?)
+    });
+    let is = async |value| {
+        until("the value", async || {
+            limit.current().as_deref() == Some(&value)
+        })
+        .await;
+    };
+    is(7).await;
+    server.stop();
+    until("the outage", async || limit.outage().is_some()).await;
+    is(7).await;
+    server.restart().await;
+    server.put("limit", "8").await;
+    is(8).await;
+    server.put("limit", "eight").await;
+    until("the refusal", async || limit.refused() == 1).await;
+    is(8).await;
+    server.compact().await;
+    server.put("limit", "9").await;
+    is(9).await;
+    assert_eq!((limit.refusal(), limit.outage()), (None, None));
 }
