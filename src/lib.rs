@@ -132,6 +132,7 @@ pub mod node;
 pub mod outcome;
 pub mod pick;
 pub mod refusal;
+pub mod register;
 pub mod route;
 pub mod store;
 mod sync;

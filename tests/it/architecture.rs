@@ -16,7 +16,7 @@ const RANKS: [&[&str]; 10] = [
     &[
         "attempt", "discover", "event", "hop", "load", "refusal", "store",
     ],
-    &["member"],
+    &["member", "register"],
     &["pick"],
     &["cluster"],
     &[

@@ -11,6 +11,7 @@ use tower_gateway::{
         conformance::{self, Able, Change, Fixture},
     },
     etcd::Etcd,
+    register::{EtcdRegistry, Registry},
     store::{self, Config, EtcdStore, StateStore},
 };
 
@@ -318,4 +319,46 @@ async fn a_configuration_in_etcd_is_followed_through_an_outage() {
     server.put("limit", "9").await;
     is(9).await;
     assert_eq!((limit.refusal(), limit.outage()), (None, None));
+}
+
+#[tokio::test]
+async fn instances_are_known_by_etcd_while_they_live() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    let etcd = Etcd::new([server.url()]).unwrap();
+    let mut watch = Discovery::new(EtcdPrefix::new(etcd.clone(), "/services/"))
+        .debounce(Duration::from_millis(10))
+        .watch(&"api".into());
+    let registry = Registry::new(EtcdRegistry::new(etcd, "/services/"))
+        .ttl(Duration::from_secs(2))
+        .heartbeat(Duration::from_millis(500));
+    let first = registry.register("api", endpoint(1).weight(3));
+    let second = registry.register("api", endpoint(2));
+    says(&mut watch, "live 1,2").await;
+    assert_eq!(watch.current().endpoints[0].weight, 3);
+
+    // One that is deleted by somebody is there again after a heartbeat.
+    let lost = first.lost();
+    server.delete("/services/api/1").await;
+    within("the loss", lost).await;
+    says(&mut watch, "live 1,2").await;
+    assert_eq!((first.losses(), second.losses()), (1, 0));
+
+    // A process that starts again at the same address is not ended by the one before it.
+    let again = registry.register("api", endpoint(1).weight(9));
+    again.registered().await;
+    first.deregister().await.unwrap();
+    until("the new record", async || {
+        watch.current().endpoints[0].weight == 9
+    })
+    .await;
+
+    // Leases outlive a restart.
+    server.restart().await;
+    drop(second);
+    says(&mut watch, "live 1").await;
+    again.deregister().await.unwrap();
+    says(&mut watch, "live ").await;
 }
