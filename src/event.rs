@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{discover::State, endpoint::Endpoint};
+use crate::{discover::State, endpoint::Endpoint, health::Standing};
 
 /// A change in a cluster. Receivers that fall behind lose the oldest events, never the state.
 #[derive(Clone, Debug)]
@@ -14,6 +14,17 @@ pub enum Event {
     Updated(Arc<Endpoint>),
     /// An endpoint left. What it has in flight is finished.
     Removed(Arc<Endpoint>),
+    /// What is thought of an endpoint changed.
+    Health {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// What was thought of it.
+        from: Standing,
+        /// What is thought of it now.
+        to: Standing,
+        /// Why, in words.
+        reason: Arc<str>,
+    },
     /// Discovery changed its state.
     Discovery(State),
 }

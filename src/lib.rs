@@ -108,6 +108,7 @@ pub mod endpoint;
 pub mod error;
 pub mod error_response;
 pub mod event;
+pub mod health;
 #[cfg_attr(
     not(feature = "client"),
     allow(dead_code, reason = "the upstream client uses the rest of it")

@@ -15,6 +15,7 @@ use crate::{
     attempt::Overdue,
     endpoint::Endpoint,
     error::TransportErrorKind,
+    health::{Health, Oversight, Standing, Turn},
     load::{Load, PENALTY, Totals},
     outcome::{End, Head, Outcome},
     time,
@@ -37,6 +38,8 @@ pub struct Member {
 struct Live {
     load: Load,
     totals: Arc<Totals>,
+    health: Health,
+    oversight: Arc<Oversight>,
     /// When it joined a cluster that was already there.
     joined: Option<Instant>,
     attachments: Attachments,
@@ -47,6 +50,8 @@ impl Member {
         let live = Live {
             load: Load::new(now),
             totals,
+            health: Health::new(now),
+            oversight: Arc::default(),
             joined: None,
             attachments: Attachments::default(),
         };
@@ -54,6 +59,13 @@ impl Member {
             endpoint,
             live: Arc::new(live),
         }
+    }
+
+    /// The same new instance, under the oversight of its cluster.
+    pub(crate) fn overseen_by(mut self, oversight: Arc<Oversight>) -> Self {
+        let live = Arc::get_mut(&mut self.live);
+        live.expect("nobody else has seen a new instance").oversight = oversight;
+        self
     }
 
     /// The same new instance, which joined a cluster that was already there.
@@ -88,6 +100,34 @@ impl Member {
     #[must_use]
     pub fn load(&self) -> &Load {
         &self.live.load
+    }
+
+    /// What is known of its health.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.live.health
+    }
+
+    /// Whether, and after whom, it is picked.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        self.live.health.standing(&self.live.oversight, now)
+    }
+
+    /// Why it stands as it does, in words; `None` when nothing speaks against it.
+    #[must_use]
+    pub fn reason(&self, now: Instant) -> Option<Arc<str>> {
+        self.live.health.reason(&self.live.oversight, now)
+    }
+
+    /// The change of its standing since the last time, when there is one.
+    pub(crate) fn turn(&self, now: Instant) -> Option<Turn> {
+        self.live.health.turn(&self.live.oversight, now)
+    }
+
+    /// Takes its standing as it is for told.
+    pub(crate) fn hush(&self, now: Instant) {
+        self.live.health.hush(&self.live.oversight, now);
     }
 
     /// Whether both members share their live state.

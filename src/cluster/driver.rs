@@ -1,6 +1,8 @@
-//! The tasks of a cluster: one follows discovery, one refreshes what the policy goes by.
+//! The tasks of a cluster: one follows discovery, one the health of its members, one refreshes what
+//! the policy goes by.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -10,6 +12,7 @@ use tokio::{runtime::Handle, task::AbortHandle};
 use super::Shared;
 use crate::{
     discover::{ServiceWatch, State},
+    health::Oversight,
     pick::Policy,
     time,
 };
@@ -48,6 +51,46 @@ impl Refresher {
 impl Drop for Refresher {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// The running task; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Overseer(AbortHandle);
+
+impl Overseer {
+    /// `None` when there is no runtime.
+    pub(super) fn start(shared: &Arc<Shared>) -> Option<Self> {
+        let runtime = Handle::try_current().ok()?;
+        let oversight = Arc::clone(&shared.oversight);
+        let task = runtime.spawn(oversee(Arc::downgrade(shared), oversight));
+        Some(Self(task.abort_handle()))
+    }
+}
+
+impl Drop for Overseer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The shortest and the longest time between two looks at the health of all members; between
+/// them, looking takes at most a tenth of the time.
+const REST_LEAST: Duration = Duration::from_millis(10);
+const REST_MOST: Duration = Duration::from_secs(1);
+
+async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
+    loop {
+        poll_fn(|cx| oversight.bell().poll_rung(cx)).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let start = time::now();
+        shared.review(start);
+        drop(shared);
+        let end = time::now();
+        let rest = (end.saturating_duration_since(start) * 9).clamp(REST_LEAST, REST_MOST);
+        time::sleep_until(time::after(end, rest)).await;
     }
 }
 

@@ -24,6 +24,8 @@
 
 mod apply;
 mod driver;
+mod levels;
+mod log;
 mod priority;
 mod slow_start;
 mod snapshot;
@@ -45,13 +47,18 @@ use crate::{
     discover::{self, ServiceWatch, State},
     endpoint::Endpoint,
     event::Event,
+    health::{Oversight, Percent, Verdict},
     load::Totals,
+    member::Member,
     pick::Policy,
     time,
 };
 
 /// How many events a slow receiver may lag behind.
 const EVENTS: usize = 1024;
+
+/// Below this percentage of usable endpoints, a priority panics, as in Envoy.
+const PANIC_THRESHOLD: f64 = 50.0;
 
 /// A slow start goes in so many steps, of a length between these bounds.
 const RAMP_STEPS: u32 = 30;
@@ -69,6 +76,7 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     writer: Mutex<Writer>,
     totals: Arc<Totals>,
+    oversight: Arc<Oversight>,
     events: broadcast::Sender<Event>,
     published: watch::Sender<u64>,
 }
@@ -77,6 +85,8 @@ struct Shared {
 struct Writer {
     policy: Arc<dyn Policy>,
     slow_start: Option<SlowStart>,
+    panic_threshold: Percent,
+    overseer: Option<driver::Overseer>,
     refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
@@ -99,6 +109,9 @@ impl Cluster {
 
     /// A cluster of endpoints that never change. Of endpoints with the same identity, the first
     /// is used.
+    ///
+    /// Made outside a tokio runtime, it does not follow the health of its endpoints until one of
+    /// its settings about that is set inside.
     #[must_use]
     pub fn fixed(
         name: impl Into<Arc<str>>,
@@ -123,18 +136,22 @@ impl Cluster {
             writer: Mutex::new(Writer {
                 policy,
                 slow_start: None,
+                panic_threshold: Percent::new(PANIC_THRESHOLD),
+                overseer: None,
                 refresher: None,
                 follower: None,
                 watch: None,
                 epoch: 0,
             }),
             totals: Arc::default(),
+            oversight: Arc::default(),
             events: broadcast::Sender::new(EVENTS),
             published: watch::Sender::new(0),
         };
         let shared = Arc::new(shared);
         let mut writer = shared.writer.lock();
         writer.refresher = driver::Refresher::start(&shared, &*writer.policy);
+        writer.overseer = driver::Overseer::start(&shared);
         drop(writer);
         Self { shared }
     }
@@ -213,6 +230,51 @@ impl Cluster {
         }
     }
 
+    /// Sets below which share of usable endpoints a priority panics and uses all of them, unless
+    /// other priorities are enough for all requests; 50 % by default. At 0 none ever panics.
+    pub fn set_panic_threshold(&self, threshold: Percent) {
+        let mut writer = self.shared.writer.lock();
+        writer.panic_threshold = threshold;
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Lets active checks have a say from now on: until its [verdict](Self::checked), an endpoint
+    /// is unknown, and picked after those that passed.
+    pub fn start_checks(&self) {
+        self.shared.oversight.start_checks();
+        self.hush();
+    }
+
+    /// Forgets what active checks said; they have no say any more.
+    pub fn stop_checks(&self) {
+        self.shared.oversight.stop_checks();
+        for member in self.snapshot().members().iter() {
+            member.health().forget_checks();
+        }
+        self.hush();
+    }
+
+    /// Publishes a change of the rules, which is no news of any endpoint.
+    fn hush(&self) {
+        let mut writer = self.shared.writer.lock();
+        self.shared.oversee(&mut writer);
+        let now = time::now();
+        for member in self.snapshot().members().iter() {
+            member.hush(now);
+        }
+        self.shared.rebuild(&writer, now);
+    }
+
+    /// Takes what an active check found out about a member.
+    ///
+    /// The next snapshot follows at once, or with others that come at nearly the same time; then
+    /// [`Event::Health`] is sent. It counts only after [`start_checks`](Self::start_checks).
+    pub fn checked(&self, member: &Member, verdict: Verdict, reason: impl Into<Arc<str>>) {
+        if member.health().check(verdict, reason.into()) {
+            self.shared.oversight.bell().ring();
+        }
+    }
+
     /// Follows another source of endpoints from now on. Live state of endpoints that are in both
     /// is kept; the old list is used until the new source has said something.
     ///
@@ -234,11 +296,19 @@ impl Writer {
         snapshot::Rules {
             policy: &*self.policy,
             slow_start: self.slow_start,
+            panic_threshold: self.panic_threshold,
         }
     }
 }
 
 impl Shared {
+    /// Starts the task that hears the bell, where there was no runtime for it before.
+    fn oversee(self: &Arc<Self>, writer: &mut Writer) {
+        if writer.overseer.is_none() {
+            writer.overseer = driver::Overseer::start(self);
+        }
+    }
+
     /// Replaces the task that follows. One that is publishing at this moment finds its epoch over.
     fn start_follower(self: &Arc<Self>, writer: &mut Writer, watch: ServiceWatch) {
         writer.epoch += 1;
@@ -271,10 +341,12 @@ impl Shared {
     ) {
         let previous = self.snapshot.load();
         let joining = apply::Joining {
+            totals: &self.totals,
+            oversight: &self.oversight,
             is_first_list: previous.discovery() == State::Pending,
             now,
         };
-        let applied = apply::apply(previous.members(), endpoints, &self.totals, joining);
+        let applied = apply::apply(previous.members(), endpoints, joining);
         let members = if applied.events.is_empty() {
             Arc::clone(previous.members())
         } else {
@@ -285,8 +357,35 @@ impl Shared {
         let turned = (previous.discovery() != state).then_some(Event::Discovery(state));
         self.store(next);
         for event in applied.events.into_iter().chain(turned) {
-            // An error says that nobody listens, which is fine.
-            self.events.send(event).ok();
+            self.tell(event);
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        log::log(&self.name, &event);
+        // An error says that nobody listens, which is fine.
+        self.events.send(event).ok();
+    }
+
+    /// Tells who stands otherwise than before, and publishes it.
+    fn review(&self, now: Instant) {
+        let writer = self.writer.lock();
+        let members = Arc::clone(self.snapshot.load().members());
+        let turns: Vec<_> = members
+            .iter()
+            .filter_map(|member| Some((member, member.turn(now)?)))
+            .collect();
+        if turns.is_empty() {
+            return;
+        }
+        self.rebuild(&writer, now);
+        for (member, turn) in turns {
+            self.tell(Event::Health {
+                endpoint: Arc::clone(member.endpoint()),
+                from: turn.from,
+                to: turn.to,
+                reason: turn.reason,
+            });
         }
     }
 

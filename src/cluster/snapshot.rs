@@ -6,10 +6,15 @@ use std::{
     time::Instant,
 };
 
-use super::{apply, priority, slow_start::SlowStart};
+use super::{
+    apply,
+    levels::{self, Tally},
+    slow_start::SlowStart,
+};
 use crate::{
     discover::State,
     endpoint::EndpointId,
+    health::{Percent, Standing},
     member::Member,
     pick::{Candidate, KeyHasher, Pick, Picker, Policy},
 };
@@ -19,7 +24,7 @@ use crate::{
 pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
     hasher: KeyHasher,
-    /// By priority, the most preferred first.
+    /// The most preferred first.
     tiers: Box<[Tier]>,
     /// Members by identity; made when the first one is asked for.
     index: OnceLock<HashMap<EndpointId, usize>>,
@@ -28,7 +33,7 @@ pub struct Snapshot {
     version: u64,
 }
 
-/// The candidates of one priority.
+/// The candidates of one priority that stand alike.
 #[derive(Debug)]
 struct Tier {
     candidates: Arc<[Candidate]>,
@@ -42,6 +47,7 @@ struct Tier {
 pub(super) struct Rules<'a> {
     pub(super) policy: &'a dyn Policy,
     pub(super) slow_start: Option<SlowStart>,
+    pub(super) panic_threshold: Percent,
 }
 
 impl Snapshot {
@@ -67,24 +73,31 @@ impl Snapshot {
                 }
             }
         }
-        let levels: Vec<_> = candidates
+        let standings: Vec<Vec<Standing>> = candidates
             .iter()
-            .map(|tier| priority::Level {
-                usable: tier.len(),
-                total: tier.len(),
-            })
+            .map(|tier| tier.iter().map(|one| one.member.standing(now)).collect())
             .collect();
-        let tiers = candidates.into_iter().zip(priority::loads(&levels));
+        let tallies: Vec<_> = standings
+            .iter()
+            .map(|standings| Tally::of(standings.iter().copied()))
+            .collect();
+        let levels = levels::levels(&tallies, rules.panic_threshold);
         Self {
             hasher: rules.policy.hasher(),
             members,
-            tiers: tiers
-                .map(|(candidates, load)| {
-                    let candidates: Arc<[Candidate]> = candidates.into();
+            tiers: levels
+                .iter()
+                .map(|level| {
+                    let candidates = candidates[level.priority].iter();
+                    let candidates = candidates.zip(&standings[level.priority]);
+                    let candidates: Arc<[Candidate]> = candidates
+                        .filter(|(_, standing)| level.admission.admits(**standing))
+                        .map(|(candidate, _)| candidate.clone())
+                        .collect();
                     Tier {
                         picker: rules.policy.picker(&candidates),
                         candidates,
-                        load,
+                        load: level.load,
                     }
                 })
                 .collect(),
@@ -121,7 +134,7 @@ impl Snapshot {
         self.members.get(*index.get(id)?)
     }
 
-    /// The members that take new picks, the most preferred priority first.
+    /// The members that take new picks, the most preferred ones first.
     pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.tiers.iter().flat_map(|tier| tier.candidates.iter())
     }
@@ -186,6 +199,6 @@ fn drawn(tiers: &[Tier], entropy: u64) -> &Tier {
             None => return tier,
         }
     }
-    // Nothing is usable: any of them is as good.
+    // Loads add up to 100; any tier is as good.
     &tiers[0]
 }

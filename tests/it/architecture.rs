@@ -13,7 +13,9 @@ use std::{
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
     &["body", "client", "endpoint", "outcome", "yaml"],
-    &["attempt", "discover", "event", "hop", "load", "refusal"],
+    &[
+        "attempt", "discover", "event", "health", "hop", "load", "refusal",
+    ],
     &["member"],
     &["pick"],
     &["cluster"],
@@ -34,17 +36,27 @@ const RANKS: [&[&str]; 10] = [
 ];
 
 /// Who may import a module of its own rank, and why.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[(
-    "event",
-    "discover",
-    "what a cluster tells of its discovery is the state that discovery has",
-)];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    (
+        "event",
+        "discover",
+        "what a cluster tells of its discovery is the state that discovery has",
+    ),
+    (
+        "event",
+        "health",
+        "what a cluster tells of an endpoint is the standing that it has",
+    ),
+];
 
 /// Files, by the beginnings of their paths, that decide without a runtime or a clock.
 const PURE: &[&str] = &[
     "balance/hash_key.rs",
     "client.rs",
     "cluster/apply.rs",
+    "cluster/levels.rs",
+    "cluster/priority.rs",
+    "cluster/slow_start.rs",
     "config/settings/",
     "discover/backoff",
     "discover/dns/answer.rs",
@@ -55,6 +67,7 @@ const PURE: &[&str] = &[
     "edge/forwarded.rs",
     "edge/validate.rs",
     "endpoint.rs",
+    "health/",
     "hop.rs",
     "load/report.rs",
     "outcome.rs",

@@ -16,6 +16,7 @@ mod drain;
 mod failure;
 mod forwarding;
 mod grpc;
+mod health;
 mod http1;
 mod http2;
 mod layers;
