@@ -1,8 +1,12 @@
 //! What happened in a cluster, for logs, metrics and recovery.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use crate::{discover::State, endpoint::Endpoint, health::Standing};
+use crate::{
+    discover::State,
+    endpoint::Endpoint,
+    health::{Cause, Standing},
+};
 
 /// A change in a cluster. Receivers that fall behind lose the oldest events, never the state.
 #[derive(Clone, Debug)]
@@ -25,6 +29,19 @@ pub enum Event {
         /// Why, in words.
         reason: Arc<str>,
     },
+    /// An endpoint was ejected, for the first time or again after its request on trial failed.
+    Ejected {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// Why.
+        cause: Cause,
+        /// For how long; then it is tried.
+        span: Duration,
+        /// The number of this ejection, by which the span grows.
+        times: u32,
+    },
+    /// An ejected endpoint takes its requests again.
+    Readmitted(Arc<Endpoint>),
     /// Discovery changed its state.
     Discovery(State),
 }

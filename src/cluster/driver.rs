@@ -4,10 +4,10 @@
 use std::{
     future::poll_fn,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{runtime::Handle, task::AbortHandle, time::timeout_at};
 
 use super::Shared;
 use crate::{
@@ -80,13 +80,19 @@ const REST_LEAST: Duration = Duration::from_millis(10);
 const REST_MOST: Duration = Duration::from_secs(1);
 
 async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
+    let mut look: Option<Instant> = None;
     loop {
-        poll_fn(|cx| oversight.bell().poll_rung(cx)).await;
+        let rung = poll_fn(|cx| oversight.bell().poll_rung(cx));
+        match look {
+            // Rung or not: it is time to look.
+            Some(at) => drop(timeout_at(at.into(), rung).await),
+            None => rung.await,
+        }
         let Some(shared) = shared.upgrade() else {
             return;
         };
         let start = time::now();
-        shared.review(start);
+        look = shared.review(start);
         drop(shared);
         let end = time::now();
         let rest = (end.saturating_duration_since(start) * 9).clamp(REST_LEAST, REST_MOST);

@@ -40,6 +40,24 @@ pub(super) fn log(cluster: &str, event: &Event) {
                 "discovery changed its state"
             );
         }
+        Event::Ejected {
+            endpoint,
+            cause,
+            span,
+            times,
+        } => {
+            let (endpoint, seconds) = (endpoint.id.as_str(), span.as_secs_f64());
+            tracing::warn!(event = "ejected", cluster, endpoint, %cause, seconds, times, "endpoint ejected");
+        }
+        Event::Readmitted(endpoint) => {
+            let endpoint = endpoint.id.as_str();
+            tracing::info!(
+                event = "readmitted",
+                cluster,
+                endpoint,
+                "endpoint readmitted"
+            );
+        }
         Event::Health {
             endpoint,
             from,
@@ -47,12 +65,11 @@ pub(super) fn log(cluster: &str, event: &Event) {
             reason,
         } => {
             let (endpoint, from, to) = (endpoint.id.as_str(), from.as_str(), to.as_str());
-            let is_better = to == "healthy";
-            match is_better {
-                true => {
+            match to {
+                "healthy" => {
                     tracing::info!(event = "health", cluster, endpoint, from, to, %reason, "health changed")
                 }
-                false => {
+                _ => {
                     tracing::warn!(event = "health", cluster, endpoint, from, to, %reason, "health changed")
                 }
             }

@@ -26,6 +26,7 @@ mod apply;
 mod driver;
 mod levels;
 mod log;
+mod outlier;
 mod priority;
 mod slow_start;
 mod snapshot;
@@ -47,7 +48,7 @@ use crate::{
     discover::{self, ServiceWatch, State},
     endpoint::Endpoint,
     event::Event,
-    health::{Oversight, Percent, Verdict},
+    health::{Outlier, Oversight, Percent, Standing, Turn, Verdict},
     load::Totals,
     member::Member,
     pick::Policy,
@@ -86,6 +87,7 @@ struct Writer {
     policy: Arc<dyn Policy>,
     slow_start: Option<SlowStart>,
     panic_threshold: Percent,
+    look_out: Option<outlier::LookOut>,
     overseer: Option<driver::Overseer>,
     refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
@@ -137,6 +139,7 @@ impl Cluster {
                 policy,
                 slow_start: None,
                 panic_threshold: Percent::new(PANIC_THRESHOLD),
+                look_out: None,
                 overseer: None,
                 refresher: None,
                 follower: None,
@@ -238,6 +241,28 @@ impl Cluster {
         self.shared.rebuild(&writer, time::now());
     }
 
+    /// Ejects endpoints whose requests show that they are outliers, by these rules from now on, or
+    /// not any more; by default not. What is known of the endpoints is kept; without rules, ejected
+    /// ones are back at once.
+    pub fn set_outlier(&self, rules: Option<Outlier>) {
+        let mut writer = self.shared.writer.lock();
+        self.shared.oversee(&mut writer);
+        let are_gone = rules.is_none();
+        self.shared.oversight.set_outlier(rules);
+        if are_gone {
+            for member in self.snapshot().members().iter() {
+                member.health().readmit(member.counts());
+            }
+        }
+        drop(writer);
+        self.shared.oversight.bell().ring();
+    }
+
+    /// How often endpoints were ejected, by the name of the cause.
+    pub fn ejections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.shared.oversight.ejections()
+    }
+
     /// Lets active checks have a say from now on: until its [verdict](Self::checked), an endpoint
     /// is unknown, and picked after those that passed.
     pub fn start_checks(&self) {
@@ -260,7 +285,7 @@ impl Cluster {
         self.shared.oversee(&mut writer);
         let now = time::now();
         for member in self.snapshot().members().iter() {
-            member.hush(now);
+            member.health().hush(&self.shared.oversight, now);
         }
         self.shared.rebuild(&writer, now);
     }
@@ -367,26 +392,69 @@ impl Shared {
         self.events.send(event).ok();
     }
 
-    /// Tells who stands otherwise than before, and publishes it.
-    fn review(&self, now: Instant) {
-        let writer = self.writer.lock();
+    /// Ejects who is an outlier, tells who stands otherwise than before, and publishes it. Returns
+    /// when to look again, though nobody rings.
+    fn review(&self, now: Instant) -> Option<Instant> {
+        let mut writer = self.writer.lock();
         let members = Arc::clone(self.snapshot.load().members());
+        let look = self.outlier_review(&mut writer, &members, now);
         let turns: Vec<_> = members
             .iter()
-            .filter_map(|member| Some((member, member.turn(now)?)))
+            .filter_map(|member| Some((member, member.health().turn(&self.oversight, now)?)))
             .collect();
-        if turns.is_empty() {
-            return;
+        if !turns.is_empty() {
+            self.rebuild(&writer, now);
         }
-        self.rebuild(&writer, now);
         for (member, turn) in turns {
-            self.tell(Event::Health {
-                endpoint: Arc::clone(member.endpoint()),
-                from: turn.from,
-                to: turn.to,
-                reason: turn.reason,
-            });
+            self.tell_turn(member, turn);
         }
+        for member in members.iter() {
+            if let Some(ejection) = member.health().take_ejection() {
+                self.oversight.count_ejection(ejection.cause);
+                self.tell(Event::Ejected {
+                    endpoint: Arc::clone(member.endpoint()),
+                    cause: ejection.cause,
+                    span: ejection.span,
+                    times: ejection.times,
+                });
+            }
+        }
+        let quiet = members
+            .iter()
+            .filter_map(|member| member.health().quiet_until(now))
+            .min();
+        [look, quiet].into_iter().flatten().min()
+    }
+
+    /// Returns when the next bucket of time ends.
+    fn outlier_review(
+        &self,
+        writer: &mut Writer,
+        members: &[Arc<Member>],
+        now: Instant,
+    ) -> Option<Instant> {
+        let Some(rules) = self.oversight.outlier() else {
+            writer.look_out = None;
+            return None;
+        };
+        let look_out = writer
+            .look_out
+            .get_or_insert_with(|| outlier::LookOut::new(rules.bucket(), now));
+        let occasion = look_out.occasion(rules.bucket(), now);
+        outlier::eject(members, &rules, &self.oversight, occasion, now);
+        Some(look_out.next())
+    }
+
+    fn tell_turn(&self, member: &Member, turn: Turn) {
+        if turn.from == Standing::Ejected && turn.to.is_usable() {
+            self.tell(Event::Readmitted(Arc::clone(member.endpoint())));
+        }
+        self.tell(Event::Health {
+            endpoint: Arc::clone(member.endpoint()),
+            from: turn.from,
+            to: turn.to,
+            reason: turn.reason,
+        });
     }
 
     /// Publishes the same members anew.

@@ -8,14 +8,14 @@ use std::{
 
 use super::{
     apply,
-    levels::{self, Tally},
+    levels::{self, Admission, Tally},
     slow_start::SlowStart,
 };
 use crate::{
     discover::State,
     endpoint::EndpointId,
     health::{Percent, Standing},
-    member::Member,
+    member::{Lease, Member},
     pick::{Candidate, KeyHasher, Pick, Picker, Policy},
 };
 
@@ -26,6 +26,11 @@ pub struct Snapshot {
     hasher: KeyHasher,
     /// The most preferred first.
     tiers: Box<[Tier]>,
+    /// Those that were ejected, which get requests on trial, with the position of their priority.
+    on_trial: Box<[(usize, Arc<Member>)]>,
+    /// The priorities of which everybody is picked.
+    panicking: Box<[u32]>,
+    quiet_until: Option<Instant>,
     /// Members by identity; made when the first one is asked for.
     index: OnceLock<HashMap<EndpointId, usize>>,
     generation: u64,
@@ -36,6 +41,8 @@ pub struct Snapshot {
 /// The candidates of one priority that stand alike.
 #[derive(Debug)]
 struct Tier {
+    /// The position of the priority.
+    priority: usize,
     candidates: Arc<[Candidate]>,
     picker: Box<dyn Picker>,
     /// The percentage of the requests that it takes.
@@ -56,6 +63,9 @@ impl Snapshot {
             hasher: KeyHasher::default(),
             members: Arc::default(),
             tiers: Box::default(),
+            on_trial: Box::default(),
+            panicking: Box::default(),
+            quiet_until: None,
             index: OnceLock::new(),
             generation: 0,
             discovery: State::Pending,
@@ -82,7 +92,30 @@ impl Snapshot {
             .map(|standings| Tally::of(standings.iter().copied()))
             .collect();
         let levels = levels::levels(&tallies, rules.panic_threshold);
+        let on_trial = candidates.iter().zip(&standings).enumerate();
+        let on_trial = on_trial.flat_map(|(priority, (tier, standings))| {
+            let ejected = tier.iter().zip(standings);
+            let ejected = ejected.filter(|(_, standing)| **standing == Standing::Ejected);
+            ejected.map(move |(one, _)| (priority, Arc::clone(&one.member)))
+        });
+        let panicking = levels
+            .iter()
+            .filter(|level| level.admission == Admission::Everybody)
+            .filter_map(|level| candidates[level.priority].first())
+            .map(|one| one.member.endpoint().priority);
+        let is_quiet = levels
+            .iter()
+            .all(|level| level.admission == Admission::Only(Standing::Quiet));
+        let quiet_until = candidates
+            .iter()
+            .flatten()
+            .filter_map(|one| one.member.health().quiet_until(now))
+            .min()
+            .filter(|_| is_quiet);
         Self {
+            on_trial: on_trial.collect(),
+            panicking: panicking.collect(),
+            quiet_until,
             hasher: rules.policy.hasher(),
             members,
             tiers: levels
@@ -95,6 +128,7 @@ impl Snapshot {
                         .map(|(candidate, _)| candidate.clone())
                         .collect();
                     Tier {
+                        priority: level.priority,
                         picker: rules.policy.picker(&candidates),
                         candidates,
                         load: level.load,
@@ -169,15 +203,50 @@ impl Snapshot {
     /// again only when there is no other in any priority.
     #[must_use]
     pub fn pick(&self, pick: &Pick<'_>) -> Option<&Arc<Member>> {
-        let preferred = match &*self.tiers {
-            [] => return None,
-            [one] => one,
-            tiers => drawn(tiers, pick.entropy),
-        };
+        let preferred = self.drawn(pick)?;
         preferred
             .pick(pick)
             .or_else(|| self.tiers.iter().find_map(|tier| tier.pick(pick)))
             .or_else(|| preferred.pick(&pick.tried(&[])))
+    }
+}
+
+impl Snapshot {
+    /// The tier that takes a request with these random bits.
+    fn drawn(&self, pick: &Pick<'_>) -> Option<&Tier> {
+        match &*self.tiers {
+            [] => None,
+            [one] => Some(one),
+            tiers => Some(drawn(tiers, pick.entropy)),
+        }
+    }
+
+    /// The request as the one on trial for an endpoint that was ejected, when one is due. Retries
+    /// are not taken for that, and nobody is tried of a priority beyond the one that the request
+    /// is for.
+    pub(crate) fn trial(&self, pick: &Pick<'_>) -> Option<(&Arc<Member>, Lease)> {
+        if self.on_trial.is_empty() || !pick.tried.is_empty() {
+            return None;
+        }
+        let furthest = self.drawn(pick).map_or(usize::MAX, |tier| tier.priority);
+        self.on_trial
+            .iter()
+            .filter(|(priority, _)| *priority <= furthest)
+            .find_map(|(_, member)| Some((member, member.try_lease_on_trial(pick.now)?)))
+    }
+
+    /// Whether a request that has a reason to go to this member may do so: nothing speaks against
+    /// the member, or its priority panics.
+    #[must_use]
+    pub fn admits(&self, member: &Member, now: Instant) -> bool {
+        member.standing(now).is_usable() || self.panicking.contains(&member.endpoint().priority)
+    }
+
+    /// When every endpoint that is left asked to be left alone: until when the first of them did.
+    /// They are picked nevertheless; who can wait should.
+    #[must_use]
+    pub fn quiet_until(&self) -> Option<Instant> {
+        self.quiet_until
     }
 }
 

@@ -38,6 +38,11 @@ impl Percent {
     pub fn value(self) -> f64 {
         f64::from(self.hundredths) / 100.0
     }
+
+    /// This share of a count, rounded down.
+    pub(super) fn share_of(self, count: usize) -> usize {
+        count * usize::from(self.hundredths) / 10_000
+    }
 }
 
 impl fmt::Display for Percent {
@@ -60,6 +65,7 @@ mod tests {
     fn shares() {
         assert_eq!(Percent::of(1, 3).to_string(), "33.33 %");
         assert_eq!(Percent::of(0, 0).value(), 100.0);
+        assert_eq!(Percent::new(50.0).share_of(3), 1);
         assert_eq!(Percent::new(-1.0), Percent::new(0.0));
         assert_eq!(Percent::new(f64::NAN).value(), 0.0);
     }

@@ -49,3 +49,21 @@ pub enum Verdict {
     /// It failed.
     Unhealthy,
 }
+
+impl Verdict {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Healthy => 1,
+            Self::Unhealthy => 2,
+        }
+    }
+
+    pub(super) fn of_code(code: u8) -> Self {
+        match code {
+            0 => Self::Unknown,
+            1 => Self::Healthy,
+            _ => Self::Unhealthy,
+        }
+    }
+}

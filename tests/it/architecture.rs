@@ -70,7 +70,7 @@ const PURE: &[&str] = &[
     "health/",
     "hop.rs",
     "load/report.rs",
-    "outcome.rs",
+    "outcome/",
     "pick/",
     "refusal.rs",
     "route/",
