@@ -50,6 +50,7 @@ pub(super) fn render(admin: &Admin) -> String {
     requests(&mut page, &clusters);
     durations(&mut page, &clusters);
     endpoints(&mut page, &clusters);
+    ejections(&mut page, &clusters);
     discovery(&mut page, &clusters);
     page.text
 }
@@ -110,8 +111,9 @@ fn endpoints(page: &mut Page, clusters: &[Cluster]) {
     page.family("endpoints", "gauge", "Endpoints by what is known of them.");
     for (service, snapshot) in &snapshots {
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+        let now = time::now();
         for member in snapshot.members().iter() {
-            *states.entry(health(member).0).or_default() += 1;
+            *states.entry(health(member, now).0).or_default() += 1;
         }
         for (state, count) in states {
             page.sample(
@@ -156,6 +158,17 @@ fn endpoints(page: &mut Page, clusters: &[Cluster]) {
             .map(|m| m.load().in_flight())
             .sum();
         page.sample("in_flight", &[("service", service)], in_flight);
+    }
+}
+
+fn ejections(page: &mut Page, clusters: &[Cluster]) {
+    let help = "Ejections of endpoints, by what they were for.";
+    page.family("ejections_total", "counter", help);
+    for cluster in clusters {
+        for (reason, count) in cluster.ejections() {
+            let labels = [("service", &**cluster.name()), ("reason", reason)];
+            page.sample("ejections_total", &labels, count);
+        }
     }
 }
 

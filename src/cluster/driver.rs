@@ -76,7 +76,7 @@ impl Drop for Overseer {
 
 /// The shortest and the longest time between two looks at the health of all members; between
 /// them, looking takes at most a tenth of the time.
-const REST_LEAST: Duration = Duration::from_millis(10);
+const REST_LEAST: Duration = Duration::from_millis(1);
 const REST_MOST: Duration = Duration::from_secs(1);
 
 async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {

@@ -58,9 +58,6 @@ use crate::{
 /// How many events a slow receiver may lag behind.
 const EVENTS: usize = 1024;
 
-/// Below this percentage of usable endpoints, a priority panics, as in Envoy.
-const PANIC_THRESHOLD: f64 = 50.0;
-
 /// A slow start goes in so many steps, of a length between these bounds.
 const RAMP_STEPS: u32 = 30;
 const RAMP_STEP_LEAST: Duration = Duration::from_millis(100);
@@ -97,6 +94,9 @@ struct Writer {
 }
 
 impl Cluster {
+    /// Below this share of usable endpoints a priority panics by default: 50 %, as in Envoy.
+    pub const PANIC_THRESHOLD: Percent = Percent::HALF;
+
     /// A cluster that follows discovery.
     ///
     /// # Panics
@@ -138,7 +138,7 @@ impl Cluster {
             writer: Mutex::new(Writer {
                 policy,
                 slow_start: None,
-                panic_threshold: Percent::new(PANIC_THRESHOLD),
+                panic_threshold: Self::PANIC_THRESHOLD,
                 look_out: None,
                 overseer: None,
                 refresher: None,
@@ -255,6 +255,8 @@ impl Cluster {
             }
         }
         drop(writer);
+        self.shared.review(time::now());
+        // The task that looks out has another time to look.
         self.shared.oversight.bell().ring();
     }
 

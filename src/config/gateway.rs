@@ -85,6 +85,8 @@ impl Running {
         let watch = watch(name, settings, all);
         let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
         cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
+        cluster.set_panic_threshold(settings.panic_threshold);
+        cluster.set_outlier(settings.outlier.clone());
         Self {
             settings: settings.clone(),
             snapshot_dir: all.node.snapshot_dir.clone(),
@@ -112,6 +114,12 @@ impl Running {
         if self.settings.slow_start != settings.slow_start {
             let slow_start = settings.slow_start.map(SlowStart::new);
             self.cluster.set_slow_start(slow_start);
+        }
+        if self.settings.panic_threshold != settings.panic_threshold {
+            self.cluster.set_panic_threshold(settings.panic_threshold);
+        }
+        if self.settings.outlier != settings.outlier {
+            self.cluster.set_outlier(settings.outlier.clone());
         }
         let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
         if !self.settings.connects_like(settings) || texts(&self.tls) != texts(&plan.tls) {

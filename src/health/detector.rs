@@ -139,7 +139,7 @@ fn far_below_mean(subjects: &[Subject], rule: Option<SuccessRate>) -> Vec<(usize
         .iter()
         .map(|(_, rate)| (rate.value() - mean).powi(2))
         .sum::<f64>();
-    let least = Percent::new(mean - rule.deviations * (squares / count).sqrt());
+    let least = rule.least(mean, (squares / count).sqrt());
     rated
         .into_iter()
         .filter(|(_, rate)| *rate < least)

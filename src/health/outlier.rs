@@ -35,7 +35,7 @@ use super::{Percent, streak::Rows, window::BUCKETS};
 ///     .base_ejection(Duration::from_secs(10))
 ///     .success_floor(SuccessFloor::new().below(Percent::new(90.0)));
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outlier {
     pub(super) consecutive_failures: u32,
     pub(super) consecutive_gateway_failures: u32,
@@ -183,9 +183,10 @@ impl Outlier {
 /// - `deviations`: 1.9
 /// - `min_endpoints`: 5
 /// - `min_requests`: 100
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuccessRate {
-    pub(super) deviations: f64,
+    /// In thousandths.
+    deviations: u32,
     pub(super) min_endpoints: usize,
     pub(super) min_requests: u64,
 }
@@ -193,7 +194,7 @@ pub struct SuccessRate {
 impl Default for SuccessRate {
     fn default() -> Self {
         Self {
-            deviations: 1.9,
+            deviations: 1_900,
             min_endpoints: 5,
             min_requests: 100,
         }
@@ -210,8 +211,13 @@ impl SuccessRate {
     /// Sets how many standard deviations below the mean are too many.
     #[must_use]
     pub fn deviations(mut self, deviations: f64) -> Self {
-        self.deviations = deviations.max(0.0);
+        self.deviations = (deviations.max(0.0) * 1_000.0).round() as u32;
         self
+    }
+
+    /// The least share that is expected where shares have this mean and standard deviation.
+    pub(super) fn least(&self, mean: f64, deviation: f64) -> Percent {
+        Percent::new(mean - f64::from(self.deviations) / 1_000.0 * deviation)
     }
 
     /// Sets how many endpoints must have had requests enough.

@@ -16,6 +16,8 @@ pub struct Percent {
 }
 
 impl Percent {
+    pub(crate) const HALF: Self = Self { hundredths: 5_000 };
+
     /// This share; below 0 it is 0, and above 100 it is 100.
     #[must_use]
     pub fn new(percent: f64) -> Self {

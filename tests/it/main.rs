@@ -22,6 +22,7 @@ mod http2;
 mod layers;
 mod load_report;
 mod nginx;
+mod outlier;
 mod policy;
 mod pool;
 mod readme;

@@ -4,6 +4,7 @@ mod affinity;
 mod cluster;
 mod dns;
 mod node;
+mod outlier;
 mod place;
 mod policy;
 mod route;
