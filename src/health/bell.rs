@@ -31,7 +31,7 @@ impl Bell {
     }
 
     /// Ready when it was rung since the last time.
-    pub(crate) fn poll_rung(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_rung(&self, cx: &Context<'_>) -> Poll<()> {
         self.listener.register(cx.waker());
         if self.is_rung.swap(false, AcqRel) {
             Poll::Ready(())
