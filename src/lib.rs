@@ -87,8 +87,9 @@
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
+//! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
 //! | `admin` | | `admin`: health, metrics and clusters for operators |
-//! | `config` | | `config`: a running node from a YAML file; brings the six above |
+//! | `config` | | `config`: a running node from a YAML file; brings the seven above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 
@@ -107,6 +108,9 @@ pub mod edge;
 pub mod endpoint;
 pub mod error;
 pub mod error_response;
+#[cfg(feature = "etcd")]
+#[allow(dead_code, reason = "discovery and stores each use a part of it")]
+pub mod etcd;
 pub mod event;
 pub mod health;
 #[cfg_attr(

@@ -3,7 +3,8 @@
 //! [`Admin`] is a handle that the application tells what there is to show, and a router to mount
 //! or to serve on an address of its own. Do not show it to the world: it has no rate limit and
 //! `POST /drain` ends the service. With a [token](Admin::set_token), everything but the two probes
-//! wants `Authorization: Bearer …`.
+//! wants `Authorization: Bearer …`. Without one, the host of a request is an address or `localhost`:
+//! no page in a browser on this machine reads the node by a name that it points here.
 //!
 //! | path | answer |
 //! |---|---|

@@ -1,12 +1,15 @@
 //! The routes of the admin router.
 
+use std::net::IpAddr;
+
 use axum::{
     Router,
     body::Body,
     extract::{Request, State},
     http::{
         HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE},
+        header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE},
+        uri::Authority,
     },
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
@@ -100,6 +103,11 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
             let text = "refused: the request comes from another site\n";
             return (StatusCode::FORBIDDEN, text).into_response();
         }
+        // Nor must one read it by a name of its own that it points at this machine.
+        None if !is_local_name(&request) => {
+            let text = "refused: without an admin token, the host is an address or localhost\n";
+            return (StatusCode::FORBIDDEN, text).into_response();
+        }
         None => true,
         Some(token) => shown.is_some_and(|shown| equal(shown, token.as_bytes())),
     };
@@ -122,6 +130,24 @@ fn is_cross_site(request: &Request) -> bool {
         .get("sec-fetch-site")
         .is_some_and(|site| site != "same-origin" && site != "none");
     !request.method().is_safe() && (headers.contains_key(ORIGIN) || is_from_elsewhere)
+}
+
+/// Whether the request names its host as an address or as `localhost`, which no DNS server answers
+/// for. One without a host does not come from a browser.
+fn is_local_name(request: &Request) -> bool {
+    let in_header = || request.headers().get(HOST).map(HeaderValue::as_bytes);
+    let in_uri = request.uri().authority().map(|it| it.as_str().as_bytes());
+    let Some(host) = in_uri.or_else(in_header) else {
+        return true;
+    };
+    let Some(authority) = Authority::try_from(host).ok() else {
+        return false;
+    };
+    let name = authority.host().trim_end_matches('.');
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || name.to_ascii_lowercase().ends_with(".localhost")
 }
 
 /// Takes the same time wherever the texts differ.

@@ -16,7 +16,9 @@ use super::{
 use crate::{
     balance::{BalanceLayer, Sticky},
     cluster::{Cluster, SlowStart},
-    discover::{Discovery, Dns, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch},
+    discover::{
+        Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
+    },
     error_response::ErrorResponseLayer,
     route::Table,
     timeout::TimeoutLayer,
@@ -180,6 +182,9 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
         } => Discovery::new(resolved(Dns::new(name.clone(), *port), resolving)),
         DiscoverySettings::DnsSrv { name, resolving } => {
             Discovery::new(resolved(Dns::srv(name.clone()), resolving))
+        }
+        DiscoverySettings::Etcd { prefix, etcd } => {
+            Discovery::new(EtcdPrefix::new(etcd.client(), prefix.as_str()).exact())
         }
     };
     match &all.node.snapshot_dir {

@@ -15,7 +15,7 @@
 //! - With [`Discovery::snapshot_dir`] a process that starts while its registry is down serves the
 //!   last good list of the process before it.
 //!
-//! Sources: [`Fixed`], [`File`], [`Dns`], [`SystemDns`], [`poll_fn`], [`from_stream`], and any [`DiscoveryBackend`]; out of
+//! Sources: [`Fixed`], [`File`], [`Dns`], [`SystemDns`], [`EtcdPrefix`], [`poll_fn`], [`from_stream`], and any [`DiscoveryBackend`]; out of
 //! them [`Merge`], [`Fallback`] and [`Filter`] make others. [`ServiceWatch::into_discover`] feeds
 //! what takes a [`tower::discover::Discover`]. The [`conformance`] kit tests a backend.
 //!
@@ -72,6 +72,8 @@ mod disk;
 #[cfg(feature = "dns")]
 mod dns;
 mod driver;
+#[cfg(feature = "etcd")]
+mod etcd;
 #[cfg(feature = "file")]
 mod file;
 mod fixed;
@@ -100,6 +102,8 @@ pub use disk::Disk;
 #[cfg(feature = "dns")]
 pub use dns::{Dns, DnsName, InvalidName};
 pub use driver::Discovery;
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdPrefix;
 #[cfg(feature = "file")]
 pub use file::File;
 pub use fixed::Fixed;

@@ -271,3 +271,22 @@ async fn no_page_of_another_site_drains_the_node() {
     }
     assert_eq!(get(gateway.admin, "/readyz").await.0, 200);
 }
+
+#[tokio::test]
+async fn no_name_that_points_at_this_machine_reads_the_node() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::start(&text(&backend, nobody().await)).await;
+    for (host, expected) in [
+        ("rebound.evil.example:9901", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("not a host", 403),
+        ("localhost:9901", 200),
+        ("[::1]:9901", 200),
+    ] {
+        let uri = format!("http://{}/clusters", gateway.admin);
+        let request = Request::get(uri).header("host", host);
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let response = within("an answer", http_client().request(request)).await;
+        assert_eq!(response.unwrap().status(), expected, "{host}");
+    }
+}

@@ -12,7 +12,7 @@ use std::{
 /// The top-level modules by rank. Modules of one rank do not import each other.
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
-    &["body", "client", "endpoint", "outcome", "yaml"],
+    &["body", "client", "endpoint", "etcd", "outcome", "yaml"],
     &[
         "attempt", "discover", "event", "health", "hop", "load", "refusal",
     ],
@@ -61,12 +61,14 @@ const PURE: &[&str] = &[
     "discover/backoff",
     "discover/dns/answer.rs",
     "discover/dns/name.rs",
+    "discover/etcd/entry.rs",
     "discover/guard",
     "discover/roster",
     "discover/snapshot",
     "edge/forwarded.rs",
     "edge/validate.rs",
     "endpoint.rs",
+    "etcd/message.rs",
     "health/",
     "hop.rs",
     "load/report.rs",

@@ -13,6 +13,7 @@ mod destination;
 mod discover;
 mod dns;
 mod drain;
+mod etcd;
 mod failure;
 mod forwarding;
 mod grpc;

@@ -7,6 +7,7 @@ use rustls::pki_types::ServerName;
 use super::{
     NamedFile, Place, PolicySettings, Reader, Secret,
     dns::{self, DnsSettings},
+    etcd::{self, EtcdSettings},
     node::secret,
     outlier::{outlier, share},
 };
@@ -94,6 +95,13 @@ pub enum DiscoverySettings {
         name: DnsName,
         /// How the name, and those of the targets, are resolved.
         resolving: DnsSettings,
+    },
+    /// They stand in etcd, each under a key of its own.
+    Etcd {
+        /// What the keys begin with.
+        prefix: String,
+        /// Where etcd is.
+        etcd: EtcdSettings,
     },
 }
 
@@ -224,6 +232,7 @@ impl Reader<'_> {
             File,
             Dns,
             DnsSrv,
+            Etcd,
         }
         let mut fields = value.fields()?;
         let kind = one_of(&[
@@ -231,6 +240,7 @@ impl Reader<'_> {
             ("file", Kind::File),
             ("dns", Kind::Dns),
             ("dns_srv", Kind::DnsSrv),
+            ("etcd", Kind::Etcd),
         ]);
         let discovery = match fields.required("type", kind) {
             // Which other keys are known depends on the type.
@@ -260,6 +270,13 @@ impl Reader<'_> {
                 let name = dns::services(&mut fields);
                 let resolving = dns::resolving(&mut fields);
                 name.map(|name| DiscoverySettings::DnsSrv { name, resolving })
+            }
+            Some(Kind::Etcd) => {
+                let etcd = etcd::etcd(&mut fields);
+                let prefix = fields.required("prefix", text);
+                prefix
+                    .zip(etcd)
+                    .map(|(prefix, etcd)| DiscoverySettings::Etcd { prefix, etcd })
             }
         };
         fields.finish(discovery)

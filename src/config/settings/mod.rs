@@ -3,6 +3,7 @@
 mod affinity;
 mod cluster;
 mod dns;
+mod etcd;
 mod node;
 mod outlier;
 mod place;
@@ -23,6 +24,7 @@ pub use cluster::{
     TlsSettings,
 };
 pub use dns::DnsSettings;
+pub use etcd::EtcdSettings;
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};

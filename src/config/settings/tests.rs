@@ -662,13 +662,13 @@ fn discovery_is_checked() {
         (
             "path: a",
             vec![
-                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, found nothing",
+                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, found nothing",
             ],
         ),
         (
             "type: dsn",
             vec![
-                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, found \"dsn\"",
+                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, found \"dsn\"",
             ],
         ),
         (
@@ -713,6 +713,15 @@ fn discovery_is_checked() {
                 "gateway.yaml:9: clusters.users.discovery.allow_empty: expected true or false, found \"1\"",
                 "gateway.yaml:10: clusters.users.discovery.name_servers[0]: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"localhost:53\"",
                 "gateway.yaml:10: clusters.users.discovery.name_servers[1]: expected a port other than 0, found the quoted \"127.0.0.1:0\"",
+            ],
+        ),
+        (
+            "type: etcd\n      endpoints: ['127.0.0.1:2379', 'https://e:1']\n      prefix: ''\n      user: u",
+            vec![
+                "gateway.yaml:6: clusters.users.discovery.endpoints[0]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"127.0.0.1:2379\"",
+                "gateway.yaml:6: clusters.users.discovery.endpoints[1]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"https://e:1\"",
+                "gateway.yaml:7: clusters.users.discovery.prefix: expected a text, found the quoted \"\"",
+                "gateway.yaml:8: clusters.users.discovery.user: expected password beside it, found none",
             ],
         ),
         (
@@ -761,6 +770,14 @@ fn endpoints_from_dns_are_read() {
             },
         }
     );
+    let etcd = "endpoints: ['http://127.0.0.1:2379'], prefix: /s/, user: u, password: p";
+    let DiscoverySettings::Etcd { prefix, etcd } = discovery(&format!("type: etcd, {etcd}")) else {
+        panic!("another type");
+    };
+    assert_eq!(prefix, "/s/");
+    assert_eq!(etcd.endpoints, ["http://127.0.0.1:2379"]);
+    let (user, password) = etcd.user.unwrap();
+    assert_eq!((user.as_str(), password.reveal()), ("u", "p"));
     let same = discovery("port: 9001, name: users.internal, type: dns, max_ttl: 30s");
     assert_eq!(same, least);
     let slow = discovery("type: dns, name: users.internal, port: 9001, min_ttl: 5m");

@@ -3,6 +3,7 @@
 
 mod backend;
 pub(crate) mod dns;
+pub(crate) mod etcd;
 mod gateway;
 mod wire;
 

@@ -1,0 +1,269 @@
+//! Endpoints from a real etcd: the rules of every backend, and what only etcd does.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use serde_json::json;
+use tower_gateway::{
+    Endpoint,
+    discover::{
+        Discovery, DiscoveryBackend, EtcdPrefix, ServiceDiscovery as _, ServiceWatch, Snapshot,
+        conformance::{self, Able, Change, Fixture},
+    },
+    etcd::Etcd,
+};
+
+use crate::support::{
+    Backend, Gateway,
+    etcd::{EtcdServer, Relay, has_etcd},
+    get, until, within,
+};
+
+/// The JSON of an endpoint, as anybody would write it.
+fn value(endpoint: &Endpoint) -> String {
+    let metadata = endpoint.metadata.iter();
+    let metadata = metadata.map(|(key, value)| (key.to_string(), json!(&**value)));
+    json!({
+        "id": endpoint.id.as_str(),
+        "address": endpoint.address.as_str(),
+        "weight": endpoint.weight,
+        "zone": endpoint.zone.as_deref(),
+        "priority": endpoint.priority,
+        "draining": endpoint.draining,
+        "metadata": metadata.collect::<serde_json::Map<_, _>>(),
+    })
+    .to_string()
+    .replace("\"zone\":null,", "")
+    .replace(",\"zone\":null", "")
+}
+
+/// One server for all rules; each source has a prefix of its own.
+struct Source {
+    server: EtcdServer,
+    relay: Relay,
+    sources: usize,
+}
+
+impl Source {
+    async fn new() -> Self {
+        let server = EtcdServer::start().await;
+        let relay = Relay::start(server.address).await;
+        Self {
+            server,
+            relay,
+            sources: 0,
+        }
+    }
+
+    fn prefix(&self) -> String {
+        format!("/services-{}/conformance/", self.sources)
+    }
+
+    fn key(&self, id: &str) -> String {
+        format!("{}{id}", self.prefix())
+    }
+
+    async fn put(&self, endpoint: &Endpoint) {
+        let key = self.key(endpoint.id.as_str());
+        self.server.put(&key, &value(endpoint)).await;
+    }
+}
+
+impl Fixture for Source {
+    fn start(&mut self, endpoints: Vec<Endpoint>) -> BoxFuture<'_, Arc<dyn DiscoveryBackend>> {
+        async move {
+            self.relay.mend();
+            self.sources += 1;
+            for endpoint in &endpoints {
+                self.put(endpoint).await;
+            }
+            let etcd = Etcd::new([format!("http://{}", self.relay.address)]).unwrap();
+            let prefix = format!("/services-{}/", self.sources);
+            Arc::new(EtcdPrefix::new(etcd, prefix)) as Arc<dyn DiscoveryBackend>
+        }
+        .boxed()
+    }
+
+    fn change(&mut self, change: Change) -> BoxFuture<'_, Able> {
+        async move {
+            match change {
+                Change::Put(endpoint) => self.put(&endpoint).await,
+                Change::Delete(id) => self.server.delete(&self.key(id.as_str())).await,
+                Change::Break => self.relay.cut(),
+                Change::Repair => self.relay.mend(),
+                Change::Forget => self.server.compact().await,
+                // A key is there or not: there are neither lists, nor services without keys.
+                _ => return Able::Cannot,
+            }
+            Able::Done
+        }
+        .boxed()
+    }
+
+    fn within(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+}
+
+#[tokio::test]
+async fn etcd_keeps_the_rules_of_every_backend() {
+    if !has_etcd() {
+        return;
+    }
+    let report = conformance::run(&mut Source::new().await).await;
+    println!("{report}");
+    report.assert();
+}
+
+fn told(snapshot: &Snapshot) -> String {
+    let ids = snapshot.endpoints.iter().map(|e| e.id.to_string());
+    format!(
+        "{} {}",
+        snapshot.state.as_str(),
+        ids.collect::<Vec<_>>().join(",")
+    )
+}
+
+async fn says(watch: &mut ServiceWatch, expected: &str) {
+    within(expected, async {
+        while told(&watch.current()) != expected {
+            watch.changed().await;
+        }
+    })
+    .await;
+}
+
+fn endpoint(port: u16) -> Endpoint {
+    Endpoint::new(std::net::SocketAddr::from(([127, 0, 0, 1], port))).id(port.to_string())
+}
+
+async fn users(server: &EtcdServer, ports: &[u16]) -> ServiceWatch {
+    for port in ports {
+        let key = format!("/services/users/{port}");
+        server.put(&key, &value(&endpoint(*port))).await;
+    }
+    let etcd = Etcd::new([server.url()]).unwrap();
+    let backend = EtcdPrefix::new(etcd, "/services/")
+        .reread(Duration::from_millis(300))
+        .heartbeat(Duration::from_millis(200));
+    let discovery = Discovery::new(backend)
+        .debounce(Duration::from_millis(10))
+        .backoff(Duration::from_millis(10), Duration::from_millis(100));
+    assert_eq!(discovery.services().await.unwrap(), ["users".into()]);
+    discovery.watch(&"users".into())
+}
+
+#[tokio::test]
+async fn a_list_survives_restart_and_compaction_of_etcd() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    let mut watch = users(&server, &[1, 2]).await;
+    says(&mut watch, "live 1,2").await;
+    for _ in 0..2 {
+        server.stop();
+        says(&mut watch, "stale 1,2").await;
+        server.restart().await;
+        says(&mut watch, "live 1,2").await;
+        server.compact().await;
+    }
+    server.delete("/services/users/1").await;
+    says(&mut watch, "live 2").await;
+    server.delete("/services/users/2").await;
+    says(&mut watch, "live ").await;
+    server.put("/services/users/3", &value(&endpoint(3))).await;
+    says(&mut watch, "live 3").await;
+}
+
+#[tokio::test]
+async fn a_server_that_vanishes_without_a_word_is_noticed() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let mut watch = users(&server, &[1]).await;
+    says(&mut watch, "live 1").await;
+    let pid = server.pid();
+    signal(pid, "STOP");
+    says(&mut watch, "stale 1").await;
+    signal(pid, "CONT");
+    says(&mut watch, "live 1").await;
+}
+
+fn signal(pid: u32, signal: &str) {
+    let sent = std::process::Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+#[tokio::test]
+async fn another_cluster_behind_the_same_address_is_read_anew() {
+    if !has_etcd() {
+        return;
+    }
+    let (first, second) = (EtcdServer::start().await, EtcdServer::start().await);
+    let relay = Relay::start(first.address).await;
+    for (server, port) in [(&first, 1), (&second, 2)] {
+        let key = format!("/services/users/{port}");
+        server.put(&key, &value(&endpoint(port))).await;
+    }
+    let etcd = Etcd::new([format!("http://{}", relay.address)]).unwrap();
+    let discovery = Discovery::new(EtcdPrefix::new(etcd, "/services/users/").exact())
+        .debounce(Duration::from_millis(10))
+        .backoff(Duration::from_millis(10), Duration::from_millis(100));
+    let mut watch = discovery.watch(&"users".into());
+    says(&mut watch, "live 1").await;
+    relay.lead_to(second.address);
+    // After an outage, removals wait for the providers to register again; additions do not.
+    says(&mut watch, "live 1,2").await;
+}
+
+#[tokio::test]
+async fn an_etcd_that_lost_its_data_is_read_anew() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    let mut watch = users(&server, &[1]).await;
+    says(&mut watch, "live 1").await;
+    server.stop();
+    says(&mut watch, "stale 1").await;
+    server.forget();
+    server.restart().await;
+    server.put("/services/users/2", &value(&endpoint(2))).await;
+    says(&mut watch, "live 1,2").await;
+    server.put("/services/users/3", &value(&endpoint(3))).await;
+    says(&mut watch, "live 1,2,3").await;
+}
+
+#[tokio::test]
+async fn a_gateway_follows_the_keys() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+         clusters: {{ users: {{ discovery: {{ type: etcd, endpoints: [\"{}\"], prefix: /services/users/ }} }} }}\n\
+         routes: [ {{ match: {{}}, cluster: users }} ]\n",
+        server.url()
+    );
+    server
+        .put(
+            "/services/users/a",
+            &format!("{{\"address\":\"{}\",\"weight\":1}}", backend.address),
+        )
+        .await;
+    let gateway = Gateway::start(&text).await;
+    assert_eq!(get(gateway.address, "/").await.0, 200);
+    server.delete("/services/users/a").await;
+    until("an empty list", async || {
+        get(gateway.address, "/").await.0 == 503
+    })
+    .await;
+    let clusters = get(gateway.admin, "/clusters").await.1;
+    assert!(clusters.contains("\"live\""), "{clusters}");
+}
