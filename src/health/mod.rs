@@ -8,8 +8,11 @@
 //! Everything here is pure: the time comes in.
 
 mod bell;
+mod finding;
 mod oversight;
 mod percent;
+mod rise_fall;
+mod schedule;
 mod standing;
 
 use std::{sync::Arc, time::Instant};
@@ -17,8 +20,11 @@ use std::{sync::Arc, time::Instant};
 use parking_lot::Mutex;
 
 pub(crate) use bell::Bell;
+pub use finding::Finding;
 pub(crate) use oversight::Oversight;
 pub use percent::Percent;
+pub(crate) use rise_fall::{Opinion, Thresholds};
+pub(crate) use schedule::{Pace, Schedule};
 pub use standing::{Standing, Verdict};
 
 /// What is known of the health of one endpoint; it survives every update of the list that keeps
