@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::{cluster::Cluster, load::LastSeen, member::Member, time};
+use crate::{cluster::Cluster, health::Standing, load::LastSeen, member::Member, time};
 
 pub(super) fn render(clusters: &[Cluster]) -> Value {
     let clusters: Map<String, Value> = clusters
@@ -59,7 +59,7 @@ fn endpoint(member: &Member) -> Value {
             .map(|(key, value)| (key.to_string(), Value::from(&**value)))
             .collect::<Map<_, _>>(),
         "health": health,
-        "reason": reason,
+        "reason": reason.as_deref(),
         "in_flight": load.in_flight(),
         "upgraded": load.upgraded(),
         "latency_ms": latency.map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
@@ -69,13 +69,18 @@ fn endpoint(member: &Member) -> Value {
 }
 
 /// What is known of an endpoint, in the words of the admin router.
-pub(super) fn health(member: &Member) -> (&'static str, Option<&'static str>) {
+pub(super) fn health(member: &Member) -> (&'static str, Option<Arc<str>>) {
     if member.endpoint().draining {
-        return ("draining", Some("discovery says so"));
+        return ("draining", Some("discovery says so".into()));
     }
-    match member.load().last_seen() {
-        LastSeen::Nothing => ("unknown", Some("no request has ended yet")),
-        LastSeen::Success => ("healthy", None),
-        LastSeen::Failure => ("unhealthy", Some("the last request failed")),
+    let now = time::now();
+    match (member.standing(now), member.reason(now)) {
+        // Nobody checks: what is known is how the requests end.
+        (Standing::Healthy, None) => match member.load().last_seen() {
+            LastSeen::Nothing => ("unknown", Some("no request has ended yet".into())),
+            LastSeen::Success => ("healthy", None),
+            LastSeen::Failure => ("unhealthy", Some("the last request failed".into())),
+        },
+        (standing, reason) => (standing.as_str(), reason),
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn render(admin: &Admin) -> String {
     requests(&mut page, &clusters);
     durations(&mut page, &clusters);
     endpoints(&mut page, &clusters);
+    checks(&mut page, &clusters);
     discovery(&mut page, &clusters);
     page.text
 }
@@ -156,6 +157,22 @@ fn endpoints(page: &mut Page, clusters: &[Cluster]) {
             .map(|m| m.load().in_flight())
             .sum();
         page.sample("in_flight", &[("service", service)], in_flight);
+    }
+}
+
+fn checks(page: &mut Page, clusters: &[Cluster]) {
+    let help = "Probes of active health checks, by what they found.";
+    page.family("health_checks_total", "counter", help);
+    for cluster in clusters {
+        let counts = cluster.check_counts();
+        for (result, count) in [
+            ("pass", counts.passed),
+            ("fail", counts.failed),
+            ("inconclusive", counts.inconclusive),
+        ] {
+            let labels = [("service", &**cluster.name()), ("result", result)];
+            page.sample("health_checks_total", &labels, count);
+        }
     }
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{
-    NamedFile, Place, PolicySettings, Reader, Secret,
+    HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret,
     dns::{self, DnsSettings},
+    health::health,
     node::secret,
 };
 use crate::{
@@ -25,6 +26,7 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 ///
 /// - `balance`: round robin
 /// - `sticky`: no sessions
+/// - `health`: no checks
 /// - `slow_start`: none
 /// - `protocol`: HTTP/1.1
 /// - `tls`: none, plain text
@@ -41,6 +43,8 @@ pub struct ClusterSettings {
     pub balance: PolicySettings,
     /// The cookie that keeps a session at one endpoint, if any does.
     pub sticky: Option<StickySettings>,
+    /// How they are checked, if they are.
+    pub health: Option<HealthSettings>,
     /// How long an endpoint that joins takes to get its whole share.
     pub slow_start: Option<Duration>,
     /// What they speak.
@@ -168,6 +172,7 @@ impl Reader<'_> {
         let discovery = fields.required("discovery", |value| self.discovery(value));
         let balance = fields.optional("balance", |value| self.policy(value));
         let sticky = fields.optional("sticky", sticky);
+        let health = fields.optional("health", health);
         let slow_start = fields.optional("slow_start", positive_duration);
         let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
         let protocol = fields.optional("protocol", protocol);
@@ -190,6 +195,7 @@ impl Reader<'_> {
             discovery,
             balance: balance.unwrap_or_default(),
             sticky,
+            health,
             slow_start,
             protocol: protocol.unwrap_or_default(),
             tls,

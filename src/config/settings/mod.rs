@@ -3,6 +3,7 @@
 mod affinity;
 mod cluster;
 mod dns;
+mod health;
 mod node;
 mod place;
 mod policy;
@@ -22,6 +23,7 @@ pub use cluster::{
     TlsSettings,
 };
 pub use dns::DnsSettings;
+pub use health::{CheckSettings, HealthSettings};
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};

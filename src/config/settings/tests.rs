@@ -28,6 +28,7 @@ clusters:
     balance:
       type: weighted_round_robin
     sticky: { cookie: gw_session, ttl: 1h, secret: s3cret, secure: true }
+    health: { type: tcp, port: 9100, interval: 7s, fast_interval: 500ms, timeout: 2s, rise: 4, fall: 5, concurrency: 6 }
     slow_start: 30s
     protocol: h2
     tls: { ca: ca.pem, cert: /etc/client.pem, key: client.key, server_name: users.internal }
@@ -136,6 +137,16 @@ fn a_file_with_every_key_is_read() {
                 secret: Some(Secret::new("s3cret")),
                 secure: true,
             }),
+            health: Some(HealthSettings {
+                check: CheckSettings::Tcp,
+                port: Some(9100),
+                interval: Duration::from_secs(7),
+                fast_interval: Duration::from_millis(500),
+                timeout: Duration::from_secs(2),
+                rise: 4.try_into().unwrap(),
+                fall: 5.try_into().unwrap(),
+                concurrency: 6.try_into().unwrap(),
+            }),
             slow_start: Some(Duration::from_secs(30)),
             protocol: Protocol::Http2,
             tls: Some(TlsSettings {
@@ -172,7 +183,7 @@ fn a_file_with_every_key_is_read() {
         .map(|option| (option.key.as_str(), option.text.as_str(), option.line))
         .collect();
     assert_eq!(name, "least_loaded");
-    assert_eq!(options, [("window", "10s", 30), ("sample", "2", 30)]);
+    assert_eq!(options, [("window", "10s", 31), ("sample", "2", 31)]);
 
     assert_eq!(
         settings.routes,
@@ -241,6 +252,7 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
             },
             balance: PolicySettings::RoundRobin,
             sticky: None,
+            health: None,
             slow_start: None,
             protocol: Protocol::Http1,
             tls: None,
@@ -814,9 +826,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
             "gateway.yaml:3: node.register: expected one of id, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
         ],
     );
-    for key in ["health", "outlier", "breaker", "panic_threshold"] {
+    for key in ["outlier", "breaker", "panic_threshold"] {
         let mistake = format!(
-            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, sticky, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
+            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, sticky, health, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
         );
         refused_cluster(&format!("{key}: {{}}"), &[&mistake]);
     }
@@ -858,7 +870,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 36);
+    assert_eq!(tried, 37);
 }
 
 proptest! {
@@ -880,5 +892,90 @@ proptest! {
             prop_assert!(error.lines().len() > 0);
             prop_assert!(error.lines().all(|line| (1..=last).contains(&line)), "{}", error);
         }
+    }
+}
+
+#[test]
+fn checks_are_read() {
+    let health = |keys: &str| {
+        let settings = parse(&with_cluster(&format!("health: {{ {keys} }}"))).unwrap();
+        settings.clusters["users"].health.clone().unwrap()
+    };
+    assert_eq!(
+        health("type: http"),
+        HealthSettings {
+            check: CheckSettings::Http {
+                path: "/".parse().unwrap(),
+                host: None,
+                expect_status: 200..=299,
+                expect_body: String::new(),
+            },
+            port: None,
+            interval: Duration::from_secs(5),
+            fast_interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 2.try_into().unwrap(),
+            fall: 3.try_into().unwrap(),
+            concurrency: 512.try_into().unwrap(),
+        }
+    );
+    assert_eq!(
+        health("type: http, path: '/up?a=b', host: a.internal, expect_status: 200 - 404, expect_body: UP").check,
+        CheckSettings::Http {
+            path: "/up?a=b".parse().unwrap(),
+            host: Some("a.internal".parse().unwrap()),
+            expect_status: 200..=404,
+            expect_body: "UP".into(),
+        }
+    );
+    assert_eq!(
+        health("type: grpc, service: users.Users, host: 'a:80'").check,
+        CheckSettings::Grpc {
+            service: "users.Users".into(),
+            host: Some("a:80".parse().unwrap()),
+        }
+    );
+    let status = "a status such as 200, or a range such as 200-399";
+    let path = "a path that begins with a slash, such as /health";
+    let host = "a host, such as users.internal";
+    let count = "a number from 1 to 1000";
+    for (kind, key, expected, value) in [
+        ("http", "path", path, "health"),
+        ("http", "path", path, "/a b"),
+        ("http", "host", host, "a@b"),
+        ("http", "expect_status", status, "99"),
+        ("http", "expect_status", status, "300-200"),
+        ("http", "expect_status", status, "200-600"),
+        ("http", "expect_status", status, "2xx"),
+        ("tcp", "rise", count, "0"),
+        ("tcp", "fall", count, "0"),
+        ("tcp", "port", "a number from 1 to 65535", "0"),
+        ("tcp", "interval", "a duration longer than zero", "0s"),
+        ("tcp", "concurrency", "a number from 1 to 65536", "0"),
+    ] {
+        let mistake = format!(
+            "gateway.yaml:5: clusters.users.health.{key}: expected {expected}, found {value:?}"
+        );
+        refused_cluster(
+            &format!("health: {{ type: {kind}, {key}: {value} }}"),
+            &[&mistake],
+        );
+    }
+    for (keys, mistake) in [
+        (
+            "path: /",
+            "type: expected one of http, tcp, grpc, found nothing",
+        ),
+        (
+            "type: udp",
+            "type: expected one of http, tcp, grpc, found \"udp\"",
+        ),
+        (
+            "type: tcp, path: /a",
+            "path: expected one of type, port, interval, fast_interval, timeout, rise, fall, concurrency, found the unknown key \"path\"",
+        ),
+    ] {
+        let mistake = format!("gateway.yaml:5: clusters.users.health.{mistake}");
+        refused_cluster(&format!("health: {{ {keys} }}"), &[&mistake]);
     }
 }
