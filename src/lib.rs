@@ -99,6 +99,7 @@
 pub mod admin;
 pub mod attempt;
 pub mod balance;
+pub mod check;
 pub mod client;
 pub mod cluster;
 #[cfg(feature = "config")]

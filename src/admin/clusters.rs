@@ -84,7 +84,7 @@ pub(super) fn health(member: &Member, now: Instant) -> (&'static str, Option<Arc
         Standing::Ejected => ("ejected", reason),
         Standing::Unhealthy => ("unhealthy", reason),
         Standing::Unknown => ("unknown", reason),
-        _ if member.health().verdict() == Verdict::Healthy => ("healthy", None),
+        _ if member.health().verdict() == Verdict::Healthy => ("healthy", reason),
         standing => {
             let reason = reason.filter(|_| standing == Standing::Quiet);
             match member.load().last_seen() {

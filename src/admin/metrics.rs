@@ -51,6 +51,7 @@ pub(super) fn render(admin: &Admin) -> String {
     durations(&mut page, &clusters);
     endpoints(&mut page, &clusters);
     ejections(&mut page, &clusters);
+    checks(&mut page, &clusters);
     discovery(&mut page, &clusters);
     page.text
 }
@@ -168,6 +169,22 @@ fn ejections(page: &mut Page, clusters: &[Cluster]) {
         for (reason, count) in cluster.ejections() {
             let labels = [("service", &**cluster.name()), ("reason", reason)];
             page.sample("ejections_total", &labels, count);
+        }
+    }
+}
+
+fn checks(page: &mut Page, clusters: &[Cluster]) {
+    let help = "Probes of active health checks, by what they found.";
+    page.family("health_checks_total", "counter", help);
+    for cluster in clusters {
+        let counts = cluster.check_counts();
+        for (result, count) in [
+            ("pass", counts.passed),
+            ("fail", counts.failed),
+            ("inconclusive", counts.inconclusive),
+        ] {
+            let labels = [("service", &**cluster.name()), ("result", result)];
+            page.sample("health_checks_total", &labels, count);
         }
     }
 }

@@ -23,11 +23,13 @@
 //! [`ServiceWatch`].
 
 mod apply;
+mod check;
 mod driver;
 mod levels;
 mod log;
 mod outlier;
 mod priority;
+mod probe;
 mod slow_start;
 mod snapshot;
 
@@ -41,12 +43,14 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+pub use check::{Check, Checks};
+pub use probe::CheckCounts;
 pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
 
 use crate::{
     discover::{self, ServiceWatch, State},
-    endpoint::Endpoint,
+    endpoint::{Endpoint, EndpointId},
     event::Event,
     health::{Outlier, Oversight, Percent, Standing, Turn, Verdict},
     load::Totals,
@@ -69,11 +73,24 @@ pub struct Cluster {
     shared: Arc<Shared>,
 }
 
+/// Why an endpoint is not probed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotSuspected {
+    /// The cluster has no such endpoint.
+    #[error("the cluster has no such endpoint")]
+    NoEndpoint,
+    /// The cluster has no checks.
+    #[error("the cluster has no health checks")]
+    NoChecks,
+}
+
 struct Shared {
     name: Arc<str>,
     snapshot: ArcSwap<Snapshot>,
     writer: Mutex<Writer>,
     totals: Arc<Totals>,
+    probes: probe::Counters,
     oversight: Arc<Oversight>,
     events: broadcast::Sender<Event>,
     published: watch::Sender<u64>,
@@ -86,6 +103,7 @@ struct Writer {
     panic_threshold: Percent,
     look_out: Option<outlier::LookOut>,
     overseer: Option<driver::Overseer>,
+    prober: Option<probe::Prober>,
     refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
@@ -141,12 +159,14 @@ impl Cluster {
                 panic_threshold: Self::PANIC_THRESHOLD,
                 look_out: None,
                 overseer: None,
+                prober: None,
                 refresher: None,
                 follower: None,
                 watch: None,
                 epoch: 0,
             }),
             totals: Arc::default(),
+            probes: probe::Counters::default(),
             oversight: Arc::default(),
             events: broadcast::Sender::new(EVENTS),
             published: watch::Sender::new(0),
@@ -279,6 +299,47 @@ impl Cluster {
             member.health().forget_checks();
         }
         self.hush();
+    }
+
+    /// Checks the endpoints in this way from now on, or not any more. What other checks found out
+    /// stands until these find out otherwise; without checks it is forgotten.
+    ///
+    /// # Panics
+    ///
+    /// When called outside a tokio runtime, which runs the task that checks.
+    pub fn set_checks(&self, checks: Option<Checks>) {
+        let prober = checks.map(|checks| {
+            self.start_checks();
+            probe::Prober::start(&self.shared, checks)
+        });
+        let is_off = prober.is_none();
+        let previous = std::mem::replace(&mut self.shared.writer.lock().prober, prober);
+        if is_off && previous.is_some() {
+            drop(previous);
+            self.stop_checks();
+        }
+    }
+
+    /// Has the checks ask this endpoint at once. Whatever made somebody suspect it, only what they
+    /// find counts.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such endpoint, or the cluster has no checks.
+    pub fn suspect(&self, endpoint: &EndpointId) -> Result<(), NotSuspected> {
+        if self.snapshot().member(endpoint).is_none() {
+            return Err(NotSuspected::NoEndpoint);
+        }
+        let writer = self.shared.writer.lock();
+        let prober = writer.prober.as_ref().ok_or(NotSuspected::NoChecks)?;
+        prober.suspect(endpoint.clone());
+        Ok(())
+    }
+
+    /// How many probes of active checks found what.
+    #[must_use]
+    pub fn check_counts(&self) -> CheckCounts {
+        self.shared.probes.counts()
     }
 
     /// Publishes a change of the rules, which is no news of any endpoint.

@@ -22,6 +22,7 @@ const RANKS: [&[&str]; 10] = [
     &[
         "balance",
         "cache",
+        "check",
         "edge",
         "error_response",
         "failover",
@@ -52,6 +53,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 /// Files, by the beginnings of their paths, that decide without a runtime or a clock.
 const PURE: &[&str] = &[
     "balance/hash_key.rs",
+    "check/message.rs",
     "client.rs",
     "cluster/apply.rs",
     "cluster/levels.rs",

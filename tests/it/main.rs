@@ -8,6 +8,7 @@ mod affinity;
 mod allocations;
 mod architecture;
 mod chaos;
+mod check;
 mod clients;
 mod destination;
 mod discover;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{
-    NamedFile, Place, PolicySettings, Reader, Secret,
+    HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret,
     dns::{self, DnsSettings},
     etcd::{self, EtcdSettings},
+    health::health,
     node::secret,
     outlier::{outlier, share},
 };
@@ -31,6 +32,7 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 /// - `sticky`: no sessions
 /// - `outlier`: none is ejected; with the key, the defaults of [`Outlier`]
 /// - `panic_threshold`: 50 %
+/// - `health`: no checks
 /// - `slow_start`: none
 /// - `protocol`: HTTP/1.1
 /// - `tls`: none, plain text
@@ -51,6 +53,8 @@ pub struct ClusterSettings {
     pub outlier: Option<Outlier>,
     /// Below which share of usable endpoints a priority uses all of them.
     pub panic_threshold: Percent,
+    /// How they are checked, if they are.
+    pub health: Option<HealthSettings>,
     /// How long an endpoint that joins takes to get its whole share.
     pub slow_start: Option<Duration>,
     /// What they speak.
@@ -187,6 +191,7 @@ impl Reader<'_> {
         let sticky = fields.optional("sticky", sticky);
         let outlier = fields.optional("outlier", outlier);
         let panic_threshold = fields.optional("panic_threshold", share);
+        let health = fields.optional("health", health);
         let slow_start = fields.optional("slow_start", positive_duration);
         let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
         let protocol = fields.optional("protocol", protocol);
@@ -211,6 +216,7 @@ impl Reader<'_> {
             sticky,
             outlier,
             panic_threshold: panic_threshold.unwrap_or(Cluster::PANIC_THRESHOLD),
+            health,
             slow_start,
             protocol: protocol.unwrap_or_default(),
             tls,
