@@ -42,6 +42,29 @@ pub enum Event {
     },
     /// An ejected endpoint takes its requests again.
     Readmitted(Arc<Endpoint>),
+    /// Something is done about an endpoint that stays unusable.
+    Recovery {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// The number of the attempt, from 1.
+        attempt: u32,
+        /// How far it is.
+        step: RecoveryStep,
+    },
     /// Discovery changed its state.
     Discovery(State),
+}
+
+/// How far an attempt is to bring an endpoint back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecoveryStep {
+    /// The action begins.
+    Started,
+    /// It was done and, where there is a way to, verified.
+    Done,
+    /// It could not be done, or was of no use.
+    Failed(Arc<str>),
+    /// It was the last one: nothing is done any more until the endpoint was well once.
+    GivenUp,
 }

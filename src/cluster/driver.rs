@@ -74,9 +74,10 @@ impl Drop for Overseer {
     }
 }
 
-/// The shortest and the longest time between two looks at the health of all members; between
-/// them, looking takes at most a tenth of the time.
+/// The shortest and the longest time between two looks at the health of all members. Looking takes
+/// at most a tenth of the time, and many members are not looked at for each of them that changes.
 const REST_LEAST: Duration = Duration::from_millis(1);
+const REST_PER_MEMBER: Duration = Duration::from_micros(2);
 const REST_MOST: Duration = Duration::from_secs(1);
 
 async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
@@ -93,9 +94,12 @@ async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
         };
         let start = time::now();
         look = shared.review(start);
+        let members = shared.snapshot.load().members().len() as u32;
         drop(shared);
         let end = time::now();
-        let rest = (end.saturating_duration_since(start) * 9).clamp(REST_LEAST, REST_MOST);
+        let rest = (end.saturating_duration_since(start) * 9)
+            .max(REST_PER_MEMBER.saturating_mul(members))
+            .clamp(REST_LEAST, REST_MOST);
         time::sleep_until(time::after(end, rest)).await;
     }
 }

@@ -49,6 +49,21 @@ pub(super) fn log(cluster: &str, event: &Event) {
             let (endpoint, seconds) = (endpoint.id.as_str(), span.as_secs_f64());
             tracing::warn!(event = "ejected", cluster, endpoint, %cause, seconds, times, "endpoint ejected");
         }
+        Event::Recovery {
+            endpoint,
+            attempt,
+            step,
+        } => {
+            let endpoint = endpoint.id.as_str();
+            tracing::warn!(
+                event = "recovery",
+                cluster,
+                endpoint,
+                attempt,
+                ?step,
+                "recovery"
+            );
+        }
         Event::Readmitted(endpoint) => {
             let endpoint = endpoint.id.as_str();
             tracing::info!(

@@ -30,6 +30,7 @@ mod log;
 mod outlier;
 mod priority;
 mod probe;
+mod recover;
 mod slow_start;
 mod snapshot;
 
@@ -45,6 +46,7 @@ use tokio::sync::{broadcast, watch};
 
 pub use check::{Check, Checks};
 pub use probe::CheckCounts;
+pub use recover::{Recovering, RecoveryAction};
 pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
 
