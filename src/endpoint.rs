@@ -45,6 +45,13 @@ impl Address {
         self.port
     }
 
+    /// The same host at another port; port 0 is no address and changes nothing.
+    pub(crate) fn at_port(&self, port: u16) -> Self {
+        let host = self.authority.host();
+        let address = format!("{host}:{port}").parse();
+        address.unwrap_or_else(|_| self.clone())
+    }
+
     /// The socket address, when the host is an IP address.
     #[must_use]
     pub fn socket_addr(&self) -> Option<SocketAddr> {
@@ -282,6 +289,15 @@ mod tests {
                 error.to_string().starts_with(&format!("`{text}`")),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_port_can_be_another() {
+        for (text, moved) in [("[::1]:80", "[::1]:9"), ("users:80", "users:9")] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.at_port(9).as_str(), moved);
+            assert_eq!(address.at_port(0), address);
         }
     }
 

@@ -48,7 +48,7 @@ impl TransportErrorKind {
         }
     }
 
-    fn description(self) -> &'static str {
+    pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Connect => "connection to the endpoint failed",
             Self::ConnectTimeout => "no connection to the endpoint within the connect timeout",

@@ -1,8 +1,12 @@
 //! What happened in a cluster, for logs, metrics and recovery.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use crate::{discover::State, endpoint::Endpoint};
+use crate::{
+    discover::State,
+    endpoint::Endpoint,
+    health::{Cause, Standing},
+};
 
 /// A change in a cluster. Receivers that fall behind lose the oldest events, never the state.
 #[derive(Clone, Debug)]
@@ -14,6 +18,53 @@ pub enum Event {
     Updated(Arc<Endpoint>),
     /// An endpoint left. What it has in flight is finished.
     Removed(Arc<Endpoint>),
+    /// What is thought of an endpoint changed.
+    Health {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// What was thought of it.
+        from: Standing,
+        /// What is thought of it now.
+        to: Standing,
+        /// Why, in words.
+        reason: Arc<str>,
+    },
+    /// An endpoint was ejected, for the first time or again after its request on trial failed.
+    Ejected {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// Why.
+        cause: Cause,
+        /// For how long; then it is tried.
+        span: Duration,
+        /// The number of this ejection, by which the span grows.
+        times: u32,
+    },
+    /// An ejected endpoint takes its requests again.
+    Readmitted(Arc<Endpoint>),
+    /// Something is done about an endpoint that stays unusable.
+    Recovery {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// The number of the attempt, from 1.
+        attempt: u32,
+        /// How far it is.
+        step: RecoveryStep,
+    },
     /// Discovery changed its state.
     Discovery(State),
+}
+
+/// How far an attempt is to bring an endpoint back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecoveryStep {
+    /// The action begins.
+    Started,
+    /// It was done and, where there is a way to, verified.
+    Done,
+    /// It could not be done, or was of no use.
+    Failed(Arc<str>),
+    /// It was the last one: nothing is done any more until the endpoint was well once.
+    GivenUp,
 }

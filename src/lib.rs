@@ -99,6 +99,7 @@
 pub mod admin;
 pub mod attempt;
 pub mod balance;
+pub mod check;
 pub mod client;
 pub mod cluster;
 #[cfg(feature = "config")]
@@ -112,6 +113,7 @@ pub mod error_response;
 #[allow(dead_code, reason = "discovery and stores each use a part of it")]
 pub mod etcd;
 pub mod event;
+pub mod health;
 #[cfg_attr(
     not(feature = "client"),
     allow(dead_code, reason = "the upstream client uses the rest of it")

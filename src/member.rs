@@ -15,13 +15,11 @@ use crate::{
     attempt::Overdue,
     endpoint::Endpoint,
     error::TransportErrorKind,
+    health::{Counts, Health, LONGEST_QUIET, Oversight, Permit, Standing},
     load::{Load, PENALTY, Totals},
-    outcome::{End, Head, Outcome},
+    outcome::{Class, End, Fault, Head, Outcome},
     time,
 };
-
-/// The longest `Retry-After` that is believed: 300 s, as linkerd has it.
-const LONGEST_PENALTY: Duration = Duration::from_secs(300);
 
 /// One endpoint of a cluster.
 ///
@@ -37,6 +35,8 @@ pub struct Member {
 struct Live {
     load: Load,
     totals: Arc<Totals>,
+    health: Health,
+    oversight: Arc<Oversight>,
     /// When it joined a cluster that was already there.
     joined: Option<Instant>,
     attachments: Attachments,
@@ -47,6 +47,8 @@ impl Member {
         let live = Live {
             load: Load::new(now),
             totals,
+            health: Health::new(now),
+            oversight: Arc::default(),
             joined: None,
             attachments: Attachments::default(),
         };
@@ -54,6 +56,13 @@ impl Member {
             endpoint,
             live: Arc::new(live),
         }
+    }
+
+    /// The same new instance, under the oversight of its cluster.
+    pub(crate) fn overseen_by(mut self, oversight: Arc<Oversight>) -> Self {
+        let live = Arc::get_mut(&mut self.live);
+        live.expect("nobody else has seen a new instance").oversight = oversight;
+        self
     }
 
     /// The same new instance, which joined a cluster that was already there.
@@ -90,6 +99,30 @@ impl Member {
         &self.live.load
     }
 
+    /// What is known of its health.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.live.health
+    }
+
+    /// Whether, and after whom, it is picked.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        self.live.health.standing(&self.live.oversight, now)
+    }
+
+    /// Why it stands as it does, in words; `None` when nothing speaks against it.
+    #[must_use]
+    pub fn reason(&self, now: Instant) -> Option<Arc<str>> {
+        self.live.health.reason(&self.live.oversight, now)
+    }
+
+    /// How its requests ended, as outlier detection counts.
+    pub(crate) fn counts(&self) -> Counts {
+        let load = &self.live.load;
+        self.live.health.counts(load.successes(), load.failures())
+    }
+
     /// Whether both members share their live state.
     #[must_use]
     pub fn shares_state_with(&self, other: &Self) -> bool {
@@ -103,9 +136,20 @@ impl Member {
             member: Some(Arc::clone(self)),
             started: now,
             head: None,
+            said: None,
             overdue: None,
-            penalised: false,
+            is_counted: false,
+            trial: None,
         }
+    }
+
+    /// Counts a request in that is the one on trial, when the endpoint was ejected and there is to
+    /// be a trial now.
+    pub(crate) fn try_lease_on_trial(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+        let permit = self.live.health.try_trial(&self.live.oversight, now)?;
+        let mut lease = self.lease(now);
+        lease.trial = Some(permit);
+        Some(lease)
     }
 
     /// Counts an upgraded connection in, for as long as the guard lives. It is load, but tells
@@ -194,9 +238,13 @@ pub(crate) struct Lease {
     member: Option<Arc<Member>>,
     started: Instant,
     head: Option<Head>,
+    /// What the answer said of the endpoint so far.
+    said: Option<Class>,
     overdue: Option<Overdue>,
     /// Whether its failure was counted before its end.
-    penalised: bool,
+    is_counted: bool,
+    /// The right to be the one request on trial; given back at the end if it was not used.
+    trial: Option<Permit>,
 }
 
 impl Lease {
@@ -205,24 +253,73 @@ impl Lease {
         self.overdue = Some(overdue);
     }
 
+    /// Says what the answer means for the endpoint, where its status does not say it. That it
+    /// failed stands.
+    pub(crate) fn classify(&mut self, said: Class) {
+        if !matches!(self.said, Some(Class::Failure(_))) {
+            self.said = Some(said);
+        }
+    }
+
     /// The response head was seen, with the time that a `Retry-After` asks for. A switch of
-    /// protocols says nothing about latency, and a 5xx is never fast.
+    /// protocols says nothing about latency, and a failure is never fast.
     pub(crate) fn head(&mut self, status: StatusCode, retry_after: Option<Duration>, now: Instant) {
         let latency = now.saturating_duration_since(self.started);
         if self.head.replace(Head::new(status, latency)).is_some() {
             return;
         }
+        let said = *self.said.get_or_insert_with(|| Class::of_status(status));
         let Some(member) = &self.member else {
             return;
         };
-        let load = &member.live.load;
-        if status.is_server_error() {
-            load.head(None, now);
-            load.penalise(retry_after.unwrap_or(PENALTY).min(LONGEST_PENALTY), now);
-            self.penalised = true;
+        let live = &member.live;
+        if let Some(span) = retry_after.filter(|span| !span.is_zero()) {
+            live.health.quiet(span, &live.oversight, now);
+        }
+        if let Class::Failure(fault) = said {
+            live.load.head(None, now);
+            let penalty = retry_after.unwrap_or(PENALTY).min(LONGEST_QUIET);
+            self.failed(fault, penalty, now);
         } else {
             let latency = (status != StatusCode::SWITCHING_PROTOCOLS).then_some(latency);
-            load.head(latency, now);
+            live.load.head(latency, now);
+        }
+    }
+
+    /// Counts the failure, once, as soon as it is known.
+    fn failed(&mut self, fault: Fault, penalty: Duration, now: Instant) {
+        let Some(member) = &self.member else {
+            return;
+        };
+        if std::mem::replace(&mut self.is_counted, true) {
+            return;
+        }
+        let Live {
+            load,
+            health,
+            oversight,
+            ..
+        } = &*member.live;
+        load.penalise(penalty, now);
+        health.failed(fault, oversight);
+        if let Some(permit) = self.trial.take() {
+            health.fail_trial(&permit, Some(fault), oversight, now);
+        }
+    }
+
+    /// The endpoint has shown that it works: a trial need not wait for the end of the response.
+    pub(crate) fn works(&mut self) {
+        if matches!(self.said, Some(Class::Success)) {
+            self.pass_trial();
+        }
+    }
+
+    fn pass_trial(&mut self) {
+        if let (Some(permit), Some(member)) = (self.trial.take(), &self.member) {
+            let Live {
+                health, oversight, ..
+            } = &*member.live;
+            health.pass_trial(&permit, member.counts(), oversight);
         }
     }
 
@@ -238,15 +335,48 @@ impl Lease {
         self.head.map(|head| head.status)
     }
 
+    /// Whether it is the one request on trial.
+    pub(crate) fn is_on_trial(&self) -> bool {
+        self.trial.is_some()
+    }
+
     /// Ends the lease. A second end is ignored: the first fact stands.
     pub(crate) fn finish(&mut self, end: End) {
-        if let Some(member) = self.member.take() {
-            let outcome = Outcome::new(self.head, end);
-            if outcome.is_failure() && !self.penalised {
-                member.live.load.penalise(PENALTY, time::now());
+        if self.member.is_none() {
+            return;
+        }
+        let outcome = Outcome::new(self.head, end);
+        let outcome = match self.said {
+            Some(said) => outcome.classified(said),
+            None => outcome,
+        };
+        match outcome.class {
+            Class::Failure(fault) if !self.is_counted => self.failed(fault, PENALTY, time::now()),
+            Class::Success => self.pass_trial(),
+            _ => {}
+        }
+        let Some(member) = self.member.take() else {
+            return;
+        };
+        let Live {
+            load,
+            health,
+            oversight,
+            totals,
+            ..
+        } = &*member.live;
+        load.end(&outcome);
+        totals.end(&outcome);
+        match outcome.class {
+            Class::Success => health.succeeded(),
+            Class::Throttled => health.throttled(),
+            Class::Failure(_) | Class::Neutral => {}
+        }
+        if let Some(permit) = self.trial.take() {
+            match outcome.class {
+                Class::Throttled => health.fail_trial(&permit, None, oversight, time::now()),
+                _ => health.give_back_trial(&permit),
             }
-            member.live.load.end(&outcome);
-            member.live.totals.end(&outcome);
         }
     }
 }

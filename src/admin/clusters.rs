@@ -1,10 +1,16 @@
 //! `/clusters`: what each endpoint is doing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::{cluster::Cluster, load::LastSeen, member::Member, time};
+use crate::{
+    cluster::Cluster,
+    health::{Standing, Verdict},
+    load::LastSeen,
+    member::Member,
+    time,
+};
 
 pub(super) fn render(clusters: &[Cluster]) -> Value {
     let clusters: Map<String, Value> = clusters
@@ -42,11 +48,10 @@ fn render_cluster(cluster: &Cluster) -> Value {
 fn endpoint(member: &Member) -> Value {
     let endpoint = member.endpoint();
     let load = member.load();
-    let (health, reason) = health(member);
+    let now = time::now();
+    let (health, reason) = health(member, now);
     // The penalty of an endpoint that never answered is no latency.
-    let latency = (load.successes() > 0)
-        .then(|| load.latency(time::now()))
-        .flatten();
+    let latency = (load.successes() > 0).then(|| load.latency(now)).flatten();
     json!({
         "id": endpoint.id.as_str(),
         "address": endpoint.address.as_str(),
@@ -59,7 +64,7 @@ fn endpoint(member: &Member) -> Value {
             .map(|(key, value)| (key.to_string(), Value::from(&**value)))
             .collect::<Map<_, _>>(),
         "health": health,
-        "reason": reason,
+        "reason": reason.as_deref(),
         "in_flight": load.in_flight(),
         "upgraded": load.upgraded(),
         "latency_ms": latency.map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
@@ -68,14 +73,28 @@ fn endpoint(member: &Member) -> Value {
     })
 }
 
-/// What is known of an endpoint, in the words of the admin router.
-pub(super) fn health(member: &Member) -> (&'static str, Option<&'static str>) {
+/// What is known of an endpoint, in the words of the admin router. Without active checks, its last
+/// request tells, and nothing does before there was one.
+pub(super) fn health(member: &Member, now: Instant) -> (&'static str, Option<Arc<str>>) {
     if member.endpoint().draining {
-        return ("draining", Some("discovery says so"));
+        return ("draining", Some("discovery says so".into()));
     }
-    match member.load().last_seen() {
-        LastSeen::Nothing => ("unknown", Some("no request has ended yet")),
-        LastSeen::Success => ("healthy", None),
-        LastSeen::Failure => ("unhealthy", Some("the last request failed")),
+    let reason = member.reason(now);
+    match member.standing(now) {
+        Standing::Ejected => ("ejected", reason),
+        Standing::Unhealthy => ("unhealthy", reason),
+        Standing::Unknown => ("unknown", reason),
+        _ if member.health().verdict() == Verdict::Healthy => ("healthy", reason),
+        standing => {
+            let reason = reason.filter(|_| standing == Standing::Quiet);
+            match member.load().last_seen() {
+                LastSeen::Nothing => ("unknown", Some("no request has ended yet".into())),
+                LastSeen::Success => ("healthy", reason),
+                LastSeen::Failure => {
+                    let reason = reason.unwrap_or_else(|| "the last request failed".into());
+                    ("unhealthy", Some(reason))
+                }
+            }
+        }
     }
 }

@@ -50,6 +50,8 @@ pub(super) fn render(admin: &Admin) -> String {
     requests(&mut page, &clusters);
     durations(&mut page, &clusters);
     endpoints(&mut page, &clusters);
+    ejections(&mut page, &clusters);
+    checks(&mut page, &clusters);
     discovery(&mut page, &clusters);
     page.text
 }
@@ -110,8 +112,9 @@ fn endpoints(page: &mut Page, clusters: &[Cluster]) {
     page.family("endpoints", "gauge", "Endpoints by what is known of them.");
     for (service, snapshot) in &snapshots {
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+        let now = time::now();
         for member in snapshot.members().iter() {
-            *states.entry(health(member).0).or_default() += 1;
+            *states.entry(health(member, now).0).or_default() += 1;
         }
         for (state, count) in states {
             page.sample(
@@ -156,6 +159,33 @@ fn endpoints(page: &mut Page, clusters: &[Cluster]) {
             .map(|m| m.load().in_flight())
             .sum();
         page.sample("in_flight", &[("service", service)], in_flight);
+    }
+}
+
+fn ejections(page: &mut Page, clusters: &[Cluster]) {
+    let help = "Ejections of endpoints, by what they were for.";
+    page.family("ejections_total", "counter", help);
+    for cluster in clusters {
+        for (reason, count) in cluster.ejections() {
+            let labels = [("service", &**cluster.name()), ("reason", reason)];
+            page.sample("ejections_total", &labels, count);
+        }
+    }
+}
+
+fn checks(page: &mut Page, clusters: &[Cluster]) {
+    let help = "Probes of active health checks, by what they found.";
+    page.family("health_checks_total", "counter", help);
+    for cluster in clusters {
+        let counts = cluster.check_counts();
+        for (result, count) in [
+            ("pass", counts.passed),
+            ("fail", counts.failed),
+            ("inconclusive", counts.inconclusive),
+        ] {
+            let labels = [("service", &**cluster.name()), ("result", result)];
+            page.sample("health_checks_total", &labels, count);
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
+//! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
 //!
 //! # Examples
 //!

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
     http::{
         HeaderValue, StatusCode,
@@ -18,6 +18,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{Admin, Readiness};
+use crate::cluster::NotSuspected;
 
 pub(super) fn router(admin: Admin) -> Router {
     let guarded = Router::new()
@@ -26,6 +27,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/clusters", get(clusters))
         .route("/config", get(config))
         .route("/drain", post(drain))
+        .route("/suspect", post(suspect))
         .layer(middleware::from_fn_with_state(admin.clone(), authorize));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -33,14 +35,14 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain\n";
+                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain, POST /suspect\n";
             (StatusCode::NOT_FOUND, text)
         })
         .with_state(admin)
 }
 
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config, POST /drain\n"
+    "GET /healthz /readyz /metrics /clusters /config, POST /drain /suspect\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -81,6 +83,37 @@ async fn drain(State(admin): State<Admin>) -> Response {
     admin.set_readiness(Readiness::Draining);
     admin.shared.drain.send_replace(true);
     (StatusCode::ACCEPTED, "draining\n").into_response()
+}
+
+/// Has an endpoint probed at once; what comes of it is the verdict of the probe.
+async fn suspect(State(admin): State<Admin>, body: Bytes) -> Response {
+    let Some((cluster, endpoint)) = names(&body) else {
+        let text =
+            "expected JSON such as {\"cluster\": \"users\", \"endpoint\": \"127.0.0.1:9001\"}\n";
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    };
+    let clusters = admin.shared.clusters.load();
+    let found = clusters.iter().find(|found| **found.name() == *cluster);
+    let Some(found) = found else {
+        return (StatusCode::NOT_FOUND, format!("no cluster {cluster}\n")).into_response();
+    };
+    match found.suspect(&endpoint.into()) {
+        Ok(()) => (StatusCode::ACCEPTED, "probing\n").into_response(),
+        Err(error) => {
+            let status = match error {
+                NotSuspected::NoChecks => StatusCode::CONFLICT,
+                _ => StatusCode::NOT_FOUND,
+            };
+            (status, format!("{error}\n")).into_response()
+        }
+    }
+}
+
+/// The cluster and the endpoint that a body names.
+fn names(body: &[u8]) -> Option<(String, String)> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let name = |key| Some(body.get(key)?.as_str()?.to_owned());
+    Some((name("cluster")?, name("endpoint")?))
 }
 
 fn json_response(value: &Value) -> Response {

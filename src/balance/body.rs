@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,7 +15,7 @@ use pin_project_lite::pin_project;
 use crate::{
     error::{TransportError, TransportErrorKind},
     member::Lease,
-    outcome::End,
+    outcome::{Class, Classifier, End},
 };
 
 pin_project! {
@@ -31,7 +32,12 @@ pin_project! {
     #[project = StateProj]
     enum State<B> {
         // The body of the endpoint. The lease ends with it.
-        Leased { #[pin] inner: B, lease: Lease },
+        Leased {
+            #[pin]
+            inner: B,
+            lease: Lease,
+            classifier: Option<Arc<dyn Classifier>>,
+        },
         // The body of a refusal.
         Refused { #[pin] body: Full<Bytes> },
     }
@@ -46,13 +52,21 @@ impl<B> From<Bytes> for ResponseBody<B> {
 }
 
 impl<B: Body> ResponseBody<B> {
-    pub(super) fn leased(inner: B, mut lease: Lease) -> Self {
+    pub(super) fn leased(
+        inner: B,
+        mut lease: Lease,
+        classifier: Option<Arc<dyn Classifier>>,
+    ) -> Self {
         // Nobody needs to poll a body that is empty.
         if inner.is_end_stream() {
             end(&mut lease);
         }
         Self {
-            state: State::Leased { inner, lease },
+            state: State::Leased {
+                inner,
+                lease,
+                classifier,
+            },
         }
     }
 }
@@ -87,13 +101,30 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         match self.project().state.project() {
-            StateProj::Leased { mut inner, lease } => {
+            StateProj::Leased {
+                mut inner,
+                lease,
+                classifier,
+            } => {
                 let frame = ready!(inner.as_mut().poll_frame(cx));
                 match &frame {
                     Some(Err(error)) => lease.finish(broken(error)),
                     // The consumer may not poll again after the last frame, and trailers are one.
-                    Some(Ok(frame)) if !frame.is_trailers() && !inner.is_end_stream() => {}
-                    Some(Ok(_)) | None => end(lease),
+                    Some(Ok(frame)) if !frame.is_trailers() && !inner.is_end_stream() => {
+                        lease.works();
+                    }
+                    Some(Ok(frame)) => {
+                        let said = frame.trailers_ref().and_then(|trailers| {
+                            let said = classifier.as_ref();
+                            let said = said.and_then(|classifier| classifier.trailers(trailers));
+                            said.or_else(|| Class::of_grpc_fields(trailers))
+                        });
+                        if let Some(said) = said {
+                            lease.classify(said);
+                        }
+                        end(lease);
+                    }
+                    None => end(lease),
                 }
                 Poll::Ready(frame)
             }

@@ -6,8 +6,8 @@ use crate::endpoint::EndpointId;
 ///
 /// It is for applications that choose themselves: a shard, a leader, an operator who looks at one
 /// instance. The endpoint is taken when it is a member of the cluster, also with weight 0, while it
-/// drains, or with a lower priority. When it is not, or was tried before in a row of attempts, the
-/// policy picks, unless the destination is [strict](Self::strict).
+/// drains, or with a lower priority. When it is not, is unhealthy or ejected, or was tried before in
+/// a row of attempts, the policy picks, unless the destination is [strict](Self::strict).
 ///
 /// No header sets it: a client cannot choose unless the application lets it.
 ///

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use super::{body::ResponseBody, layer::LoadReports};
 use crate::{
     error::{TransportError, TransportErrorKind},
     member::Lease,
-    outcome::End,
+    outcome::{Class, Classifier, End},
     refusal::{Dialect, Refusal},
     time,
 };
@@ -38,6 +39,7 @@ pin_project! {
             lease: Option<Lease>,
             set_cookie: Option<HeaderValue>,
             reports: LoadReports,
+            classifier: Option<Arc<dyn Classifier>>,
         },
         // There was no endpoint to ask.
         Refused { refusal: Option<(Refusal, Dialect)> },
@@ -50,6 +52,7 @@ impl<F> ResponseFuture<F> {
         lease: Lease,
         set_cookie: Option<HeaderValue>,
         reports: LoadReports,
+        classifier: Option<Arc<dyn Classifier>>,
     ) -> Self {
         Self {
             state: State::Leased {
@@ -57,6 +60,7 @@ impl<F> ResponseFuture<F> {
                 lease: Some(lease),
                 set_cookie,
                 reports,
+                classifier,
             },
         }
     }
@@ -85,6 +89,7 @@ where
                 lease,
                 set_cookie,
                 reports,
+                classifier,
             } => {
                 let result = ready!(inner.poll(cx));
                 let mut lease = lease.take().expect("polled after it was ready");
@@ -93,13 +98,21 @@ where
                         let now = time::now();
                         load_report(response.headers_mut(), &lease, *reports, now);
                         let status = response.status();
+                        let classifier = classifier.take();
+                        if let Some(said) = said(&response, classifier.as_deref()) {
+                            lease.classify(said);
+                        }
                         let retry_after = retry_after(status, response.headers());
                         lease.head(status, retry_after, now);
+                        // A gRPC status comes after the head.
+                        if lease.is_on_trial() && Dialect::of(response.headers()) == Dialect::Http {
+                            lease.works();
+                        }
                         if let Some(set_cookie) = set_cookie.take() {
                             let headers = response.headers_mut();
                             headers.append(header::SET_COOKIE, set_cookie);
                         }
-                        Ok(response.map(|body| ResponseBody::leased(body, lease)))
+                        Ok(response.map(|body| ResponseBody::leased(body, lease, classifier)))
                     }
                     Err(error) => {
                         lease.finish(failure(&error));
@@ -128,10 +141,24 @@ fn load_report(headers: &mut HeaderMap, lease: &Lease, reports: LoadReports, now
 /// The field of an ORCA report.
 const LOAD_REPORT: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 
-/// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
+/// What the head says of the endpoint beyond its status: by the classifier, or by the gRPC status
+/// of a response that has no body.
+fn said<B: Body>(response: &Response<B>, classifier: Option<&dyn Classifier>) -> Option<Class> {
+    let headers = response.headers();
+    let said = classifier.and_then(|classifier| classifier.head(response.status(), headers));
+    said.or_else(|| {
+        let has_no_body = response.body().is_end_stream();
+        has_no_body
+            .then(|| Class::of_grpc_fields(headers))
+            .flatten()
+            .filter(|_| response.status() == StatusCode::OK)
+    })
+}
+
+/// The seconds that a failure, or an endpoint with too many requests, asks to be left alone. The other form of `Retry-After`, a date, is
 /// not taken: the clock of the endpoint decides nothing here.
 fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    if !status.is_server_error() {
+    if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
         return None;
     }
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;

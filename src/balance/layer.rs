@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use http::uri::Scheme;
 use tower::Layer;
 
@@ -5,7 +7,7 @@ use super::{
     Balance, HashKey,
     sticky::{Sessions, Sticky},
 };
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, outcome::Classifier};
 
 /// Sends each request to an endpoint of a cluster; see the [module docs](super).
 ///
@@ -15,6 +17,7 @@ use crate::cluster::Cluster;
 /// - `hash_key`: none
 /// - `sticky`: no sessions
 /// - `forward_load_reports`: no
+/// - `classifier`: none, the usual rules of [`Classifier`]
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     cluster: Cluster,
@@ -22,6 +25,7 @@ pub struct BalanceLayer {
     hash_key: Option<HashKey>,
     sessions: Option<Sessions>,
     load_reports: LoadReports,
+    classifier: Option<Arc<dyn Classifier>>,
 }
 
 /// What becomes of the field in which an endpoint reports its load, once it is read.
@@ -41,6 +45,7 @@ impl BalanceLayer {
             hash_key: None,
             sessions: None,
             load_reports: LoadReports::Remove,
+            classifier: None,
         }
     }
 
@@ -73,6 +78,14 @@ impl BalanceLayer {
         self.load_reports = LoadReports::Forward;
         self
     }
+
+    /// Says what answers mean for the endpoint that gave them: for its health, its load and the
+    /// figures.
+    #[must_use]
+    pub fn classifier(mut self, classifier: impl Classifier) -> Self {
+        self.classifier = Some(Arc::new(classifier));
+        self
+    }
 }
 
 impl<S> Layer<S> for BalanceLayer {
@@ -86,6 +99,7 @@ impl<S> Layer<S> for BalanceLayer {
             self.hash_key.clone(),
             self.sessions.clone(),
             self.load_reports,
+            self.classifier.clone(),
         )
     }
 }

@@ -1,6 +1,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use http::{
@@ -18,6 +19,7 @@ use crate::{
     attempt::{Attempt, Overdue},
     cluster::{Cluster, Snapshot},
     member::{Chosen, Lease, Member},
+    outcome::Classifier,
     pick::Pick,
     refusal::{Dialect, Reason, Refusal},
     time,
@@ -32,6 +34,7 @@ pub struct Balance<S> {
     hash_key: Option<HashKey>,
     sessions: Option<Sessions>,
     load_reports: LoadReports,
+    classifier: Option<Arc<dyn Classifier>>,
 }
 
 /// An endpoint for a request.
@@ -50,6 +53,7 @@ impl<S> Balance<S> {
         hash_key: Option<HashKey>,
         sessions: Option<Sessions>,
         load_reports: LoadReports,
+        classifier: Option<Arc<dyn Classifier>>,
     ) -> Self {
         Self {
             inner,
@@ -58,6 +62,7 @@ impl<S> Balance<S> {
             hash_key,
             sessions,
             load_reports,
+            classifier,
         }
     }
 
@@ -79,46 +84,52 @@ impl<S> Balance<S> {
             Some(key) if pick.hash.is_none() => pick.hash(key.hash(request, snapshot.hasher())),
             _ => pick,
         };
-        let (member, set_cookie) = match (request.extensions().get(), &self.sessions) {
-            (Some(destination), _) => (self.destined(&snapshot, destination, &pick)?, None),
+        let leased = match (request.extensions().get(), &self.sessions) {
+            (Some(destination), _) => self.destined(&snapshot, destination, &pick),
             (None, Some(sessions)) => {
-                self.in_session(sessions, request.headers(), &snapshot, &pick)?
+                self.in_session(sessions, request.headers(), &snapshot, &pick)
             }
-            (None, None) => (self.picked(&snapshot, &pick)?, None),
+            (None, None) => self.picked(&snapshot, &pick),
         };
-        let mut lease = member.lease(now);
+        let mut leased = leased?;
         if let Some(overdue) = request.extensions().get::<Overdue>() {
-            lease.overdue(overdue.clone());
+            leased.lease.overdue(overdue.clone());
         }
-        Ok(Leased {
-            member,
-            lease,
-            set_cookie,
-        })
+        Ok(leased)
     }
 
-    fn picked(&self, snapshot: &Snapshot, pick: &Pick<'_>) -> Result<Arc<Member>, Refusal> {
-        snapshot.pick(pick).cloned().ok_or_else(|| {
+    fn picked(&self, snapshot: &Snapshot, pick: &Pick<'_>) -> Result<Leased, Refusal> {
+        if let Some((member, lease)) = snapshot.trial(pick) {
+            return Ok(Leased {
+                member: Arc::clone(member),
+                lease,
+                set_cookie: None,
+            });
+        }
+        let picked = snapshot.pick(pick).ok_or_else(|| {
             let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
             Refusal::new(Reason::NoEndpoint, detail)
-        })
+        })?;
+        Ok(Leased::at(picked, pick.now))
     }
 
-    /// The endpoint of the session or, when it has none, one that is picked and its cookie.
+    /// The endpoint of the session or, when it has none that is usable, one that is picked and its
+    /// cookie.
     fn in_session(
         &self,
         sessions: &Sessions,
         headers: &HeaderMap,
         snapshot: &Snapshot,
         pick: &Pick<'_>,
-    ) -> Result<(Arc<Member>, Option<HeaderValue>), Refusal> {
+    ) -> Result<Leased, Refusal> {
         let kept = sessions.member(headers, snapshot);
-        if let Some(member) = kept.filter(|member| !pick.tried.contains(&member.endpoint().id)) {
-            return Ok((member, None));
+        let kept = kept.filter(|member| is_open(snapshot, member, pick));
+        if let Some(member) = kept {
+            return Ok(Leased::at(&member, pick.now));
         }
-        let member = self.picked(snapshot, pick)?;
-        let set_cookie = sessions.set_cookie(&member);
-        Ok((member, Some(set_cookie)))
+        let mut leased = self.picked(snapshot, pick)?;
+        leased.set_cookie = Some(sessions.set_cookie(&leased.member));
+        Ok(leased)
     }
 
     /// The endpoint that the request is for, or else, when another will do, one that is picked.
@@ -127,20 +138,36 @@ impl<S> Balance<S> {
         snapshot: &Snapshot,
         destination: &Destination,
         pick: &Pick<'_>,
-    ) -> Result<Arc<Member>, Refusal> {
+    ) -> Result<Leased, Refusal> {
         let id = destination.endpoint();
-        let member = snapshot.member(id).cloned();
+        let member = snapshot.member(id);
         if destination.is_strict() {
-            return member.ok_or_else(|| {
+            let member = member.ok_or_else(|| {
                 let detail = format!("cluster {} has no endpoint {id}", self.cluster.name());
                 Refusal::new(Reason::NoEndpoint, detail)
-            });
+            })?;
+            return Ok(Leased::at(member, pick.now));
         }
-        match member.filter(|_| !pick.tried.contains(id)) {
-            Some(member) => Ok(member),
+        match member.filter(|member| is_open(snapshot, member, pick)) {
+            Some(member) => Ok(Leased::at(member, pick.now)),
             None => self.picked(snapshot, pick),
         }
     }
+}
+
+impl Leased {
+    fn at(member: &Arc<Member>, now: Instant) -> Self {
+        Self {
+            member: Arc::clone(member),
+            lease: member.lease(now),
+            set_cookie: None,
+        }
+    }
+}
+
+/// Whether a request that has a reason to go to this member may do so.
+fn is_open(snapshot: &Snapshot, member: &Member, pick: &Pick<'_>) -> bool {
+    !pick.tried.contains(&member.endpoint().id) && snapshot.admits(member, pick.now)
 }
 
 impl<S, B, R> Service<Request<B>> for Balance<S>
@@ -174,7 +201,13 @@ where
         let chosen = Chosen::new(member, authority);
         request.extensions_mut().insert(chosen);
         let exchange = self.inner.call(request);
-        ResponseFuture::leased(exchange, lease, set_cookie, self.load_reports)
+        ResponseFuture::leased(
+            exchange,
+            lease,
+            set_cookie,
+            self.load_reports,
+            self.classifier.clone(),
+        )
     }
 }
 

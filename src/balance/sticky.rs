@@ -11,8 +11,8 @@ use crate::{cluster::Snapshot, endpoint::EndpointId, member::Member};
 /// Keeps the requests of a session at one endpoint.
 ///
 /// The first response of a session sets a cookie that stands for the endpoint; later requests go
-/// there whatever the policy says, also while it drains or has weight 0. When it is gone, the
-/// policy picks another and the cookie is set anew.
+/// there whatever the policy says, also while it drains or has weight 0. When it is gone, unhealthy
+/// or ejected, the policy picks another and the cookie is set anew.
 ///
 /// The value is a keyed hash of the endpoint's identity (SipHash-2-4 with 128 bits): it tells a
 /// client nothing, and one that was tampered with stands for no endpoint. It is the same on every

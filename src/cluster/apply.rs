@@ -9,6 +9,7 @@ use std::{
 use crate::{
     endpoint::{Endpoint, EndpointId},
     event::Event,
+    health::Oversight,
     load::Totals,
     member::Member,
     pick::Candidate,
@@ -16,7 +17,9 @@ use crate::{
 
 /// What those join that were not there before.
 #[derive(Clone, Copy)]
-pub(super) struct Joining {
+pub(super) struct Joining<'a> {
+    pub(super) totals: &'a Arc<Totals>,
+    pub(super) oversight: &'a Arc<Oversight>,
     /// Whether the cluster had no list before: then nobody knows how old its endpoints are.
     pub(super) is_first_list: bool,
     pub(super) now: Instant,
@@ -33,8 +36,7 @@ pub(super) struct Applied {
 pub(super) fn apply(
     previous: &[Arc<Member>],
     endpoints: &[Arc<Endpoint>],
-    totals: &Arc<Totals>,
-    joining: Joining,
+    joining: Joining<'_>,
 ) -> Applied {
     let mut known: HashMap<&EndpointId, &Arc<Member>> = previous
         .iter()
@@ -58,7 +60,9 @@ pub(super) fn apply(
                     events.push(Event::Removed(Arc::clone(member.endpoint())));
                 }
                 events.push(Event::Added(Arc::clone(endpoint)));
-                let member = Member::new(Arc::clone(endpoint), Arc::clone(totals), joining.now);
+                let totals = Arc::clone(joining.totals);
+                let member = Member::new(Arc::clone(endpoint), totals, joining.now)
+                    .overseen_by(Arc::clone(joining.oversight));
                 Arc::new(if joining.is_first_list {
                     member
                 } else {
@@ -114,15 +118,16 @@ mod tests {
     proptest! {
         #[test]
         fn identity_keeps_its_live_state(lists in lists()) {
-            let totals = Arc::new(Totals::default());
             let joining = Joining {
+                totals: &Arc::default(),
+                oversight: &Arc::default(),
                 is_first_list: false,
                 now: crate::time::now(),
             };
             let mut members: Arc<[Arc<Member>]> = Arc::default();
             for list in lists {
                 let endpoints: Vec<_> = list.into_iter().map(endpoint).collect();
-                let applied = apply(&members, &endpoints, &totals, joining);
+                let applied = apply(&members, &endpoints, joining);
 
                 let mut expected: Vec<&Arc<Endpoint>> = Vec::new();
                 for endpoint in &endpoints {

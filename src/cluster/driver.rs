@@ -1,15 +1,18 @@
-//! The tasks of a cluster: one follows discovery, one refreshes what the policy goes by.
+//! The tasks of a cluster: one follows discovery, one the health of its members, one refreshes what
+//! the policy goes by.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{runtime::Handle, task::AbortHandle, time::timeout_at};
 
 use super::Shared;
 use crate::{
     discover::{ServiceWatch, State},
+    health::Oversight,
     pick::Policy,
     time,
 };
@@ -48,6 +51,56 @@ impl Refresher {
 impl Drop for Refresher {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// The running task; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Overseer(AbortHandle);
+
+impl Overseer {
+    /// `None` when there is no runtime.
+    pub(super) fn start(shared: &Arc<Shared>) -> Option<Self> {
+        let runtime = Handle::try_current().ok()?;
+        let oversight = Arc::clone(&shared.oversight);
+        let task = runtime.spawn(oversee(Arc::downgrade(shared), oversight));
+        Some(Self(task.abort_handle()))
+    }
+}
+
+impl Drop for Overseer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The shortest and the longest time between two looks at the health of all members. Looking takes
+/// at most a tenth of the time, and many members are not looked at for each of them that changes.
+const REST_LEAST: Duration = Duration::from_millis(1);
+const REST_PER_MEMBER: Duration = Duration::from_micros(2);
+const REST_MOST: Duration = Duration::from_secs(1);
+
+async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
+    let mut look: Option<Instant> = None;
+    loop {
+        let rung = poll_fn(|cx| oversight.bell().poll_rung(cx));
+        match look {
+            // Rung or not: it is time to look.
+            Some(at) => drop(timeout_at(at.into(), rung).await),
+            None => rung.await,
+        }
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let start = time::now();
+        look = shared.review(start);
+        let members = shared.snapshot.load().members().len() as u32;
+        drop(shared);
+        let end = time::now();
+        let rest = (end.saturating_duration_since(start) * 9)
+            .max(REST_PER_MEMBER.saturating_mul(members))
+            .clamp(REST_LEAST, REST_MOST);
+        time::sleep_until(time::after(end, rest)).await;
     }
 }
 

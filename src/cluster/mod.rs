@@ -23,8 +23,14 @@
 //! [`ServiceWatch`].
 
 mod apply;
+mod check;
 mod driver;
+mod levels;
+mod log;
+mod outlier;
 mod priority;
+mod probe;
+mod recover;
 mod slow_start;
 mod snapshot;
 
@@ -38,14 +44,19 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+pub use check::{Check, Checks};
+pub use probe::CheckCounts;
+pub use recover::{Recovering, RecoveryAction};
 pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
 
 use crate::{
     discover::{self, ServiceWatch, State},
-    endpoint::Endpoint,
+    endpoint::{Endpoint, EndpointId},
     event::Event,
+    health::{Outlier, Oversight, Percent, Standing, Turn, Verdict},
     load::Totals,
+    member::Member,
     pick::Policy,
     time,
 };
@@ -64,11 +75,25 @@ pub struct Cluster {
     shared: Arc<Shared>,
 }
 
+/// Why an endpoint is not probed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotSuspected {
+    /// The cluster has no such endpoint.
+    #[error("the cluster has no such endpoint")]
+    NoEndpoint,
+    /// The cluster has no checks.
+    #[error("the cluster has no health checks")]
+    NoChecks,
+}
+
 struct Shared {
     name: Arc<str>,
     snapshot: ArcSwap<Snapshot>,
     writer: Mutex<Writer>,
     totals: Arc<Totals>,
+    probes: probe::Counters,
+    oversight: Arc<Oversight>,
     events: broadcast::Sender<Event>,
     published: watch::Sender<u64>,
 }
@@ -77,6 +102,10 @@ struct Shared {
 struct Writer {
     policy: Arc<dyn Policy>,
     slow_start: Option<SlowStart>,
+    panic_threshold: Percent,
+    look_out: Option<outlier::LookOut>,
+    overseer: Option<driver::Overseer>,
+    prober: Option<probe::Prober>,
     refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
     watch: Option<ServiceWatch>,
@@ -85,6 +114,9 @@ struct Writer {
 }
 
 impl Cluster {
+    /// Below this share of usable endpoints a priority panics by default: 50 %, as in Envoy.
+    pub const PANIC_THRESHOLD: Percent = Percent::HALF;
+
     /// A cluster that follows discovery.
     ///
     /// # Panics
@@ -99,6 +131,9 @@ impl Cluster {
 
     /// A cluster of endpoints that never change. Of endpoints with the same identity, the first
     /// is used.
+    ///
+    /// Made outside a tokio runtime, it does not follow the health of its endpoints until one of
+    /// its settings about that is set inside.
     #[must_use]
     pub fn fixed(
         name: impl Into<Arc<str>>,
@@ -123,18 +158,25 @@ impl Cluster {
             writer: Mutex::new(Writer {
                 policy,
                 slow_start: None,
+                panic_threshold: Self::PANIC_THRESHOLD,
+                look_out: None,
+                overseer: None,
+                prober: None,
                 refresher: None,
                 follower: None,
                 watch: None,
                 epoch: 0,
             }),
             totals: Arc::default(),
+            probes: probe::Counters::default(),
+            oversight: Arc::default(),
             events: broadcast::Sender::new(EVENTS),
             published: watch::Sender::new(0),
         };
         let shared = Arc::new(shared);
         let mut writer = shared.writer.lock();
         writer.refresher = driver::Refresher::start(&shared, &*writer.policy);
+        writer.overseer = driver::Overseer::start(&shared);
         drop(writer);
         Self { shared }
     }
@@ -213,6 +255,116 @@ impl Cluster {
         }
     }
 
+    /// Sets below which share of usable endpoints a priority panics and uses all of them, unless
+    /// other priorities are enough for all requests; 50 % by default. At 0 none ever panics.
+    pub fn set_panic_threshold(&self, threshold: Percent) {
+        let mut writer = self.shared.writer.lock();
+        writer.panic_threshold = threshold;
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Ejects endpoints whose requests show that they are outliers, by these rules from now on, or
+    /// not any more; by default not. What is known of the endpoints is kept; without rules, ejected
+    /// ones are back at once.
+    pub fn set_outlier(&self, rules: Option<Outlier>) {
+        let mut writer = self.shared.writer.lock();
+        self.shared.oversee(&mut writer);
+        let are_gone = rules.is_none();
+        self.shared.oversight.set_outlier(rules);
+        if are_gone {
+            for member in self.snapshot().members().iter() {
+                member.health().readmit(member.counts());
+            }
+        }
+        drop(writer);
+        self.shared.review(time::now());
+        // The task that looks out has another time to look.
+        self.shared.oversight.bell().ring();
+    }
+
+    /// How often endpoints were ejected, by the name of the cause.
+    pub fn ejections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.shared.oversight.ejections()
+    }
+
+    /// Lets active checks have a say from now on: until its [verdict](Self::checked), an endpoint
+    /// is unknown, and picked after those that passed.
+    pub fn start_checks(&self) {
+        self.shared.oversight.start_checks();
+        self.hush();
+    }
+
+    /// Forgets what active checks said; they have no say any more.
+    pub fn stop_checks(&self) {
+        self.shared.oversight.stop_checks();
+        for member in self.snapshot().members().iter() {
+            member.health().forget_checks();
+        }
+        self.hush();
+    }
+
+    /// Checks the endpoints in this way from now on, or not any more. What other checks found out
+    /// stands until these find out otherwise; without checks it is forgotten.
+    ///
+    /// # Panics
+    ///
+    /// When called outside a tokio runtime, which runs the task that checks.
+    pub fn set_checks(&self, checks: Option<Checks>) {
+        let prober = checks.map(|checks| {
+            self.start_checks();
+            probe::Prober::start(&self.shared, checks)
+        });
+        let is_off = prober.is_none();
+        let previous = std::mem::replace(&mut self.shared.writer.lock().prober, prober);
+        if is_off && previous.is_some() {
+            drop(previous);
+            self.stop_checks();
+        }
+    }
+
+    /// Has the checks ask this endpoint at once. Whatever made somebody suspect it, only what they
+    /// find counts.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such endpoint, or the cluster has no checks.
+    pub fn suspect(&self, endpoint: &EndpointId) -> Result<(), NotSuspected> {
+        if self.snapshot().member(endpoint).is_none() {
+            return Err(NotSuspected::NoEndpoint);
+        }
+        let writer = self.shared.writer.lock();
+        let prober = writer.prober.as_ref().ok_or(NotSuspected::NoChecks)?;
+        prober.suspect(endpoint.clone());
+        Ok(())
+    }
+
+    /// How many probes of active checks found what.
+    #[must_use]
+    pub fn check_counts(&self) -> CheckCounts {
+        self.shared.probes.counts()
+    }
+
+    /// Publishes a change of the rules, which is no news of any endpoint.
+    fn hush(&self) {
+        let mut writer = self.shared.writer.lock();
+        self.shared.oversee(&mut writer);
+        let now = time::now();
+        for member in self.snapshot().members().iter() {
+            member.health().hush(&self.shared.oversight, now);
+        }
+        self.shared.rebuild(&writer, now);
+    }
+
+    /// Takes what an active check found out about a member.
+    ///
+    /// The next snapshot follows at once, or with others that come at nearly the same time; then
+    /// [`Event::Health`] is sent. It counts only after [`start_checks`](Self::start_checks).
+    pub fn checked(&self, member: &Member, verdict: Verdict, reason: impl Into<Arc<str>>) {
+        if member.health().check(verdict, reason.into()) {
+            self.shared.oversight.bell().ring();
+        }
+    }
+
     /// Follows another source of endpoints from now on. Live state of endpoints that are in both
     /// is kept; the old list is used until the new source has said something.
     ///
@@ -234,11 +386,19 @@ impl Writer {
         snapshot::Rules {
             policy: &*self.policy,
             slow_start: self.slow_start,
+            panic_threshold: self.panic_threshold,
         }
     }
 }
 
 impl Shared {
+    /// Starts the task that hears the bell, where there was no runtime for it before.
+    fn oversee(self: &Arc<Self>, writer: &mut Writer) {
+        if writer.overseer.is_none() {
+            writer.overseer = driver::Overseer::start(self);
+        }
+    }
+
     /// Replaces the task that follows. One that is publishing at this moment finds its epoch over.
     fn start_follower(self: &Arc<Self>, writer: &mut Writer, watch: ServiceWatch) {
         writer.epoch += 1;
@@ -271,10 +431,12 @@ impl Shared {
     ) {
         let previous = self.snapshot.load();
         let joining = apply::Joining {
+            totals: &self.totals,
+            oversight: &self.oversight,
             is_first_list: previous.discovery() == State::Pending,
             now,
         };
-        let applied = apply::apply(previous.members(), endpoints, &self.totals, joining);
+        let applied = apply::apply(previous.members(), endpoints, joining);
         let members = if applied.events.is_empty() {
             Arc::clone(previous.members())
         } else {
@@ -285,9 +447,79 @@ impl Shared {
         let turned = (previous.discovery() != state).then_some(Event::Discovery(state));
         self.store(next);
         for event in applied.events.into_iter().chain(turned) {
-            // An error says that nobody listens, which is fine.
-            self.events.send(event).ok();
+            self.tell(event);
         }
+    }
+
+    fn tell(&self, event: Event) {
+        log::log(&self.name, &event);
+        // An error says that nobody listens, which is fine.
+        self.events.send(event).ok();
+    }
+
+    /// Ejects who is an outlier, tells who stands otherwise than before, and publishes it. Returns
+    /// when to look again, though nobody rings.
+    fn review(&self, now: Instant) -> Option<Instant> {
+        let mut writer = self.writer.lock();
+        let members = Arc::clone(self.snapshot.load().members());
+        let look = self.outlier_review(&mut writer, &members, now);
+        let turns: Vec<_> = members
+            .iter()
+            .filter_map(|member| Some((member, member.health().turn(&self.oversight, now)?)))
+            .collect();
+        if !turns.is_empty() {
+            self.rebuild(&writer, now);
+        }
+        for (member, turn) in turns {
+            self.tell_turn(member, turn);
+        }
+        for member in members.iter() {
+            if let Some(ejection) = member.health().take_ejection() {
+                self.oversight.count_ejection(ejection.cause);
+                self.tell(Event::Ejected {
+                    endpoint: Arc::clone(member.endpoint()),
+                    cause: ejection.cause,
+                    span: ejection.span,
+                    times: ejection.times,
+                });
+            }
+        }
+        let quiet = members
+            .iter()
+            .filter_map(|member| member.health().quiet_until(now))
+            .min();
+        [look, quiet].into_iter().flatten().min()
+    }
+
+    /// Returns when the next bucket of time ends.
+    fn outlier_review(
+        &self,
+        writer: &mut Writer,
+        members: &[Arc<Member>],
+        now: Instant,
+    ) -> Option<Instant> {
+        let Some(rules) = self.oversight.outlier() else {
+            writer.look_out = None;
+            return None;
+        };
+        let look_out = writer
+            .look_out
+            .get_or_insert_with(|| outlier::LookOut::new(rules.bucket(), now));
+        let occasion = look_out.occasion(rules.bucket(), now);
+        outlier::eject(members, &rules, &self.oversight, occasion, now);
+        Some(look_out.next())
+    }
+
+    fn tell_turn(&self, member: &Member, turn: Turn) {
+        if turn.from == Standing::Ejected && turn.to.is_usable() {
+            self.tell(Event::Readmitted(Arc::clone(member.endpoint())));
+        }
+        self.tell(Event::Health {
+            endpoint: Arc::clone(member.endpoint()),
+            from: turn.from,
+            to: turn.to,
+            reason: turn.reason,
+        });
     }
 
     /// Publishes the same members anew.

@@ -16,16 +16,24 @@ pub(super) struct Level {
 /// sends nobody elsewhere.
 const OVERPROVISIONING: usize = 140;
 
+/// Whether the priorities together are enough for all requests.
+pub(super) fn covers(levels: &[Level]) -> bool {
+    levels.iter().map(health).sum::<usize>() >= 100
+}
+
+fn health(level: &Level) -> usize {
+    match level.total {
+        0 => 0,
+        total => (OVERPROVISIONING * level.usable / total).min(100),
+    }
+}
+
 /// The percentage of the requests that each priority takes, the most preferred first. They add up
 /// to 100, unless nothing is usable anywhere: then all are 0.
 ///
 /// `health(P) = min(100, 1.4 · 100 · usable / total)`, and of what the priorities before it left,
 /// each takes its health, scaled up when all of them together are below 100.
 pub(super) fn loads(levels: &[Level]) -> Vec<u8> {
-    let health = |level: &Level| match level.total {
-        0 => 0,
-        total => (OVERPROVISIONING * level.usable / total).min(100),
-    };
     let health: Vec<usize> = levels.iter().map(health).collect();
     let together = health.iter().sum::<usize>().min(100);
     if together == 0 {

@@ -6,11 +6,16 @@ use std::{
     time::Instant,
 };
 
-use super::{apply, priority, slow_start::SlowStart};
+use super::{
+    apply,
+    levels::{self, Admission, Tally},
+    slow_start::SlowStart,
+};
 use crate::{
     discover::State,
     endpoint::EndpointId,
-    member::Member,
+    health::{Percent, Standing},
+    member::{Lease, Member},
     pick::{Candidate, KeyHasher, Pick, Picker, Policy},
 };
 
@@ -19,8 +24,13 @@ use crate::{
 pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
     hasher: KeyHasher,
-    /// By priority, the most preferred first.
+    /// The most preferred first.
     tiers: Box<[Tier]>,
+    /// Those that were ejected, which get requests on trial, with the position of their priority.
+    on_trial: Box<[(usize, Arc<Member>)]>,
+    /// The priorities of which everybody is picked.
+    panicking: Box<[u32]>,
+    quiet_until: Option<Instant>,
     /// Members by identity; made when the first one is asked for.
     index: OnceLock<HashMap<EndpointId, usize>>,
     generation: u64,
@@ -28,9 +38,11 @@ pub struct Snapshot {
     version: u64,
 }
 
-/// The candidates of one priority.
+/// The candidates of one priority that stand alike.
 #[derive(Debug)]
 struct Tier {
+    /// The position of the priority.
+    priority: usize,
     candidates: Arc<[Candidate]>,
     picker: Box<dyn Picker>,
     /// The percentage of the requests that it takes.
@@ -42,6 +54,7 @@ struct Tier {
 pub(super) struct Rules<'a> {
     pub(super) policy: &'a dyn Policy,
     pub(super) slow_start: Option<SlowStart>,
+    pub(super) panic_threshold: Percent,
 }
 
 impl Snapshot {
@@ -50,6 +63,9 @@ impl Snapshot {
             hasher: KeyHasher::default(),
             members: Arc::default(),
             tiers: Box::default(),
+            on_trial: Box::default(),
+            panicking: Box::default(),
+            quiet_until: None,
             index: OnceLock::new(),
             generation: 0,
             discovery: State::Pending,
@@ -67,24 +83,55 @@ impl Snapshot {
                 }
             }
         }
-        let levels: Vec<_> = candidates
+        let standings: Vec<Vec<Standing>> = candidates
             .iter()
-            .map(|tier| priority::Level {
-                usable: tier.len(),
-                total: tier.len(),
-            })
+            .map(|tier| tier.iter().map(|one| one.member.standing(now)).collect())
             .collect();
-        let tiers = candidates.into_iter().zip(priority::loads(&levels));
+        let tallies: Vec<_> = standings
+            .iter()
+            .map(|standings| Tally::of(standings.iter().copied()))
+            .collect();
+        let levels = levels::levels(&tallies, rules.panic_threshold);
+        let on_trial = candidates.iter().zip(&standings).enumerate();
+        let on_trial = on_trial.flat_map(|(priority, (tier, standings))| {
+            let ejected = tier.iter().zip(standings);
+            let ejected = ejected.filter(|(_, standing)| **standing == Standing::Ejected);
+            ejected.map(move |(one, _)| (priority, Arc::clone(&one.member)))
+        });
+        let panicking = levels
+            .iter()
+            .filter(|level| level.admission == Admission::Everybody)
+            .filter_map(|level| candidates[level.priority].first())
+            .map(|one| one.member.endpoint().priority);
+        let is_quiet = levels
+            .iter()
+            .all(|level| level.admission == Admission::Only(Standing::Quiet));
+        let quiet_until = candidates
+            .iter()
+            .flatten()
+            .filter_map(|one| one.member.health().quiet_until(now))
+            .min()
+            .filter(|_| is_quiet);
         Self {
+            on_trial: on_trial.collect(),
+            panicking: panicking.collect(),
+            quiet_until,
             hasher: rules.policy.hasher(),
             members,
-            tiers: tiers
-                .map(|(candidates, load)| {
-                    let candidates: Arc<[Candidate]> = candidates.into();
+            tiers: levels
+                .iter()
+                .map(|level| {
+                    let candidates = candidates[level.priority].iter();
+                    let candidates = candidates.zip(&standings[level.priority]);
+                    let candidates: Arc<[Candidate]> = candidates
+                        .filter(|(_, standing)| level.admission.admits(**standing))
+                        .map(|(candidate, _)| candidate.clone())
+                        .collect();
                     Tier {
+                        priority: level.priority,
                         picker: rules.policy.picker(&candidates),
                         candidates,
-                        load,
+                        load: level.load,
                     }
                 })
                 .collect(),
@@ -121,7 +168,7 @@ impl Snapshot {
         self.members.get(*index.get(id)?)
     }
 
-    /// The members that take new picks, the most preferred priority first.
+    /// The members that take new picks, the most preferred ones first.
     pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.tiers.iter().flat_map(|tier| tier.candidates.iter())
     }
@@ -156,15 +203,50 @@ impl Snapshot {
     /// again only when there is no other in any priority.
     #[must_use]
     pub fn pick(&self, pick: &Pick<'_>) -> Option<&Arc<Member>> {
-        let preferred = match &*self.tiers {
-            [] => return None,
-            [one] => one,
-            tiers => drawn(tiers, pick.entropy),
-        };
+        let preferred = self.drawn(pick)?;
         preferred
             .pick(pick)
             .or_else(|| self.tiers.iter().find_map(|tier| tier.pick(pick)))
             .or_else(|| preferred.pick(&pick.tried(&[])))
+    }
+}
+
+impl Snapshot {
+    /// The tier that takes a request with these random bits.
+    fn drawn(&self, pick: &Pick<'_>) -> Option<&Tier> {
+        match &*self.tiers {
+            [] => None,
+            [one] => Some(one),
+            tiers => Some(drawn(tiers, pick.entropy)),
+        }
+    }
+
+    /// The request as the one on trial for an endpoint that was ejected, when one is due. Retries
+    /// are not taken for that, and nobody is tried of a priority beyond the one that the request
+    /// is for.
+    pub(crate) fn trial(&self, pick: &Pick<'_>) -> Option<(&Arc<Member>, Lease)> {
+        if self.on_trial.is_empty() || !pick.tried.is_empty() {
+            return None;
+        }
+        let furthest = self.drawn(pick).map_or(usize::MAX, |tier| tier.priority);
+        self.on_trial
+            .iter()
+            .filter(|(priority, _)| *priority <= furthest)
+            .find_map(|(_, member)| Some((member, member.try_lease_on_trial(pick.now)?)))
+    }
+
+    /// Whether a request that has a reason to go to this member may do so: nothing speaks against
+    /// the member, or its priority panics.
+    #[must_use]
+    pub fn admits(&self, member: &Member, now: Instant) -> bool {
+        member.standing(now).is_usable() || self.panicking.contains(&member.endpoint().priority)
+    }
+
+    /// When every endpoint that is left asked to be left alone: until when the first of them did.
+    /// They are picked nevertheless; who can wait should.
+    #[must_use]
+    pub fn quiet_until(&self) -> Option<Instant> {
+        self.quiet_until
     }
 }
 
@@ -186,6 +268,6 @@ fn drawn(tiers: &[Tier], entropy: u64) -> &Tier {
             None => return tier,
         }
     }
-    // Nothing is usable: any of them is as good.
+    // Loads add up to 100; any tier is as good.
     &tiers[0]
 }

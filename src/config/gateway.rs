@@ -2,19 +2,22 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use bytes::Bytes;
 use http::uri::Scheme;
+use http_body_util::Full;
 use tower::{Layer, ServiceBuilder};
 
 use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
     settings::{
-        ClusterSettings, DiscoverySettings, DnsSettings, PolicySettings, RouteSettings, Settings,
-        StickySettings,
+        CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings, HealthSettings,
+        PolicySettings, Protocol, RouteSettings, Settings, StickySettings,
     },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
+    check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
     cluster::{Cluster, SlowStart},
     discover::{
         Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
@@ -87,6 +90,9 @@ impl Running {
         let watch = watch(name, settings, all);
         let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
         cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
+        cluster.set_panic_threshold(settings.panic_threshold);
+        cluster.set_outlier(settings.outlier.clone());
+        cluster.set_checks(checks(settings, plan.tls.as_ref()));
         Self {
             settings: settings.clone(),
             snapshot_dir: all.node.snapshot_dir.clone(),
@@ -115,9 +121,20 @@ impl Running {
             let slow_start = settings.slow_start.map(SlowStart::new);
             self.cluster.set_slow_start(slow_start);
         }
+        if self.settings.panic_threshold != settings.panic_threshold {
+            self.cluster.set_panic_threshold(settings.panic_threshold);
+        }
+        if self.settings.outlier != settings.outlier {
+            self.cluster.set_outlier(settings.outlier.clone());
+        }
         let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
-        if !self.settings.connects_like(settings) || texts(&self.tls) != texts(&plan.tls) {
+        let connects_alike =
+            self.settings.connects_like(settings) && texts(&self.tls) == texts(&plan.tls);
+        if !connects_alike {
             self.upstream = upstream(settings, plan.tls.as_ref());
+        }
+        if !connects_alike || self.settings.health != settings.health {
+            self.cluster.set_checks(checks(settings, plan.tls.as_ref()));
         }
         self.settings = settings.clone();
         self.tls = plan.tls.clone();
@@ -207,6 +224,78 @@ fn resolved(dns: Dns, settings: &DnsSettings) -> Dns {
         .min_ttl(settings.min_ttl)
         .max_ttl(settings.max_ttl)
         .allow_empty(settings.allow_empty)
+}
+
+/// The checks of a cluster, over connections like those of its requests.
+fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Checks> {
+    let health = settings.health.as_ref()?;
+    let scheme = match tls {
+        Some(_) => Scheme::HTTPS,
+        None => Scheme::HTTP,
+    };
+    let checks = match &health.check {
+        CheckSettings::Http {
+            path,
+            host,
+            expect_status,
+            expect_body,
+        } => {
+            let client = check_client(health, settings.protocol, tls);
+            let mut check = HttpCheck::new(client, path.clone())
+                .scheme(scheme)
+                .expect_status(expect_status.clone())
+                .expect_body(expect_body.clone());
+            if let Some(host) = host {
+                check = check.host(host);
+            }
+            if let Some(port) = health.port {
+                check = check.port(port);
+            }
+            Checks::new(check)
+        }
+        CheckSettings::Tcp => Checks::new(match health.port {
+            Some(port) => TcpCheck::new().port(port),
+            None => TcpCheck::new(),
+        }),
+        CheckSettings::Grpc { service, host } => {
+            // gRPC is spoken over HTTP/2 alone, whatever the rest of the cluster speaks.
+            let client = check_client(health, Protocol::Http2, tls);
+            let mut check = GrpcCheck::new(client).scheme(scheme).service(service);
+            if let Some(host) = host {
+                check = check.host(host);
+            }
+            if let Some(port) = health.port {
+                check = check.port(port);
+            }
+            Checks::new(check)
+        }
+    };
+    let checks = checks
+        .interval(health.interval)
+        .fast_interval(health.fast_interval)
+        .timeout(health.timeout)
+        .rise(health.rise)
+        .fall(health.fall)
+        .concurrency(health.concurrency);
+    Some(checks)
+}
+
+/// A client that keeps one connection to each endpoint from probe to probe.
+fn check_client(
+    health: &HealthSettings,
+    protocol: Protocol,
+    tls: Option<&Tls>,
+) -> Upstream<Full<Bytes>> {
+    let client = Upstream::new()
+        .protocol(protocol.into())
+        // The check itself keeps the time, and better.
+        .connect_timeout(health.timeout.saturating_mul(2))
+        .idle_connections(1)
+        .idle_timeout(health.interval.saturating_mul(4));
+    match tls {
+        Some(tls) => client.connector(tls.connector.clone().protocol(protocol.into())),
+        None => client,
+    }
 }
 
 fn upstream(settings: &ClusterSettings, tls: Option<&Tls>) -> Upstream<RequestBody> {

@@ -2,7 +2,7 @@
 
 use std::{
     error::Error as _,
-    fmt,
+    fmt, io,
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -52,7 +52,35 @@ struct State<B> {
 enum Connecting {
     Yes,
     Made,
-    Failed(TransportErrorKind),
+    Failed(Failure),
+}
+
+/// Why there is no connection, for each request that waited for it.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    kind: TransportErrorKind,
+    /// What the operating system calls it.
+    code: Option<i32>,
+}
+
+impl From<&TransportError> for Failure {
+    fn from(error: &TransportError) -> Self {
+        let system = error.source().and_then(|source| source.downcast_ref());
+        Self {
+            kind: error.kind(),
+            code: system.and_then(io::Error::raw_os_error),
+        }
+    }
+}
+
+impl From<Failure> for TransportError {
+    fn from(failure: Failure) -> Self {
+        let error = Self::new(failure.kind);
+        match failure.code {
+            Some(code) => error.caused_by(io::Error::from_raw_os_error(code)),
+            None => error,
+        }
+    }
 }
 
 struct Connection<B> {
@@ -164,11 +192,11 @@ impl<B: SendBody> Pool<B> {
                 .wait_for(|connecting| !matches!(connecting, Connecting::Yes))
                 .await;
             match made.as_deref() {
-                Ok(Connecting::Failed(kind)) => {
+                Ok(Connecting::Failed(failure)) => {
                     // A busy connection is better than none.
                     let mut state = self.state.lock();
                     let Some(least) = state.least_busy().map(Arc::clone) else {
-                        return Err(TransportError::new(*kind));
+                        return Err((*failure).into());
                     };
                     return self.join(&state, &least);
                 }
@@ -233,7 +261,7 @@ impl<B: SendBody> Pool<B> {
                     cause = error.source().map(tracing::field::display),
                     "no connection to an endpoint"
                 );
-                Connecting::Failed(error.kind())
+                Connecting::Failed(Failure::from(&error))
             }
         };
         drop(state);

@@ -122,6 +122,16 @@ impl TlsConnector {
         Ok(self)
     }
 
+    /// Offers another protocol than the one that it was made for.
+    #[must_use]
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        if self.protocol != protocol {
+            self.protocol = protocol;
+            self.config = with_alpn((*self.config).clone(), protocol);
+        }
+        self
+    }
+
     /// Sets the name that is sent as SNI and that the certificate must have.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
     &["body", "client", "endpoint", "etcd", "outcome", "yaml"],
     &[
-        "attempt", "discover", "event", "hop", "load", "refusal", "store",
+        "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
     ],
     &["member", "register"],
     &["pick"],
@@ -22,6 +22,7 @@ const RANKS: [&[&str]; 10] = [
     &[
         "balance",
         "cache",
+        "check",
         "edge",
         "error_response",
         "failover",
@@ -36,17 +37,28 @@ const RANKS: [&[&str]; 10] = [
 ];
 
 /// Who may import a module of its own rank, and why.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[(
-    "event",
-    "discover",
-    "what a cluster tells of its discovery is the state that discovery has",
-)];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    (
+        "event",
+        "discover",
+        "what a cluster tells of its discovery is the state that discovery has",
+    ),
+    (
+        "event",
+        "health",
+        "what a cluster tells of an endpoint is the standing that it has",
+    ),
+];
 
 /// Files, by the beginnings of their paths, that decide without a runtime or a clock.
 const PURE: &[&str] = &[
     "balance/hash_key.rs",
+    "check/message.rs",
     "client.rs",
     "cluster/apply.rs",
+    "cluster/levels.rs",
+    "cluster/priority.rs",
+    "cluster/slow_start.rs",
     "config/settings/",
     "discover/backoff",
     "discover/dns/answer.rs",
@@ -59,9 +71,10 @@ const PURE: &[&str] = &[
     "edge/validate.rs",
     "endpoint.rs",
     "etcd/message.rs",
+    "health/",
     "hop.rs",
     "load/report.rs",
-    "outcome.rs",
+    "outcome/",
     "pick/",
     "refusal.rs",
     "route/",

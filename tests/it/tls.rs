@@ -31,9 +31,9 @@ use crate::support::{Gateway, Message, full};
 const GET: &str = "GET /a HTTP/1.1\r\nhost: api.example.com\r\n\r\n";
 
 /// A certificate authority.
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Authority {
+pub(crate) fn authority() -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
@@ -51,16 +51,16 @@ fn issue(authority: &Authority, name: &str) -> (rcgen::Certificate, KeyPair) {
 }
 
 /// What a client said of the name and of the protocol.
-type Heard = (Option<String>, Option<String>);
+pub(crate) type Heard = (Option<String>, Option<String>);
 
 /// An endpoint at `users.internal` that wants clients of the same authority.
-struct Endpoint {
-    address: SocketAddr,
-    heard: Arc<Mutex<Vec<Heard>>>,
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<AtomicUsize>,
 }
 
-async fn endpoint(authority: &Authority, alpn: &[&str]) -> Endpoint {
+pub(crate) async fn endpoint(authority: &Authority, alpn: &[&str]) -> Endpoint {
     let (certificate, key) = issue(authority, "users.internal");
     let mut roots = RootCertStore::empty();
     roots.add(authority.der().clone()).unwrap();
@@ -116,7 +116,7 @@ async fn endpoint(authority: &Authority, alpn: &[&str]) -> Endpoint {
 }
 
 /// A folder with what the gateway needs: `ca.pem`, `client.pem`, `client.key`.
-fn folder(trusted: &Authority, own: &Authority) -> TempDir {
+pub(crate) fn folder(trusted: &Authority, own: &Authority) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = issue(own, "gateway.internal");
     let write = |name: &str, text: String| {
@@ -132,7 +132,7 @@ fn text(endpoint: &Endpoint, cluster: &str) -> String {
     crate::support::one_cluster(endpoint.address, cluster, "")
 }
 
-const MUTUAL: &str =
+pub(crate) const MUTUAL: &str =
     "tls: { ca: ca.pem, cert: client.pem, key: client.key, server_name: users.internal }";
 
 async fn ask(gateway: &Gateway) -> Message {

@@ -5,15 +5,19 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{
-    NamedFile, Place, PolicySettings, Reader, Secret,
+    HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret,
     dns::{self, DnsSettings},
     etcd::{self, EtcdSettings},
+    health::health,
     node::secret,
+    outlier::{outlier, share},
 };
 use crate::{
     balance::Sticky,
+    cluster::Cluster,
     discover::{DnsName, listing::every_endpoint},
     endpoint::Endpoint,
+    health::{Outlier, Percent},
     yaml::{Mistakes, Value, boolean, number, one_of, positive_duration, text},
 };
 
@@ -26,6 +30,9 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 ///
 /// - `balance`: round robin
 /// - `sticky`: no sessions
+/// - `outlier`: none is ejected; with the key, the defaults of [`Outlier`]
+/// - `panic_threshold`: 50 %
+/// - `health`: no checks
 /// - `slow_start`: none
 /// - `protocol`: HTTP/1.1
 /// - `tls`: none, plain text
@@ -42,6 +49,12 @@ pub struct ClusterSettings {
     pub balance: PolicySettings,
     /// The cookie that keeps a session at one endpoint, if any does.
     pub sticky: Option<StickySettings>,
+    /// When endpoints are ejected because of how requests end, if they are.
+    pub outlier: Option<Outlier>,
+    /// Below which share of usable endpoints a priority uses all of them.
+    pub panic_threshold: Percent,
+    /// How they are checked, if they are.
+    pub health: Option<HealthSettings>,
     /// How long an endpoint that joins takes to get its whole share.
     pub slow_start: Option<Duration>,
     /// What they speak.
@@ -176,6 +189,9 @@ impl Reader<'_> {
         let discovery = fields.required("discovery", |value| self.discovery(value));
         let balance = fields.optional("balance", |value| self.policy(value));
         let sticky = fields.optional("sticky", sticky);
+        let outlier = fields.optional("outlier", outlier);
+        let panic_threshold = fields.optional("panic_threshold", share);
+        let health = fields.optional("health", health);
         let slow_start = fields.optional("slow_start", positive_duration);
         let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
         let protocol = fields.optional("protocol", protocol);
@@ -198,6 +214,9 @@ impl Reader<'_> {
             discovery,
             balance: balance.unwrap_or_default(),
             sticky,
+            outlier,
+            panic_threshold: panic_threshold.unwrap_or(Cluster::PANIC_THRESHOLD),
+            health,
             slow_start,
             protocol: protocol.unwrap_or_default(),
             tls,

@@ -4,7 +4,9 @@ mod affinity;
 mod cluster;
 mod dns;
 mod etcd;
+mod health;
 mod node;
+mod outlier;
 mod place;
 mod policy;
 mod route;
@@ -24,6 +26,7 @@ pub use cluster::{
 };
 pub use dns::DnsSettings;
 pub use etcd::EtcdSettings;
+pub use health::{CheckSettings, HealthSettings};
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};

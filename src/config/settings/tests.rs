@@ -6,7 +6,13 @@ use http::{HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{balance::HashKey, endpoint::Endpoint, pick::LoadFactor, route::Match};
+use crate::{
+    balance::HashKey,
+    endpoint::Endpoint,
+    health::{FailurePercentage, Outlier, Percent, SuccessFloor, SuccessRate},
+    pick::LoadFactor,
+    route::Match,
+};
 
 /// Every key there is.
 const FULL: &str = r#"
@@ -28,6 +34,19 @@ clusters:
     balance:
       type: weighted_round_robin
     sticky: { cookie: gw_session, ttl: 1h, secret: s3cret, secure: true }
+    outlier:
+      consecutive_failures: 3
+      consecutive_gateway_failures: 4
+      consecutive_local_failures: 2
+      interval: 5s
+      base_ejection: 10s
+      max_ejection: 60s
+      max_ejection_percent: 30
+      success_rate: { deviations: 2.5, min_endpoints: 4, min_requests: 50 }
+      failure_percentage: { above: 70%, min_endpoints: 3, min_requests: 20 }
+      success_floor: { below: 99.5%, min_requests: 10 }
+    panic_threshold: 40%
+    health: { type: tcp, port: 9100, interval: 7s, fast_interval: 500ms, timeout: 2s, rise: 4, fall: 5, concurrency: 6 }
     slow_start: 30s
     protocol: h2
     tls: { ca: ca.pem, cert: /etc/client.pem, key: client.key, server_name: users.internal }
@@ -136,6 +155,44 @@ fn a_file_with_every_key_is_read() {
                 secret: Some(Secret::new("s3cret")),
                 secure: true,
             }),
+            outlier: Some(
+                Outlier::new()
+                    .consecutive_failures(3)
+                    .consecutive_gateway_failures(4)
+                    .consecutive_local_failures(2)
+                    .interval(Duration::from_secs(5))
+                    .base_ejection(Duration::from_secs(10))
+                    .max_ejection(Duration::from_secs(60))
+                    .max_ejected(Percent::new(30.0))
+                    .success_rate(
+                        SuccessRate::new()
+                            .deviations(2.5)
+                            .min_endpoints(4)
+                            .min_requests(50),
+                    )
+                    .failure_percentage(
+                        FailurePercentage::new()
+                            .above(Percent::new(70.0))
+                            .min_endpoints(3)
+                            .min_requests(20),
+                    )
+                    .success_floor(
+                        SuccessFloor::new()
+                            .below(Percent::new(99.5))
+                            .min_requests(10),
+                    ),
+            ),
+            panic_threshold: Percent::new(40.0),
+            health: Some(HealthSettings {
+                check: CheckSettings::Tcp,
+                port: Some(9100),
+                interval: Duration::from_secs(7),
+                fast_interval: Duration::from_millis(500),
+                timeout: Duration::from_secs(2),
+                rise: 4.try_into().unwrap(),
+                fall: 5.try_into().unwrap(),
+                concurrency: 6.try_into().unwrap(),
+            }),
             slow_start: Some(Duration::from_secs(30)),
             protocol: Protocol::Http2,
             tls: Some(TlsSettings {
@@ -172,7 +229,7 @@ fn a_file_with_every_key_is_read() {
         .map(|option| (option.key.as_str(), option.text.as_str(), option.line))
         .collect();
     assert_eq!(name, "least_loaded");
-    assert_eq!(options, [("window", "10s", 30), ("sample", "2", 30)]);
+    assert_eq!(options, [("window", "10s", 43), ("sample", "2", 43)]);
 
     assert_eq!(
         settings.routes,
@@ -241,6 +298,9 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
             },
             balance: PolicySettings::RoundRobin,
             sticky: None,
+            outlier: None,
+            panic_threshold: Percent::new(50.0),
+            health: None,
             slow_start: None,
             protocol: Protocol::Http1,
             tls: None,
@@ -447,6 +507,18 @@ fn clusters_are_checked() {
             "gateway.yaml:6: clusters.users.tls.key: expected cert beside it, found none",
             "gateway.yaml:7: clusters.users.tls.server_name: expected a host name or an IP address without a port, found the quoted \"a:80\"",
             "gateway.yaml:8: clusters.users.tls.insecure: expected one of ca, cert, key, server_name, found the unknown key \"insecure\"",
+        ],
+    );
+    refused_cluster(
+        "panic_threshold: 0.5\noutlier:\n  interval: 50ms\n  base_ejection: 0s\n  max_ejection_percent: 50%\n  success_rate: { deviations: 11 }\n  success_floor: { below: 101% }\n  consecutive_failure: 3",
+        &[
+            "gateway.yaml:5: clusters.users.panic_threshold: expected a percentage such as 50%, from 0% to 100%, found \"0.5\"",
+            "gateway.yaml:7: clusters.users.outlier.interval: expected a duration of at least 100ms, found \"50ms\"",
+            "gateway.yaml:8: clusters.users.outlier.base_ejection: expected a duration longer than zero, found \"0s\"",
+            "gateway.yaml:9: clusters.users.outlier.max_ejection_percent: expected a number from 0 to 100, found \"50%\"",
+            "gateway.yaml:10: clusters.users.outlier.success_rate.deviations: expected a number from 0 to 10, such as 1.9, found \"11\"",
+            "gateway.yaml:11: clusters.users.outlier.success_floor.below: expected a percentage such as 50%, from 0% to 100%, found \"101%\"",
+            "gateway.yaml:12: clusters.users.outlier.consecutive_failure: expected one of consecutive_failures, consecutive_gateway_failures, consecutive_local_failures, success_rate, failure_percentage, success_floor, interval, base_ejection, max_ejection, max_ejection_percent, found the unknown key \"consecutive_failure\"; did you mean \"consecutive_failures\"?",
         ],
     );
     refused_cluster(
@@ -831,12 +903,12 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
             "gateway.yaml:3: node.register: expected one of id, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
         ],
     );
-    for key in ["health", "outlier", "breaker", "panic_threshold"] {
-        let mistake = format!(
-            "gateway.yaml:5: clusters.users.{key}: expected one of discovery, balance, sticky, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"{key}\""
-        );
-        refused_cluster(&format!("{key}: {{}}"), &[&mistake]);
-    }
+    refused_cluster(
+        "breaker: {}",
+        &[
+            "gateway.yaml:5: clusters.users.breaker: expected one of discovery, balance, sticky, outlier, panic_threshold, health, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"breaker\"",
+        ],
+    );
     for key in ["rate_limit", "cache", "failover"] {
         let mistake = format!(
             "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, timeout, idle_timeout, found the unknown key \"{key}\""
@@ -875,7 +947,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 36);
+    assert_eq!(tried, 49);
 }
 
 proptest! {
@@ -897,5 +969,90 @@ proptest! {
             prop_assert!(error.lines().len() > 0);
             prop_assert!(error.lines().all(|line| (1..=last).contains(&line)), "{}", error);
         }
+    }
+}
+
+#[test]
+fn checks_are_read() {
+    let health = |keys: &str| {
+        let settings = parse(&with_cluster(&format!("health: {{ {keys} }}"))).unwrap();
+        settings.clusters["users"].health.clone().unwrap()
+    };
+    assert_eq!(
+        health("type: http"),
+        HealthSettings {
+            check: CheckSettings::Http {
+                path: "/".parse().unwrap(),
+                host: None,
+                expect_status: 200..=299,
+                expect_body: String::new(),
+            },
+            port: None,
+            interval: Duration::from_secs(5),
+            fast_interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 2.try_into().unwrap(),
+            fall: 3.try_into().unwrap(),
+            concurrency: 512.try_into().unwrap(),
+        }
+    );
+    assert_eq!(
+        health("type: http, path: '/up?a=b', host: a.internal, expect_status: 200 - 404, expect_body: UP").check,
+        CheckSettings::Http {
+            path: "/up?a=b".parse().unwrap(),
+            host: Some("a.internal".parse().unwrap()),
+            expect_status: 200..=404,
+            expect_body: "UP".into(),
+        }
+    );
+    assert_eq!(
+        health("type: grpc, service: users.Users, host: 'a:80'").check,
+        CheckSettings::Grpc {
+            service: "users.Users".into(),
+            host: Some("a:80".parse().unwrap()),
+        }
+    );
+    let status = "a status such as 200, or a range such as 200-399";
+    let path = "a path that begins with a slash, such as /health";
+    let host = "a host, such as users.internal";
+    let count = "a number from 1 to 1000";
+    for (kind, key, expected, value) in [
+        ("http", "path", path, "health"),
+        ("http", "path", path, "/a b"),
+        ("http", "host", host, "a@b"),
+        ("http", "expect_status", status, "99"),
+        ("http", "expect_status", status, "300-200"),
+        ("http", "expect_status", status, "200-600"),
+        ("http", "expect_status", status, "2xx"),
+        ("tcp", "rise", count, "0"),
+        ("tcp", "fall", count, "0"),
+        ("tcp", "port", "a number from 1 to 65535", "0"),
+        ("tcp", "interval", "a duration longer than zero", "0s"),
+        ("tcp", "concurrency", "a number from 1 to 65536", "0"),
+    ] {
+        let mistake = format!(
+            "gateway.yaml:5: clusters.users.health.{key}: expected {expected}, found {value:?}"
+        );
+        refused_cluster(
+            &format!("health: {{ type: {kind}, {key}: {value} }}"),
+            &[&mistake],
+        );
+    }
+    for (keys, mistake) in [
+        (
+            "path: /",
+            "type: expected one of http, tcp, grpc, found nothing",
+        ),
+        (
+            "type: udp",
+            "type: expected one of http, tcp, grpc, found \"udp\"",
+        ),
+        (
+            "type: tcp, path: /a",
+            "path: expected one of type, port, interval, fast_interval, timeout, rise, fall, concurrency, found the unknown key \"path\"",
+        ),
+    ] {
+        let mistake = format!("gateway.yaml:5: clusters.users.health.{mistake}");
+        refused_cluster(&format!("health: {{ {keys} }}"), &[&mistake]);
     }
 }

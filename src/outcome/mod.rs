@@ -1,12 +1,15 @@
 //! The one typed fact about an attempt.
 //!
-//! Load, latency, metrics and, later, outlier detection and budgets all read this record, so that
-//! none of them guesses: a cancellation is no failure, a refusal of the gateway's own is nobody's
+//! Load, latency, metrics and outlier detection all read this record, so that none of them guesses: a cancellation is no failure, a refusal of the gateway's own is nobody's
 //! fault, and a failure is never taken for a fast answer.
+
+mod class;
 
 use std::time::Duration;
 
 use http::StatusCode;
+
+pub use class::{Class, Classifier, Fault};
 
 use crate::error::TransportErrorKind;
 
@@ -18,6 +21,8 @@ pub struct Outcome {
     pub head: Option<Head>,
     /// How the attempt ended.
     pub end: End,
+    /// What that says of the endpoint.
+    pub class: Class,
 }
 
 /// The head of a response, as load and latency see it.
@@ -52,29 +57,32 @@ pub enum End {
 }
 
 impl Outcome {
-    /// An outcome of these two facts.
+    /// An outcome of these two facts, classified by the status.
     #[must_use]
     pub fn new(head: Option<Head>, end: End) -> Self {
-        Self { head, end }
+        let said = head.map(|head| Class::of_status(head.status));
+        Self {
+            head,
+            end,
+            class: Class::concluded(said, end),
+        }
     }
 
-    /// Whether the endpoint is to blame: it was not reached, broke off, or answered 5xx.
+    /// The same attempt, of an answer that said something else of the endpoint than its status.
+    #[must_use]
+    pub fn classified(mut self, said: Class) -> Self {
+        self.class = Class::concluded(Some(said), self.end);
+        self
+    }
+
+    /// Whether the endpoint is to blame: it was not reached, broke off, or answered with a failure.
     ///
     /// Cancellations, failures of the client's own body and refusals of the gateway's own queue
-    /// are not the endpoint's fault.
+    /// are not the endpoint's fault. An answer that is a failure stays one when the client does not
+    /// wait for the rest of it.
     #[must_use]
     pub fn is_failure(&self) -> bool {
-        match self.end {
-            End::Cancelled | End::Upgraded => false,
-            End::BodyLost => true,
-            End::Failed { kind, .. } => !matches!(
-                kind,
-                TransportErrorKind::RequestBody
-                    | TransportErrorKind::Overloaded
-                    | TransportErrorKind::NoEndpoint
-            ),
-            End::Complete => self.head.is_some_and(|head| head.status.is_server_error()),
-        }
+        matches!(self.class, Class::Failure(_))
     }
 }
 
@@ -112,6 +120,7 @@ mod tests {
         assert!(!failed(TransportErrorKind::Overloaded).is_failure());
         assert!(!Outcome::new(None, End::Cancelled).is_failure());
         assert!(!Outcome::new(head(StatusCode::OK), End::Cancelled).is_failure());
+        assert!(Outcome::new(head(StatusCode::BAD_GATEWAY), End::Cancelled).is_failure());
         assert!(!Outcome::new(head(StatusCode::NOT_FOUND), End::Complete).is_failure());
     }
 }

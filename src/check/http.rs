@@ -1,0 +1,135 @@
+//! A check by a GET request.
+
+use std::{ops::RangeInclusive, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{
+    HeaderValue, Request, Response,
+    header::{HOST, USER_AGENT},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::Body;
+use http_body_util::Full;
+use tower::Service;
+
+use super::{
+    Check, Finding,
+    ask::{Answer, Asker},
+};
+use crate::{error::BoxError, member::Member};
+
+/// What checks call themselves.
+pub(super) const AGENT: HeaderValue = HeaderValue::from_static("tower-gateway-check");
+
+/// Expects an answer to a GET request. It is read to its end, or to 64 KiB.
+///
+/// # Defaults
+///
+/// - `scheme`: `http`; say `https` where the client speaks TLS
+/// - `host`: the address of the endpoint
+/// - `port`: that of the endpoint
+/// - `expect_status`: 200 to 299
+/// - `expect_body`: anything
+#[derive(Clone, Debug)]
+pub struct HttpCheck<S> {
+    asker: Asker<S>,
+    path: PathAndQuery,
+    host: Option<HeaderValue>,
+    statuses: RangeInclusive<u16>,
+    prefix: Bytes,
+}
+
+impl<S> HttpCheck<S> {
+    /// A check of this path by this client.
+    #[must_use]
+    pub fn new(client: S, path: PathAndQuery) -> Self {
+        Self {
+            asker: Asker::new(client),
+            path,
+            host: None,
+            statuses: 200..=299,
+            prefix: Bytes::new(),
+        }
+    }
+
+    /// Sets the scheme of the URI.
+    #[must_use]
+    pub fn scheme(mut self, scheme: Scheme) -> Self {
+        self.asker.scheme = scheme;
+        self
+    }
+
+    /// Sets what `Host` says, or `:authority`.
+    #[must_use]
+    pub fn host(mut self, host: &Authority) -> Self {
+        let host = HeaderValue::from_str(host.as_str());
+        self.host = Some(host.expect("an authority is a header value"));
+        self
+    }
+
+    /// Asks another port than the one that requests go to.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.asker.set_port(port);
+        self
+    }
+
+    /// Sets which statuses are well.
+    #[must_use]
+    pub fn expect_status(mut self, statuses: RangeInclusive<u16>) -> Self {
+        self.statuses = statuses;
+        self
+    }
+
+    /// Sets how the body has to begin.
+    #[must_use]
+    pub fn expect_body(mut self, prefix: impl Into<Bytes>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    fn request(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, AGENT);
+        if let Some(host) = &self.host {
+            headers.insert(HOST, host.clone());
+        }
+        request
+    }
+}
+
+impl<S, B> Check for HttpCheck<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>>,
+    S: Clone + std::fmt::Debug + Send + Sync + 'static,
+    S::Future: Send,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    fn name(&self) -> &str {
+        "HTTP"
+    }
+
+    fn probe(&self, member: &Arc<Member>) -> BoxFuture<'static, Finding> {
+        let asked = self.asker.ask(member, self.path.clone(), self.request());
+        let (statuses, prefix) = (self.statuses.clone(), self.prefix.clone());
+        Box::pin(async move {
+            match asked.await {
+                Ok(answer) => judge(&answer, &statuses, &prefix),
+                Err(finding) => finding,
+            }
+        })
+    }
+}
+
+fn judge(answer: &Answer, statuses: &RangeInclusive<u16>, prefix: &[u8]) -> Finding {
+    let status = answer.status.as_u16();
+    if !statuses.contains(&status) {
+        return Finding::fail(format!("status {status}"));
+    }
+    if !answer.body.starts_with(prefix) {
+        return Finding::fail("another body than expected");
+    }
+    Finding::Pass
+}

@@ -1,0 +1,408 @@
+//! What is known of the health of endpoints, and what follows from it.
+//!
+//! Active checks say what they [found](Verdict); requests tell by how they end, and who is an
+//! [`Outlier`] by that is ejected for a while. Both are kept apart, and together they make the
+//! [`Standing`] of an endpoint, by which a cluster picks: healthy ones first, then those that
+//! nobody has checked yet, and the others not at all, unless so few are left that the cluster
+//! panics.
+//!
+//! Active checks that pass do not end an ejection: an endpoint may answer checks and fail requests.
+//!
+//! Everything here is pure: the time comes in. What a request does as it ends are a few atomics;
+//! the one writer of a cluster is called by a bell and decides.
+
+mod bell;
+mod cause;
+mod detector;
+mod finding;
+mod gate;
+mod outlier;
+mod oversight;
+mod percent;
+mod rise_fall;
+mod schedule;
+mod standing;
+mod streak;
+mod window;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+pub(crate) use bell::Bell;
+pub use cause::Cause;
+use detector::Part;
+pub(crate) use detector::{Occasion, Subject, outliers};
+pub use finding::Finding;
+use gate::Gate;
+pub(crate) use gate::Permit;
+pub use outlier::{FailurePercentage, Outlier, SuccessFloor, SuccessRate};
+pub(crate) use oversight::Oversight;
+pub use percent::Percent;
+pub(crate) use rise_fall::{Opinion, Thresholds};
+pub(crate) use schedule::{Pace, Schedule};
+pub use standing::{Standing, Verdict};
+use streak::Streak;
+use window::Window;
+pub(crate) use window::{BUCKETS, Counts};
+
+use crate::{
+    outcome::Fault,
+    sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+};
+
+/// The longest `Retry-After` that is believed: 300 s, as linkerd has it.
+pub(crate) const LONGEST_QUIET: Duration = Duration::from_secs(300);
+
+/// What is known of the health of one endpoint; it survives every update of the list that keeps
+/// the endpoint's identity.
+#[derive(Debug)]
+pub struct Health {
+    epoch: Instant,
+    /// What active checks said last, as a code.
+    verdict: AtomicU8,
+    streak: Streak,
+    gate: Gate,
+    /// The microsecond until which it asked to be left alone.
+    quiet_until: AtomicU64,
+    /// Requests that were throttled, which are among those that ended well.
+    throttled: AtomicU64,
+    record: Mutex<Record>,
+}
+
+/// What requests do not touch, unless they fail.
+#[derive(Debug, Default)]
+struct Record {
+    /// What the checks said with their verdict.
+    finding: Option<Arc<str>>,
+    last: Option<Fault>,
+    window: Window,
+    /// How often it was ejected, less the intervals that it got through since.
+    ejections: u32,
+    /// Why it is ejected.
+    cause: Option<Cause>,
+    /// An ejection that nobody was told of.
+    news: Option<Ejection>,
+    /// The standing that was last told of.
+    told: Option<Standing>,
+}
+
+/// An ejection, to be told of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ejection {
+    pub(crate) cause: Cause,
+    pub(crate) span: Duration,
+    pub(crate) times: u32,
+}
+
+/// A change of standing, to be told of.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) from: Standing,
+    pub(crate) to: Standing,
+    pub(crate) reason: Arc<str>,
+}
+
+impl Health {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            epoch: now,
+            verdict: AtomicU8::new(Verdict::Unknown.code()),
+            streak: Streak::new(),
+            gate: Gate::new(),
+            quiet_until: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
+            record: Mutex::default(),
+        }
+    }
+
+    /// What active checks said last.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of_code(self.verdict.load(Relaxed))
+    }
+
+    /// Until when the endpoint asked to be left alone; `None` when that is over.
+    #[must_use]
+    pub fn quiet_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.quiet_until.load(Relaxed);
+        (until > self.micros(now)).then(|| self.epoch + Duration::from_micros(until))
+    }
+
+    /// From when on an ejected endpoint may be tried again; `None` when it is not ejected.
+    #[must_use]
+    pub fn ejected_until(&self) -> Option<Instant> {
+        let until = self.gate.shut_until()?;
+        Some(self.epoch + Duration::from_micros(until))
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.epoch).as_micros() as u64
+    }
+
+    pub(crate) fn standing(&self, oversight: &Oversight, now: Instant) -> Standing {
+        let verdict = oversight.counted(self.verdict());
+        if verdict == Verdict::Unhealthy {
+            Standing::Unhealthy
+        } else if !self.gate.is_open() {
+            Standing::Ejected
+        } else if self.quiet_until(now).is_some() {
+            Standing::Quiet
+        } else if verdict == Verdict::Unknown {
+            Standing::Unknown
+        } else {
+            Standing::Healthy
+        }
+    }
+
+    /// Why it stands as it does, in words; `None` when nothing speaks against it.
+    pub(crate) fn reason(&self, oversight: &Oversight, now: Instant) -> Option<Arc<str>> {
+        match self.standing(oversight, now) {
+            Standing::Quiet => Some("it asked to be left alone: retry-after".into()),
+            Standing::Ejected => {
+                let cause = self.record.lock().cause?;
+                Some(cause.to_string().into())
+            }
+            standing => {
+                let finding = self.record.lock().finding.clone();
+                let finding = finding.filter(|_| oversight.has_checks());
+                match standing {
+                    Standing::Unknown => {
+                        Some(finding.unwrap_or_else(|| "no check has ended yet".into()))
+                    }
+                    _ => finding,
+                }
+            }
+        }
+    }
+}
+
+/// What requests tell.
+impl Health {
+    /// A request succeeded.
+    pub(crate) fn succeeded(&self) {
+        self.streak.end();
+    }
+
+    /// A request failed. While the endpoint is ejected, only its trials say anything new.
+    pub(crate) fn failed(&self, fault: Fault, oversight: &Oversight) {
+        let Some(rules) = oversight.outlier() else {
+            return;
+        };
+        if !self.gate.is_open() {
+            return;
+        }
+        self.record.lock().last = Some(fault);
+        if rules.is_reached(self.streak.fail(fault)) {
+            oversight.bell().ring();
+        }
+    }
+
+    /// A request was throttled: that counts in rates, and neither makes nor ends a row.
+    pub(crate) fn throttled(&self) {
+        self.throttled.fetch_add(1, Relaxed);
+    }
+
+    /// The endpoint asked to be left alone for so long.
+    pub(crate) fn quiet(&self, span: Duration, oversight: &Oversight, now: Instant) {
+        let until = self.micros(now + span.min(LONGEST_QUIET));
+        if self.quiet_until.fetch_max(until, Relaxed) < until {
+            oversight.bell().ring();
+        }
+    }
+
+    /// The right to send it a request on trial: its ejection is over, no other trial is under way,
+    /// and neither it nor active checks speak against it.
+    pub(crate) fn try_trial(&self, oversight: &Oversight, now: Instant) -> Option<Permit> {
+        let is_welcome = oversight.counted(self.verdict()) != Verdict::Unhealthy
+            && self.quiet_until(now).is_none();
+        let micros = self.micros(now);
+        is_welcome.then(|| self.gate.try_trial(micros)).flatten()
+    }
+
+    /// The trial succeeded.
+    pub(crate) fn pass_trial(&self, permit: &Permit, counters: Counts, oversight: &Oversight) {
+        if self.gate.pass(permit) {
+            self.start_anew(counters);
+            oversight.bell().ring();
+        }
+    }
+
+    /// The trial failed; without a fault, it was throttled.
+    pub(crate) fn fail_trial(
+        &self,
+        permit: &Permit,
+        fault: Option<Fault>,
+        oversight: &Oversight,
+        now: Instant,
+    ) {
+        let Some(rules) = oversight.outlier() else {
+            // Whoever took the rules away has let everybody in.
+            return;
+        };
+        let mut record = self.record.lock();
+        let ejection = record.ejection(Cause::Trial(fault), &rules);
+        let until = self.micros(now + ejection.span);
+        if self.gate.fail(permit, until) {
+            record.eject(ejection);
+            drop(record);
+            oversight.bell().ring();
+        }
+    }
+
+    /// The trial said nothing: the next request is one.
+    pub(crate) fn give_back_trial(&self, permit: &Permit) {
+        self.gate.give_back(permit);
+    }
+
+    fn start_anew(&self, counters: Counts) {
+        self.streak.end();
+        let mut record = self.record.lock();
+        record.window.clear(counters);
+        record.last = None;
+        record.cause = None;
+    }
+}
+
+/// What active checks tell.
+impl Health {
+    /// Takes what active checks say; returns whether that is news.
+    pub(crate) fn check(&self, verdict: Verdict, finding: Arc<str>) -> bool {
+        let mut record = self.record.lock();
+        record.finding = Some(finding);
+        self.verdict.swap(verdict.code(), Relaxed) != verdict.code()
+    }
+
+    /// Forgets what active checks said.
+    pub(crate) fn forget_checks(&self) {
+        let mut record = self.record.lock();
+        record.finding = None;
+        self.verdict.store(Verdict::Unknown.code(), Relaxed);
+    }
+}
+
+/// What the one writer does.
+impl Health {
+    /// The counters of requests, given those that ended well, throttled ones among them, and those
+    /// that failed.
+    pub(crate) fn counts(&self, successes: u64, failures: u64) -> Counts {
+        let throttled = self.throttled.load(Relaxed);
+        Counts {
+            good: successes.saturating_sub(throttled),
+            bad: failures + throttled,
+        }
+    }
+
+    /// Ends a bucket of time.
+    pub(crate) fn end_bucket(&self, counters: Counts) {
+        let mut record = self.record.lock();
+        if self.gate.is_open() {
+            record.window.end_bucket(counters);
+        } else {
+            record.window.clear(counters);
+        }
+    }
+
+    /// Ends an interval: who got through it without being ejected is a bit better than before.
+    pub(crate) fn end_interval(&self) {
+        if self.gate.is_open() {
+            let mut record = self.record.lock();
+            record.ejections = record.ejections.saturating_sub(1);
+        }
+    }
+
+    pub(crate) fn subject(&self, oversight: &Oversight) -> Subject {
+        let record = self.record.lock();
+        let part = if !self.gate.is_open() {
+            Part::Ejected
+        } else if oversight.counted(self.verdict()) == Verdict::Unhealthy {
+            Part::Out
+        } else {
+            Part::Usable
+        };
+        Subject {
+            part,
+            rows: self.streak.rows(),
+            last: record.last,
+            ended: record.window.sum(),
+        }
+    }
+
+    pub(crate) fn eject(&self, cause: Cause, rules: &Outlier, now: Instant) {
+        let mut record = self.record.lock();
+        let ejection = record.ejection(cause, rules);
+        record.eject(ejection);
+        self.gate.shut(self.micros(now + ejection.span));
+    }
+
+    /// Lets it in, because the rules by which it was ejected are gone.
+    pub(crate) fn readmit(&self, counters: Counts) {
+        self.gate.open();
+        self.start_anew(counters);
+        self.record.lock().ejections = 0;
+    }
+
+    /// The ejection since the last time, when there was one.
+    pub(crate) fn take_ejection(&self) -> Option<Ejection> {
+        self.record.lock().news.take()
+    }
+
+    /// The change of standing since the last time, when there is one.
+    pub(crate) fn turn(&self, oversight: &Oversight, now: Instant) -> Option<Turn> {
+        let to = self.standing(oversight, now);
+        let before = self.record.lock().told.replace(to);
+        let from = before.unwrap_or_else(|| match oversight.counted(Verdict::Unknown) {
+            Verdict::Healthy => Standing::Healthy,
+            _ => Standing::Unknown,
+        });
+        if from == to {
+            return None;
+        }
+        let reason = match (from, to) {
+            (Standing::Ejected, Standing::Healthy | Standing::Unknown) => {
+                "the request on trial succeeded".into()
+            }
+            (Standing::Quiet, Standing::Healthy | Standing::Unknown) => {
+                "the time that it asked for is over".into()
+            }
+            _ => self
+                .reason(oversight, now)
+                .unwrap_or_else(|| "nothing speaks against it any more".into()),
+        };
+        Some(Turn { from, to, reason })
+    }
+
+    /// Takes the standing as it is for told.
+    pub(crate) fn hush(&self, oversight: &Oversight, now: Instant) {
+        let standing = self.standing(oversight, now);
+        self.record.lock().told = Some(standing);
+    }
+}
+
+impl Record {
+    /// The next ejection. Once more makes it no longer, it does not count up either: who gets
+    /// better is back at the base soon.
+    fn ejection(&self, cause: Cause, rules: &Outlier) -> Ejection {
+        let (before, next) = (self.ejections, self.ejections.saturating_add(1));
+        let span = rules.span(next);
+        let times = if before > 0 && rules.span(before) >= span {
+            before
+        } else {
+            next
+        };
+        Ejection { cause, span, times }
+    }
+
+    fn eject(&mut self, ejection: Ejection) {
+        self.ejections = ejection.times;
+        self.cause = Some(ejection.cause);
+        self.news = Some(ejection);
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests;
