@@ -22,7 +22,9 @@
 //! Endpoints that come and go are followed with [`Cluster::new`] and a
 //! [`ServiceWatch`].
 
+mod aperture;
 mod apply;
+mod divided;
 mod driver;
 mod levels;
 mod log;
@@ -30,6 +32,9 @@ mod outlier;
 mod priority;
 mod slow_start;
 mod snapshot;
+mod subset;
+mod tiers;
+mod zone;
 
 use std::{
     fmt,
@@ -41,8 +46,13 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+pub use aperture::{Aperture, InvalidPosition, Position};
+pub(crate) use divided::Scope;
+pub use divided::SubsetSize;
 pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
+pub use subset::{InvalidSelector, Subset, SubsetFallback, Subsets};
+pub use zone::Zones;
 
 use crate::{
     discover::{self, ServiceWatch, State},
@@ -85,6 +95,9 @@ struct Writer {
     slow_start: Option<SlowStart>,
     panic_threshold: Percent,
     look_out: Option<outlier::LookOut>,
+    zones: Option<Zones>,
+    subsets: Option<Arc<Subsets>>,
+    aperture: Option<Aperture>,
     overseer: Option<driver::Overseer>,
     refresher: Option<driver::Refresher>,
     follower: Option<driver::Follower>,
@@ -140,6 +153,9 @@ impl Cluster {
                 slow_start: None,
                 panic_threshold: Self::PANIC_THRESHOLD,
                 look_out: None,
+                zones: None,
+                subsets: None,
+                aperture: None,
                 overseer: None,
                 refresher: None,
                 follower: None,
@@ -265,6 +281,40 @@ impl Cluster {
         self.shared.oversight.ejections()
     }
 
+    /// Prefers endpoints in the zone of this node from now on, or no longer.
+    pub fn set_zones(&self, zones: Option<Zones>) {
+        let mut writer = self.shared.writer.lock();
+        writer.zones = zones;
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// The zones that are preferred, if any is.
+    #[must_use]
+    pub fn zones(&self) -> Option<Zones> {
+        self.shared.writer.lock().zones.clone()
+    }
+
+    /// Divides the endpoints, so that requests can ask for a [`Subset`], or no longer.
+    pub fn set_subsets(&self, subsets: Option<Subsets>) {
+        let mut writer = self.shared.writer.lock();
+        writer.subsets = subsets.map(Arc::new);
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Picks among some of the endpoints alone from now on, or among all again. Live state is kept,
+    /// and requests in flight go on.
+    pub fn set_aperture(&self, aperture: Option<Aperture>) {
+        let mut writer = self.shared.writer.lock();
+        writer.aperture = aperture;
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Which endpoints take new picks, where those are not all.
+    #[must_use]
+    pub fn aperture(&self) -> Option<Aperture> {
+        self.shared.writer.lock().aperture
+    }
+
     /// Lets active checks have a say from now on: until its [verdict](Self::checked), an endpoint
     /// is unknown, and picked after those that passed.
     pub fn start_checks(&self) {
@@ -319,11 +369,14 @@ impl Cluster {
 }
 
 impl Writer {
-    fn rules(&self) -> snapshot::Rules<'_> {
-        snapshot::Rules {
-            policy: &*self.policy,
+    fn rules(&self) -> tiers::Rules<'_> {
+        tiers::Rules {
+            policy: &self.policy,
             slow_start: self.slow_start,
             panic_threshold: self.panic_threshold,
+            zones: self.zones.as_ref(),
+            subsets: self.subsets.as_ref(),
+            aperture: self.aperture,
         }
     }
 }
@@ -485,6 +538,10 @@ impl Shared {
 
     fn store(&self, next: Snapshot) {
         let generation = next.generation();
+        let left_out = next.subsets_left_out();
+        if left_out > 0 && left_out != self.snapshot.load().subsets_left_out() {
+            log::subsets_left_out(&self.name, left_out);
+        }
         self.snapshot.store(Arc::new(next));
         self.published.send_replace(generation);
     }
