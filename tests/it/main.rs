@@ -31,6 +31,7 @@ mod reload;
 mod smuggling;
 mod sticky;
 mod stream;
+mod structure;
 mod support;
 mod tls;
 mod websocket;
