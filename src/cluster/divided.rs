@@ -174,13 +174,17 @@ impl Divided {
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+    use http::StatusCode;
 
     use crate::{
         cluster::{Cluster, Subset, SubsetFallback, Subsets},
         endpoint::Endpoint,
-        health::Verdict,
-        member::Member,
+        event::Event,
+        health::{Outlier, Verdict},
+        member::{Lease, Member},
+        outcome::End,
         pick::{Pick, RoundRobin},
         time,
     };
@@ -319,6 +323,40 @@ mod tests {
             assert!(allows("v1", "a") && !allows("v1", "c"));
             assert_eq!(allows("v2", "c"), to.contains(&"c"));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subset_whose_endpoints_are_all_ejected_comes_back_by_trials() {
+        let endpoints = [("a", "v1", 0), ("b", "v2", 0), ("c", "v3", 0)];
+        let cluster = cluster(&endpoints, SubsetFallback::Refuse);
+        cluster.set_outlier(Some(Outlier::new().consecutive_failures(3)));
+        let mut events = cluster.events();
+        for _ in 0..3 {
+            let member = Arc::clone(cluster.snapshot().member(&"b".into()).unwrap());
+            let mut lease = member.lease(time::now());
+            lease.head(StatusCode::SERVICE_UNAVAILABLE, None, time::now());
+            lease.finish(End::Complete);
+        }
+        while !matches!(events.recv().await.unwrap(), Event::Ejected { .. }) {}
+        let v2 = version("v2");
+        assert_eq!(picked(&cluster, &v2, &[]), None);
+        assert!(trial(&cluster, &v2).is_none());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(picked(&cluster, &v2, &[]), None);
+        // Whoever asks for another subset is not taken for it.
+        assert!(trial(&cluster, &version("v1")).is_none());
+        let mut lease = trial(&cluster, &v2).expect("a trial is due");
+        lease.head(StatusCode::OK, None, time::now());
+        lease.finish(End::Complete);
+        while !matches!(events.recv().await.unwrap(), Event::Readmitted { .. }) {}
+        assert_eq!(picked(&cluster, &v2, &[]).as_deref(), Some("b"));
+    }
+
+    fn trial(cluster: &Cluster, subset: &Subset) -> Option<Lease> {
+        let snapshot = cluster.snapshot();
+        let pick = Pick::new(fastrand::u64(..), time::now());
+        let trial = snapshot.scope(Some(subset)).trial(&pick);
+        trial.map(|(_, lease)| lease)
     }
 
     #[test]
