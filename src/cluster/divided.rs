@@ -267,7 +267,7 @@ mod tests {
         let mut tallies: BTreeMap<String, usize> = BTreeMap::new();
         for number in 0..40 {
             // A rotation that began anew with each list would step on the spot.
-            if number % 4 == 0 {
+            if number % 3 == 0 {
                 cluster.set_slow_start(None);
             }
             for name in ["v1", "v2"] {

@@ -21,6 +21,17 @@
 //!
 //! Endpoints that come and go are followed with [`Cluster::new`] and a
 //! [`ServiceWatch`].
+//!
+//! # Part of a cluster
+//!
+//! | what | for | whose |
+//! |---|---|---|
+//! | [`Zones`] | requests that stay near | the node's: [`Cluster::set_zones`] |
+//! | [`Subsets`] | versions, stages, shards | the request's: a [`Subset`] |
+//! | [`Aperture`] | large sets: fewer connections | the node's: [`Cluster::set_aperture`] |
+//!
+//! All three keep priorities, health, slow start and the exclusion of what was tried, and none
+//! changes who is a member: live state and requests in flight outlive every change of them.
 
 mod aperture;
 mod apply;
