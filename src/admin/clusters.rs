@@ -1,11 +1,11 @@
 //! `/clusters`: what each endpoint is doing.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use serde_json::{Map, Value, json};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, SubsetSize},
     health::{Standing, Verdict},
     load::LastSeen,
     member::Member,
@@ -22,18 +22,25 @@ pub(super) fn render(clusters: &[Cluster]) -> Value {
 
 fn render_cluster(cluster: &Cluster) -> Value {
     let snapshot = Arc::clone(&cluster.snapshot());
-    let endpoints: Vec<_> = snapshot
+    let mut endpoints: Vec<_> = snapshot
         .members()
         .iter()
         .map(|member| endpoint(member))
         .collect();
+    if cluster.aperture().is_some() {
+        let candidates = snapshot.candidates();
+        let within: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
+        for (member, endpoint) in snapshot.members().iter().zip(&mut endpoints) {
+            endpoint["in_aperture"] = within.contains(&member.endpoint().id).into();
+        }
+    }
     let found = cluster.watch().map(|watch| watch.current());
     let refused: Vec<_> = found
         .iter()
         .flat_map(|found| found.refused.iter())
         .map(|refused| json!({ "entry": &*refused.entry, "reason": &*refused.reason }))
         .collect();
-    json!({
+    let mut shown = json!({
         "policy": cluster.policy(),
         "endpoints": endpoints,
         "discovery": {
@@ -42,6 +49,24 @@ fn render_cluster(cluster: &Cluster) -> Value {
             "reason": found.and_then(|found| found.reason.as_ref().map(ToString::to_string)),
             "refused": refused,
         },
+    });
+    if let Some(zones) = cluster.zones() {
+        shown["zone"] = (**zones.own()).into();
+    }
+    if snapshot.is_divided() {
+        shown["subsets"] = snapshot.subsets().map(|subset| size(&subset)).collect();
+        shown["subsets_left_out"] = snapshot.subsets_left_out().into();
+    }
+    shown
+}
+
+fn size(subset: &SubsetSize) -> Value {
+    let pairs = subset.subset.pairs();
+    let pairs = pairs.map(|(key, value)| (key.to_owned(), Value::from(value)));
+    json!({
+        "subset": pairs.collect::<Map<_, _>>(),
+        "endpoints": subset.endpoints,
+        "candidates": subset.candidates,
     })
 }
 

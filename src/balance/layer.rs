@@ -7,7 +7,10 @@ use super::{
     Balance, HashKey,
     sticky::{Sessions, Sticky},
 };
-use crate::{cluster::Cluster, outcome::Classifier};
+use crate::{
+    cluster::{Cluster, Subset},
+    outcome::Classifier,
+};
 
 /// Sends each request to an endpoint of a cluster; see the [module docs](super).
 ///
@@ -16,16 +19,18 @@ use crate::{cluster::Cluster, outcome::Classifier};
 /// - `scheme`: `http`
 /// - `hash_key`: none
 /// - `sticky`: no sessions
+/// - `subset`: none, every endpoint
 /// - `forward_load_reports`: no
 /// - `classifier`: none, the usual rules of [`Classifier`]
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
-    cluster: Cluster,
-    scheme: Scheme,
-    hash_key: Option<HashKey>,
-    sessions: Option<Sessions>,
-    load_reports: LoadReports,
-    classifier: Option<Arc<dyn Classifier>>,
+    pub(super) cluster: Cluster,
+    pub(super) scheme: Scheme,
+    pub(super) hash_key: Option<HashKey>,
+    pub(super) sessions: Option<Sessions>,
+    pub(super) subset: Option<Subset>,
+    pub(super) load_reports: LoadReports,
+    pub(super) classifier: Option<Arc<dyn Classifier>>,
 }
 
 /// What becomes of the field in which an endpoint reports its load, once it is read.
@@ -44,6 +49,7 @@ impl BalanceLayer {
             scheme: Scheme::HTTP,
             hash_key: None,
             sessions: None,
+            subset: None,
             load_reports: LoadReports::Remove,
             classifier: None,
         }
@@ -71,6 +77,13 @@ impl BalanceLayer {
         self
     }
 
+    /// Sets which part of the cluster requests go to that carry no [`Subset`] themselves.
+    #[must_use]
+    pub fn subset(mut self, subset: Subset) -> Self {
+        self.subset = Some(subset);
+        self
+    }
+
     /// Leaves the `endpoint-load-metrics` field in responses, for a balancer in front of this one.
     /// Without this it is read and removed: clients need not know how busy an endpoint is.
     #[must_use]
@@ -92,14 +105,6 @@ impl<S> Layer<S> for BalanceLayer {
     type Service = Balance<S>;
 
     fn layer(&self, inner: S) -> Balance<S> {
-        Balance::new(
-            inner,
-            self.cluster.clone(),
-            self.scheme.clone(),
-            self.hash_key.clone(),
-            self.sessions.clone(),
-            self.load_reports,
-            self.classifier.clone(),
-        )
+        Balance::new(inner, self)
     }
 }

@@ -12,12 +12,12 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Destination, HashKey, body::ResponseBody, future::ResponseFuture, layer::LoadReports,
-    sticky::Sessions,
+    BalanceLayer, Destination, HashKey, body::ResponseBody, future::ResponseFuture,
+    layer::LoadReports, sticky::Sessions,
 };
 use crate::{
     attempt::{Attempt, Overdue},
-    cluster::{Cluster, Snapshot},
+    cluster::{Cluster, Scope, Snapshot, Subset},
     member::{Chosen, Lease, Member},
     outcome::Classifier,
     pick::Pick,
@@ -33,6 +33,7 @@ pub struct Balance<S> {
     scheme: Scheme,
     hash_key: Option<HashKey>,
     sessions: Option<Sessions>,
+    subset: Option<Subset>,
     load_reports: LoadReports,
     classifier: Option<Arc<dyn Classifier>>,
 }
@@ -46,23 +47,16 @@ struct Leased {
 }
 
 impl<S> Balance<S> {
-    pub(super) fn new(
-        inner: S,
-        cluster: Cluster,
-        scheme: Scheme,
-        hash_key: Option<HashKey>,
-        sessions: Option<Sessions>,
-        load_reports: LoadReports,
-        classifier: Option<Arc<dyn Classifier>>,
-    ) -> Self {
+    pub(super) fn new(inner: S, layer: &BalanceLayer) -> Self {
         Self {
             inner,
-            cluster,
-            scheme,
-            hash_key,
-            sessions,
-            load_reports,
-            classifier,
+            cluster: layer.cluster.clone(),
+            scheme: layer.scheme.clone(),
+            hash_key: layer.hash_key.clone(),
+            sessions: layer.sessions.clone(),
+            subset: layer.subset.clone(),
+            load_reports: layer.load_reports,
+            classifier: layer.classifier.clone(),
         }
     }
 
@@ -84,12 +78,19 @@ impl<S> Balance<S> {
             Some(key) if pick.hash.is_none() => pick.hash(key.hash(request, snapshot.hasher())),
             _ => pick,
         };
+        let choice = Choice {
+            cluster: &self.cluster,
+            snapshot: &snapshot,
+            subset: match snapshot.is_divided() {
+                true => request.extensions().get().or(self.subset.as_ref()),
+                false => None,
+            },
+            pick,
+        };
         let leased = match (request.extensions().get(), &self.sessions) {
-            (Some(destination), _) => self.destined(&snapshot, destination, &pick),
-            (None, Some(sessions)) => {
-                self.in_session(sessions, request.headers(), &snapshot, &pick)
-            }
-            (None, None) => self.picked(&snapshot, &pick),
+            (Some(destination), _) => choice.destined(destination),
+            (None, Some(sessions)) => choice.in_session(sessions, request.headers()),
+            (None, None) => choice.picked(choice.scope()),
         };
         let mut leased = leased?;
         if let Some(overdue) = request.extensions().get::<Overdue>() {
@@ -97,61 +98,75 @@ impl<S> Balance<S> {
         }
         Ok(leased)
     }
+}
 
-    fn picked(&self, snapshot: &Snapshot, pick: &Pick<'_>) -> Result<Leased, Refusal> {
-        if let Some((member, lease)) = snapshot.trial(pick) {
+/// What the choice of an endpoint goes by.
+struct Choice<'c> {
+    cluster: &'c Cluster,
+    snapshot: &'c Snapshot,
+    subset: Option<&'c Subset>,
+    pick: Pick<'c>,
+}
+
+impl<'c> Choice<'c> {
+    fn scope(&self) -> Scope<'c> {
+        self.snapshot.scope(self.subset)
+    }
+
+    fn picked(&self, scope: Scope<'_>) -> Result<Leased, Refusal> {
+        if let Some((member, lease)) = scope.trial(&self.pick) {
             return Ok(Leased {
                 member: Arc::clone(member),
                 lease,
                 set_cookie: None,
             });
         }
-        let picked = snapshot.pick(pick).ok_or_else(|| {
-            let detail = format!("cluster {} has no usable endpoint", self.cluster.name());
+        let picked = scope.pick(&self.pick).ok_or_else(|| {
+            let cluster = self.cluster.name();
+            let detail = match self.subset {
+                None => format!("cluster {cluster} has no usable endpoint"),
+                Some(subset) => format!("cluster {cluster} has no usable endpoint with {subset}"),
+            };
             Refusal::new(Reason::NoEndpoint, detail)
         })?;
-        Ok(Leased::at(picked, pick.now))
+        Ok(Leased::at(picked, self.pick.now))
     }
 
     /// The endpoint of the session or, when it has none that is usable, one that is picked and its
     /// cookie.
-    fn in_session(
-        &self,
-        sessions: &Sessions,
-        headers: &HeaderMap,
-        snapshot: &Snapshot,
-        pick: &Pick<'_>,
-    ) -> Result<Leased, Refusal> {
-        let kept = sessions.member(headers, snapshot);
-        let kept = kept.filter(|member| is_open(snapshot, member, pick));
-        if let Some(member) = kept {
-            return Ok(Leased::at(&member, pick.now));
+    fn in_session(&self, sessions: &Sessions, headers: &HeaderMap) -> Result<Leased, Refusal> {
+        let scope = self.scope();
+        let kept = sessions.member(headers, self.snapshot);
+        if let Some(member) = kept.filter(|member| self.is_open(scope, member)) {
+            return Ok(Leased::at(&member, self.pick.now));
         }
-        let mut leased = self.picked(snapshot, pick)?;
+        let mut leased = self.picked(scope)?;
         leased.set_cookie = Some(sessions.set_cookie(&leased.member));
         Ok(leased)
     }
 
     /// The endpoint that the request is for, or else, when another will do, one that is picked.
-    fn destined(
-        &self,
-        snapshot: &Snapshot,
-        destination: &Destination,
-        pick: &Pick<'_>,
-    ) -> Result<Leased, Refusal> {
+    fn destined(&self, destination: &Destination) -> Result<Leased, Refusal> {
         let id = destination.endpoint();
-        let member = snapshot.member(id);
+        let member = self.snapshot.member(id);
         if destination.is_strict() {
             let member = member.ok_or_else(|| {
                 let detail = format!("cluster {} has no endpoint {id}", self.cluster.name());
                 Refusal::new(Reason::NoEndpoint, detail)
             })?;
-            return Ok(Leased::at(member, pick.now));
+            return Ok(Leased::at(member, self.pick.now));
         }
-        match member.filter(|member| is_open(snapshot, member, pick)) {
-            Some(member) => Ok(Leased::at(member, pick.now)),
-            None => self.picked(snapshot, pick),
+        // It is chosen by the application, which knows what is in which subset.
+        let everywhere = self.snapshot.scope(None);
+        match member.filter(|member| self.is_open(everywhere, member)) {
+            Some(member) => Ok(Leased::at(member, self.pick.now)),
+            None => self.picked(self.scope()),
         }
+    }
+
+    /// Whether a request that has a reason to go to this member may do so.
+    fn is_open(&self, scope: Scope<'_>, member: &Member) -> bool {
+        !self.pick.tried.contains(&member.endpoint().id) && scope.admits(member, self.pick.now)
     }
 }
 
@@ -163,11 +178,6 @@ impl Leased {
             set_cookie: None,
         }
     }
-}
-
-/// Whether a request that has a reason to go to this member may do so.
-fn is_open(snapshot: &Snapshot, member: &Member, pick: &Pick<'_>) -> bool {
-    !pick.tried.contains(&member.endpoint().id) && snapshot.admits(member, pick.now)
 }
 
 impl<S, B, R> Service<Request<B>> for Balance<S>

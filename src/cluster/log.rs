@@ -91,3 +91,12 @@ pub(super) fn log(cluster: &str, event: &Event) {
         }
     }
 }
+
+pub(super) fn subsets_left_out(cluster: &str, left_out: usize) {
+    tracing::warn!(
+        event = "subsets_left_out",
+        cluster,
+        left_out,
+        "more subsets than the bound: requests for the others fall back"
+    );
+}

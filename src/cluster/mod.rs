@@ -21,9 +21,22 @@
 //!
 //! Endpoints that come and go are followed with [`Cluster::new`] and a
 //! [`ServiceWatch`].
+//!
+//! # Part of a cluster
+//!
+//! | what | for | whose |
+//! |---|---|---|
+//! | [`Zones`] | requests that stay near | the node's: [`Cluster::set_zones`] |
+//! | [`Subsets`] | versions, stages, shards | the request's: a [`Subset`] |
+//! | [`Aperture`] | large sets: fewer connections | the node's: [`Cluster::set_aperture`] |
+//!
+//! All three keep priorities, health, slow start and the exclusion of what was tried, and none
+//! changes who is a member: live state and requests in flight outlive every change of them.
 
+mod aperture;
 mod apply;
 mod check;
+mod divided;
 mod driver;
 mod levels;
 mod log;
@@ -33,6 +46,9 @@ mod probe;
 mod recover;
 mod slow_start;
 mod snapshot;
+mod subset;
+mod tiers;
+mod zone;
 
 use std::{
     fmt,
@@ -47,8 +63,13 @@ use tokio::sync::{broadcast, watch};
 pub use check::{Check, Checks};
 pub use probe::CheckCounts;
 pub use recover::{Recovering, RecoveryAction};
+pub use aperture::{Aperture, InvalidPosition, Position};
+pub(crate) use divided::Scope;
+pub use divided::SubsetSize;
 pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
+pub use subset::{InvalidSelector, Subset, SubsetFallback, Subsets};
+pub use zone::Zones;
 
 use crate::{
     discover::{self, ServiceWatch, State},
@@ -104,6 +125,9 @@ struct Writer {
     slow_start: Option<SlowStart>,
     panic_threshold: Percent,
     look_out: Option<outlier::LookOut>,
+    zones: Option<Zones>,
+    subsets: Option<Arc<Subsets>>,
+    aperture: Option<Aperture>,
     overseer: Option<driver::Overseer>,
     prober: Option<probe::Prober>,
     refresher: Option<driver::Refresher>,
@@ -160,6 +184,9 @@ impl Cluster {
                 slow_start: None,
                 panic_threshold: Self::PANIC_THRESHOLD,
                 look_out: None,
+                zones: None,
+                subsets: None,
+                aperture: None,
                 overseer: None,
                 prober: None,
                 refresher: None,
@@ -287,6 +314,40 @@ impl Cluster {
         self.shared.oversight.ejections()
     }
 
+    /// Prefers endpoints in the zone of this node from now on, or no longer.
+    pub fn set_zones(&self, zones: Option<Zones>) {
+        let mut writer = self.shared.writer.lock();
+        writer.zones = zones;
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// The zones that are preferred, if any is.
+    #[must_use]
+    pub fn zones(&self) -> Option<Zones> {
+        self.shared.writer.lock().zones.clone()
+    }
+
+    /// Divides the endpoints, so that requests can ask for a [`Subset`], or no longer.
+    pub fn set_subsets(&self, subsets: Option<Subsets>) {
+        let mut writer = self.shared.writer.lock();
+        writer.subsets = subsets.map(Arc::new);
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Picks among some of the endpoints alone from now on, or among all again. Live state is kept,
+    /// and requests in flight go on.
+    pub fn set_aperture(&self, aperture: Option<Aperture>) {
+        let mut writer = self.shared.writer.lock();
+        writer.aperture = aperture;
+        self.shared.rebuild(&writer, time::now());
+    }
+
+    /// Which endpoints take new picks, where those are not all.
+    #[must_use]
+    pub fn aperture(&self) -> Option<Aperture> {
+        self.shared.writer.lock().aperture
+    }
+
     /// Lets active checks have a say from now on: until its [verdict](Self::checked), an endpoint
     /// is unknown, and picked after those that passed.
     pub fn start_checks(&self) {
@@ -382,11 +443,14 @@ impl Cluster {
 }
 
 impl Writer {
-    fn rules(&self) -> snapshot::Rules<'_> {
-        snapshot::Rules {
-            policy: &*self.policy,
+    fn rules(&self) -> tiers::Rules<'_> {
+        tiers::Rules {
+            policy: &self.policy,
             slow_start: self.slow_start,
             panic_threshold: self.panic_threshold,
+            zones: self.zones.as_ref(),
+            subsets: self.subsets.as_ref(),
+            aperture: self.aperture,
         }
     }
 }
@@ -548,6 +612,10 @@ impl Shared {
 
     fn store(&self, next: Snapshot) {
         let generation = next.generation();
+        let left_out = next.subsets_left_out();
+        if left_out > 0 && left_out != self.snapshot.load().subsets_left_out() {
+            log::subsets_left_out(&self.name, left_out);
+        }
         self.snapshot.store(Arc::new(next));
         self.published.send_replace(generation);
     }

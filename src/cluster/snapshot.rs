@@ -7,16 +7,15 @@ use std::{
 };
 
 use super::{
-    apply,
-    levels::{self, Admission, Tally},
-    slow_start::SlowStart,
+    Subset,
+    divided::{Divided, Scope, SubsetSize},
+    tiers::{Rules, Tiers},
 };
 use crate::{
     discover::State,
     endpoint::EndpointId,
-    health::{Percent, Standing},
-    member::{Lease, Member},
-    pick::{Candidate, KeyHasher, Pick, Picker, Policy},
+    member::Member,
+    pick::{Candidate, KeyHasher, Pick},
 };
 
 /// The members of a cluster and the pickers over them, published together.
@@ -24,13 +23,8 @@ use crate::{
 pub struct Snapshot {
     members: Arc<[Arc<Member>]>,
     hasher: KeyHasher,
-    /// The most preferred first.
-    tiers: Box<[Tier]>,
-    /// Those that were ejected, which get requests on trial, with the position of their priority.
-    on_trial: Box<[(usize, Arc<Member>)]>,
-    /// The priorities of which everybody is picked.
-    panicking: Box<[u32]>,
-    quiet_until: Option<Instant>,
+    tiers: Tiers,
+    divided: Option<Box<Divided>>,
     /// Members by identity; made when the first one is asked for.
     index: OnceLock<HashMap<EndpointId, usize>>,
     generation: u64,
@@ -38,34 +32,13 @@ pub struct Snapshot {
     version: u64,
 }
 
-/// The candidates of one priority that stand alike.
-#[derive(Debug)]
-struct Tier {
-    /// The position of the priority.
-    priority: usize,
-    candidates: Arc<[Candidate]>,
-    picker: Box<dyn Picker>,
-    /// The percentage of the requests that it takes.
-    load: u8,
-}
-
-/// How candidates and pickers are made of members.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rules<'a> {
-    pub(super) policy: &'a dyn Policy,
-    pub(super) slow_start: Option<SlowStart>,
-    pub(super) panic_threshold: Percent,
-}
-
 impl Snapshot {
     pub(super) fn empty() -> Self {
         Self {
             hasher: KeyHasher::default(),
             members: Arc::default(),
-            tiers: Box::default(),
-            on_trial: Box::default(),
-            panicking: Box::default(),
-            quiet_until: None,
+            tiers: Tiers::default(),
+            divided: None,
             index: OnceLock::new(),
             generation: 0,
             discovery: State::Pending,
@@ -75,66 +48,13 @@ impl Snapshot {
 
     /// The next snapshot, of these members.
     pub(super) fn next(&self, members: Arc<[Arc<Member>]>, rules: Rules<'_>, now: Instant) -> Self {
-        let mut candidates = apply::candidates(&members, now);
-        if let Some(slow_start) = rules.slow_start {
-            for candidate in candidates.iter_mut().flatten() {
-                if let Some(joined) = candidate.member.joined() {
-                    candidate.share = slow_start.share(joined, now);
-                }
-            }
-        }
-        let standings: Vec<Vec<Standing>> = candidates
-            .iter()
-            .map(|tier| tier.iter().map(|one| one.member.standing(now)).collect())
-            .collect();
-        let tallies: Vec<_> = standings
-            .iter()
-            .map(|standings| Tally::of(standings.iter().copied()))
-            .collect();
-        let levels = levels::levels(&tallies, rules.panic_threshold);
-        let on_trial = candidates.iter().zip(&standings).enumerate();
-        let on_trial = on_trial.flat_map(|(priority, (tier, standings))| {
-            let ejected = tier.iter().zip(standings);
-            let ejected = ejected.filter(|(_, standing)| **standing == Standing::Ejected);
-            ejected.map(move |(one, _)| (priority, Arc::clone(&one.member)))
-        });
-        let panicking = levels
-            .iter()
-            .filter(|level| level.admission == Admission::Everybody)
-            .filter_map(|level| candidates[level.priority].first())
-            .map(|one| one.member.endpoint().priority);
-        let is_quiet = levels
-            .iter()
-            .all(|level| level.admission == Admission::Only(Standing::Quiet));
-        let quiet_until = candidates
-            .iter()
-            .flatten()
-            .filter_map(|one| one.member.health().quiet_until(now))
-            .min()
-            .filter(|_| is_quiet);
+        let previous = self.divided.as_deref();
+        let divide = |subsets| Box::new(Divided::new(subsets, previous, &members, rules, now));
         Self {
-            on_trial: on_trial.collect(),
-            panicking: panicking.collect(),
-            quiet_until,
             hasher: rules.policy.hasher(),
+            tiers: Tiers::new(&members, rules, now),
+            divided: rules.subsets.map(divide),
             members,
-            tiers: levels
-                .iter()
-                .map(|level| {
-                    let candidates = candidates[level.priority].iter();
-                    let candidates = candidates.zip(&standings[level.priority]);
-                    let candidates: Arc<[Candidate]> = candidates
-                        .filter(|(_, standing)| level.admission.admits(**standing))
-                        .map(|(candidate, _)| candidate.clone())
-                        .collect();
-                    Tier {
-                        priority: level.priority,
-                        picker: rules.policy.picker(&candidates),
-                        candidates,
-                        load: level.load,
-                    }
-                })
-                .collect(),
             index: OnceLock::new(),
             generation: self.generation + 1,
             discovery: self.discovery,
@@ -149,7 +69,7 @@ impl Snapshot {
 
     /// Whether any candidate still takes less than its weight.
     pub(super) fn is_ramping(&self) -> bool {
-        self.candidates().any(|candidate| candidate.share < 1.0)
+        self.tiers.is_ramping()
     }
 
     /// Every member, also those that take no new picks.
@@ -170,7 +90,7 @@ impl Snapshot {
 
     /// The members that take new picks, the most preferred ones first.
     pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
-        self.tiers.iter().flat_map(|tier| tier.candidates.iter())
+        self.tiers.candidates()
     }
 
     /// A number that grows with each snapshot of a cluster.
@@ -203,71 +123,55 @@ impl Snapshot {
     /// again only when there is no other in any priority.
     #[must_use]
     pub fn pick(&self, pick: &Pick<'_>) -> Option<&Arc<Member>> {
-        let preferred = self.drawn(pick)?;
-        preferred
-            .pick(pick)
-            .or_else(|| self.tiers.iter().find_map(|tier| tier.pick(pick)))
-            .or_else(|| preferred.pick(&pick.tried(&[])))
-    }
-}
-
-impl Snapshot {
-    /// The tier that takes a request with these random bits.
-    fn drawn(&self, pick: &Pick<'_>) -> Option<&Tier> {
-        match &*self.tiers {
-            [] => None,
-            [one] => Some(one),
-            tiers => Some(drawn(tiers, pick.entropy)),
-        }
+        self.tiers.pick(pick)
     }
 
-    /// The request as the one on trial for an endpoint that was ejected, when one is due. Retries
-    /// are not taken for that, and nobody is tried of a priority beyond the one that the request
-    /// is for.
-    pub(crate) fn trial(&self, pick: &Pick<'_>) -> Option<(&Arc<Member>, Lease)> {
-        if self.on_trial.is_empty() || !pick.tried.is_empty() {
-            return None;
-        }
-        let furthest = self.drawn(pick).map_or(usize::MAX, |tier| tier.priority);
-        self.on_trial
-            .iter()
-            .filter(|(priority, _)| *priority <= furthest)
-            .find_map(|(_, member)| Some((member, member.try_lease_on_trial(pick.now)?)))
+    /// The same within a [`Subset`], or where the cluster sends requests whose subset has no usable
+    /// endpoint. A cluster without [subsets](super::Cluster::set_subsets) picks any endpoint.
+    #[must_use]
+    pub fn pick_within(&self, subset: &Subset, pick: &Pick<'_>) -> Option<&Arc<Member>> {
+        self.scope(Some(subset)).pick(pick)
     }
 
     /// Whether a request that has a reason to go to this member may do so: nothing speaks against
     /// the member, or its priority panics.
     #[must_use]
     pub fn admits(&self, member: &Member, now: Instant) -> bool {
-        member.standing(now).is_usable() || self.panicking.contains(&member.endpoint().priority)
+        self.tiers.admits(member, now)
     }
 
     /// When every endpoint that is left asked to be left alone: until when the first of them did.
     /// They are picked nevertheless; who can wait should.
     #[must_use]
     pub fn quiet_until(&self) -> Option<Instant> {
-        self.quiet_until
+        self.tiers.quiet_until()
     }
-}
 
-impl Tier {
-    fn pick(&self, pick: &Pick<'_>) -> Option<&Arc<Member>> {
-        let index = self.picker.pick(pick)?;
-        Some(&self.candidates.get(index)?.member)
+    /// Whether the cluster has [subsets](super::Cluster::set_subsets).
+    #[must_use]
+    pub fn is_divided(&self) -> bool {
+        self.divided.is_some()
     }
-}
 
-/// The priority that takes a request with these random bits.
-fn drawn(tiers: &[Tier], entropy: u64) -> &Tier {
-    // Other bits than those that pickers use: within a priority, every pick stays as likely.
-    let mixed = entropy.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
-    let mut percent = ((u128::from(mixed) * 100) >> 64) as u8;
-    for tier in tiers {
-        match percent.checked_sub(tier.load) {
-            Some(rest) => percent = rest,
-            None => return tier,
+    /// The subsets, in order; none when the cluster is not divided.
+    pub fn subsets(&self) -> impl Iterator<Item = SubsetSize> {
+        self.divided.iter().flat_map(|divided| divided.sizes())
+    }
+
+    /// How many combinations of values have no subset, because there are
+    /// [too many](super::Subsets::MAX_COMBINATIONS).
+    #[must_use]
+    pub fn subsets_left_out(&self) -> usize {
+        self.divided
+            .as_ref()
+            .map_or(0, |divided| divided.left_out())
+    }
+
+    /// Where requests for this subset go, or those that ask for none.
+    pub(crate) fn scope<'s>(&'s self, subset: Option<&Subset>) -> Scope<'s> {
+        match (&self.divided, subset) {
+            (Some(divided), Some(subset)) => divided.scope(subset, &self.tiers),
+            _ => Scope::whole(&self.tiers),
         }
     }
-    // Loads add up to 100; any tier is as good.
-    &tiers[0]
 }

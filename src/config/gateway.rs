@@ -18,7 +18,7 @@ use super::{
 use crate::{
     balance::{BalanceLayer, Sticky},
     check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
-    cluster::{Cluster, SlowStart},
+    cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
     discover::{
         Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
     },
@@ -41,14 +41,43 @@ struct Running {
     /// Where the last good lists are kept.
     snapshot_dir: Option<PathBuf>,
     tls: Option<Tls>,
+    structure: Structure,
     cluster: Cluster,
     upstream: Upstream<RequestBody>,
+}
+
+/// Which part of a cluster takes a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Structure {
+    zones: Option<Zones>,
+    subsets: Option<Subsets>,
+    aperture: Option<Aperture>,
+}
+
+impl Structure {
+    /// That of a cluster, for the node of this name.
+    fn new(settings: &ClusterSettings, all: &Settings, node: &str) -> Self {
+        let zones = settings.zones.as_ref().zip(all.node.zone.as_deref());
+        let zones = zones.map(|(zones, own)| {
+            let nodes = zones.nodes.iter();
+            Zones::new(own)
+                .min_endpoints(zones.min_endpoints)
+                .nodes(nodes.map(|(zone, nodes)| (zone.as_str(), *nodes)))
+        });
+        Self {
+            zones,
+            subsets: settings.subsets.clone(),
+            aperture: settings
+                .subset_size
+                .map(|size| Aperture::rendezvous(size, node)),
+        }
+    }
 }
 
 impl Gateway {
     /// Goes over to a plan. What is the same in both goes on as it is: clusters with their live
     /// state, connection pools, rotations.
-    pub(super) fn apply(&mut self, plan: &Plan, routes: &Routes) {
+    pub(super) fn apply(&mut self, plan: &Plan, node: &str, routes: &Routes) {
         let mut previous = std::mem::take(&mut self.clusters);
         for (name, settings) in &plan.settings.clusters {
             let cluster_plan = &plan.clusters[name];
@@ -56,6 +85,7 @@ impl Gateway {
                 Some(running) => running.changed(name, settings, cluster_plan, &plan.settings),
                 None => Running::start(name, settings, cluster_plan, &plan.settings),
             };
+            let running = running.structured(&Structure::new(settings, &plan.settings, node));
             self.clusters.insert(name.clone(), running);
         }
         let table: Table<Target> = plan
@@ -80,7 +110,8 @@ impl Gateway {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
         Target::new(route.clusters.iter().map(|share| {
             let running = &self.clusters[&share.cluster];
-            (timeout.layer(running.stack()), share.weight)
+            let stack = running.stack(share.subset.as_ref());
+            (timeout.layer(stack), share.weight)
         }))
     }
 }
@@ -97,6 +128,7 @@ impl Running {
             settings: settings.clone(),
             snapshot_dir: all.node.snapshot_dir.clone(),
             tls: plan.tls.clone(),
+            structure: Structure::default(),
             cluster,
             upstream: upstream(settings, plan.tls.as_ref()),
         }
@@ -141,19 +173,43 @@ impl Running {
         self
     }
 
-    fn stack(&self) -> Stack {
+    fn structured(mut self, structure: &Structure) -> Self {
+        let (before, cluster) = (&self.structure, &self.cluster);
+        if before.zones != structure.zones {
+            cluster.set_zones(structure.zones.clone());
+        }
+        if before.subsets != structure.subsets {
+            cluster.set_subsets(structure.subsets.clone());
+        }
+        if before.aperture != structure.aperture {
+            cluster.set_aperture(structure.aperture);
+        }
+        self.structure = structure.clone();
+        self
+    }
+
+    fn stack(&self, subset: Option<&Subset>) -> Stack {
         let scheme = if self.tls.is_some() {
             Scheme::HTTPS
         } else {
             Scheme::HTTP
         };
         let balance = BalanceLayer::new(self.cluster.clone()).scheme(scheme);
-        let balance = match &self.settings.balance {
-            PolicySettings::Affinity(affinity) => balance.hash_key(affinity.hash_key.clone()),
-            _ => balance,
+        let hash_key = match &self.settings.balance {
+            PolicySettings::Affinity(affinity) => Some(&affinity.hash_key),
+            PolicySettings::Named { hash_key, .. } => hash_key.as_ref(),
+            _ => None,
+        };
+        let balance = match hash_key {
+            Some(key) => balance.hash_key(key.clone()),
+            None => balance,
         };
         let balance = match &self.settings.sticky {
             Some(settings) => balance.sticky(sticky(settings)),
+            None => balance,
+        };
+        let balance = match subset {
+            Some(subset) => balance.subset(subset.clone()),
             None => balance,
         };
         ServiceBuilder::new()

@@ -73,6 +73,8 @@ struct State {
     routes: Routes,
     gateway: Mutex<Gateway>,
     node: ArcSwap<NodeSettings>,
+    /// Its name where the file gives none.
+    default_id: String,
     /// Read for each request, also on connections that were there before a reload.
     trusted_hops: Arc<AtomicU32>,
 }
@@ -94,19 +96,17 @@ impl Node {
             None => None,
         };
 
+        let (listener, address) = listener;
         let state = Arc::new(State {
             admin: Admin::new(),
             routes: Routes::new(),
             gateway: Mutex::default(),
             node: ArcSwap::from_pointee(node.clone()),
+            default_id: default_id(address),
             trusted_hops: Arc::default(),
         });
-        let (listener, address) = listener;
         let status = ConfigStatus::new(file.path().display().to_string());
         state.admin.update_config(|config| *config = status);
-        state
-            .admin
-            .set_node(node.id.clone().unwrap_or_else(|| default_id(address)));
         state.apply(&plan);
         tokio::spawn(ready(Arc::clone(&state)));
 
@@ -221,7 +221,9 @@ impl State {
     /// Goes over to a plan; returns the keys that would need a restart.
     fn apply(&self, plan: &Plan) -> Vec<String> {
         let mut gateway = self.gateway.lock();
-        gateway.apply(plan, &self.routes);
+        let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
+        gateway.apply(plan, id, &self.routes);
+        self.admin.set_node(id);
         self.admin.set_clusters(gateway.clusters());
         let next = &plan.settings.node;
         let current = self.node.load();
@@ -229,9 +231,6 @@ impl State {
         if next.admin == current.admin {
             let token = next.admin_token.as_ref().map(Secret::reveal);
             self.admin.set_token(token.map(ToOwned::to_owned));
-        }
-        if let Some(id) = &next.id {
-            self.admin.set_node(id);
         }
         self.trusted_hops
             .store(u32::from(next.trusted_hops), Relaxed);

@@ -1,6 +1,6 @@
 //! Settings with all that they name at hand: what is left to do cannot fail.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 
 use super::{
     error::ConfigError,
@@ -129,6 +129,7 @@ fn policy(
             name,
             options,
             place,
+            ..
         } => {
             let known = policies.iter().find(|(known, _)| known == name);
             let (_, make) = known.expect("settings name no policy that the reader was not given");
@@ -139,14 +140,27 @@ fn policy(
 
 fn affinity(settings: &AffinitySettings) -> Arc<dyn Policy> {
     let policy: Arc<dyn Policy> = match settings.policy {
-        AffinityPolicy::RingHash => Arc::new(RingHash::new()),
-        AffinityPolicy::Ketama => Arc::new(RingHash::ketama()),
-        AffinityPolicy::Maglev => Arc::new(Maglev::new()),
+        AffinityPolicy::RingHash { points } => Arc::new(ring(RingHash::new(), points)),
+        AffinityPolicy::Ketama { points } => Arc::new(ring(RingHash::ketama(), points)),
+        AffinityPolicy::Maglev { table_size: None } => Arc::new(Maglev::new()),
+        AffinityPolicy::Maglev {
+            table_size: Some(size),
+        } => {
+            let maglev = Maglev::with_table_size(size);
+            Arc::new(maglev.expect("the size was checked when it was read"))
+        }
         AffinityPolicy::Rendezvous => Arc::new(Rendezvous::new()),
     };
     match settings.bounded_load {
         Some(factor) => Arc::new(Bounded::new(policy, factor)),
         None => policy,
+    }
+}
+
+fn ring(ring: RingHash, points: Option<NonZeroU32>) -> RingHash {
+    match points {
+        Some(points) => ring.points(points),
+        None => ring,
     }
 }
 

@@ -88,6 +88,15 @@ impl<P: Policy> Policy for Bounded<P> {
         self.policy.hasher()
     }
 
+    fn has_affinity(&self) -> bool {
+        self.policy.has_affinity()
+    }
+
+    fn apart(&self) -> Option<Arc<dyn Policy>> {
+        let policy = self.policy.apart()?;
+        Some(Arc::new(Bounded::new(policy, self.factor)))
+    }
+
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         let weights = candidates.iter().map(configured_weight);
         Box::new(BoundedPicker {

@@ -167,6 +167,10 @@ impl Policy for Maglev {
             candidates: Arc::clone(candidates),
         })
     }
+
+    fn has_affinity(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]

@@ -157,11 +157,32 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn hasher(&self) -> KeyHasher {
         KeyHasher::default()
     }
+
+    /// Whether requests with the same key go to the same endpoint, which holds only while all
+    /// candidates of a priority are picked from together; no by default.
+    fn has_affinity(&self) -> bool {
+        false
+    }
+
+    /// The same policy with a state of its own, for a part of a cluster that is picked from apart:
+    /// two parts that step through one rotation would each miss some of their candidates. `None`,
+    /// by default, is for a policy whose pickers share no state.
+    fn apart(&self) -> Option<Arc<dyn Policy>> {
+        None
+    }
 }
 
 impl Policy for Arc<dyn Policy> {
     fn name(&self) -> &str {
         (**self).name()
+    }
+
+    fn has_affinity(&self) -> bool {
+        (**self).has_affinity()
+    }
+
+    fn apart(&self) -> Option<Arc<dyn Policy>> {
+        (**self).apart()
     }
 
     fn hasher(&self) -> KeyHasher {

@@ -33,6 +33,10 @@ impl Policy for Rendezvous {
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         Box::new(RendezvousPicker::new(candidates))
     }
+
+    fn has_affinity(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]

@@ -49,6 +49,10 @@ impl Policy for ReportedLoad {
     fn refresh(&self) -> Option<Duration> {
         Some(Duration::from_secs(1))
     }
+
+    fn apart(&self) -> Option<Arc<dyn Policy>> {
+        Some(Arc::new(Self::new()))
+    }
 }
 
 /// The reported weights, as far as the candidates take them; those of the endpoints when fewer than

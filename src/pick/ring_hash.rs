@@ -130,6 +130,10 @@ impl Policy for RingHash {
             candidates: Arc::clone(candidates),
         })
     }
+
+    fn has_affinity(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]

@@ -40,6 +40,10 @@ impl Policy for RoundRobin {
             candidates: Arc::clone(candidates),
         })
     }
+
+    fn apart(&self) -> Option<Arc<dyn Policy>> {
+        Some(Arc::new(Self::new()))
+    }
 }
 
 #[derive(Debug)]

@@ -30,6 +30,10 @@ impl Policy for WeightedRoundRobin {
         let weights: Vec<_> = candidates.iter().map(Candidate::weight).collect();
         Box::new(Rotation::new(&self.sequence, &weights, candidates))
     }
+
+    fn apart(&self) -> Option<Arc<dyn Policy>> {
+        Some(Arc::new(Self::new()))
+    }
 }
 
 #[cfg(test)]

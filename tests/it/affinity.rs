@@ -87,7 +87,9 @@ async fn a_header_or_a_cookie_leads_to_one_endpoint() {
     for policy in [
         "ring_hash",
         "ring_hash, ketama: true",
+        "ring_hash, points: 100",
         "maglev",
+        "maglev, table_size: 1009",
         "rendezvous",
         // Room enough for a request that has just ended and still counts.
         "rendezvous, bounded_load: 100",

@@ -33,6 +33,7 @@ mod smuggling;
 mod sticky;
 mod store;
 mod stream;
+mod structure;
 mod support;
 mod tls;
 mod websocket;

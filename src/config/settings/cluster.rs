@@ -1,20 +1,21 @@
 //! The settings of a cluster.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use rustls::pki_types::ServerName;
 
 use super::{
-    HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret,
+    HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret, ZoneSettings,
     dns::{self, DnsSettings},
     etcd::{self, EtcdSettings},
     health::health,
     node::secret,
     outlier::{outlier, share},
+    structure::{subset_size, subsets},
 };
 use crate::{
     balance::Sticky,
-    cluster::Cluster,
+    cluster::{Cluster, Subsets},
     discover::{DnsName, listing::every_endpoint},
     endpoint::Endpoint,
     health::{Outlier, Percent},
@@ -34,6 +35,7 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 /// - `panic_threshold`: 50 %
 /// - `health`: no checks
 /// - `slow_start`: none
+/// - `zones`, `subsets`, `subset_size`: none
 /// - `protocol`: HTTP/1.1
 /// - `tls`: none, plain text
 /// - `connect_timeout`: 1 s
@@ -57,6 +59,12 @@ pub struct ClusterSettings {
     pub health: Option<HealthSettings>,
     /// How long an endpoint that joins takes to get its whole share.
     pub slow_start: Option<Duration>,
+    /// How requests prefer the zone of the node: `zone_aware`.
+    pub zones: Option<ZoneSettings>,
+    /// By which metadata routes choose among the endpoints.
+    pub subsets: Option<Subsets>,
+    /// How many of the endpoints take requests of this node.
+    pub subset_size: Option<NonZeroUsize>,
     /// What they speak.
     pub protocol: Protocol,
     /// How connections are secured, if they are.
@@ -193,6 +201,9 @@ impl Reader<'_> {
         let panic_threshold = fields.optional("panic_threshold", share);
         let health = fields.optional("health", health);
         let slow_start = fields.optional("slow_start", positive_duration);
+        let zones = fields.optional("zone_aware", |value| self.zone_aware(value));
+        let subsets = fields.optional("subsets", subsets);
+        let subset_size = fields.optional("subset_size", subset_size);
         let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
         let protocol = fields.optional("protocol", protocol);
         let tls = fields.optional("tls", |value| self.tls(value));
@@ -218,6 +229,9 @@ impl Reader<'_> {
             panic_threshold: panic_threshold.unwrap_or(Cluster::PANIC_THRESHOLD),
             health,
             slow_start,
+            zones: zones.flatten(),
+            subsets,
+            subset_size,
             protocol: protocol.unwrap_or_default(),
             tls,
             connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(1)),

@@ -10,6 +10,7 @@ mod outlier;
 mod place;
 mod policy;
 mod route;
+mod structure;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
 pub use route::{RouteSettings, Share};
+pub use structure::ZoneSettings;
 
 use super::ConfigError;
 use crate::yaml::{self, Mistakes, Value, text};
@@ -68,6 +70,7 @@ impl Settings {
         let reader = Reader {
             folder: file.parent().unwrap_or_else(|| Path::new("")),
             policies,
+            has_zone: true,
         };
         yaml::parse(text)
             .and_then(|tree| reader.settings(&Value::root(&tree)))
@@ -80,12 +83,15 @@ impl Settings {
 struct Reader<'r> {
     folder: &'r Path,
     policies: &'r [&'r str],
+    /// Whether the node has a zone, as far as that is known.
+    has_zone: bool,
 }
 
 impl Reader<'_> {
-    fn settings(self, root: &Value<'_>) -> Result<Settings, Mistakes> {
+    fn settings(mut self, root: &Value<'_>) -> Result<Settings, Mistakes> {
         let mut fields = root.fields()?;
         let node = fields.required("node", |node| self.node(node));
+        self.has_zone = node.as_ref().is_none_or(|node| node.zone.is_some());
         let clusters = fields.value("clusters");
         // A route to a cluster with a mistake of its own is not one more mistake.
         let names: Vec<&str> = match clusters.as_ref().map(Value::entries) {
@@ -101,12 +107,17 @@ impl Reader<'_> {
             })
         });
         let clusters = clusters.and_then(|clusters| fields.keep(clusters));
+        let clusters = clusters.map(BTreeMap::from_iter);
+        let known = route::Known {
+            names: &names,
+            clusters: clusters.as_ref(),
+        };
         let routes = fields.optional("routes", |routes| {
-            routes.list(|route| route::read(route, &names))
+            routes.list(|route| route::read(route, known))
         });
         let settings = node.map(|node| Settings {
             node,
-            clusters: clusters.unwrap_or_default().into_iter().collect(),
+            clusters: clusters.unwrap_or_default(),
             routes: routes.unwrap_or_default(),
         });
         fields.finish(settings)

@@ -10,6 +10,7 @@ use crate::yaml::{Fields, Mistakes, Value, duration, number, socket_addr, text};
 /// # Defaults
 ///
 /// - `id`: none, which stands for the host name and the port
+/// - `zone`: none
 /// - `admin`, `admin_token`, `snapshot_dir`: none
 /// - `trusted_hops`: 0
 /// - `drain`: 10 s
@@ -18,6 +19,8 @@ use crate::yaml::{Fields, Mistakes, Value, duration, number, socket_addr, text};
 pub struct NodeSettings {
     /// The name of this node.
     pub id: Option<String>,
+    /// The zone of this node.
+    pub zone: Option<String>,
     /// Where the gateway listens; port 0 asks for a free one.
     pub listen: SocketAddr,
     /// Where the admin router listens. Not loopback only with an `admin_token`.
@@ -59,6 +62,7 @@ impl Reader<'_> {
     pub(super) fn node(self, value: &Value<'_>) -> Result<NodeSettings, Mistakes> {
         let mut fields = value.fields()?;
         let id = fields.optional("id", text);
+        let zone = fields.optional("zone", text);
         let listen = fields.required("listen", socket_addr);
         let admin = fields.value("admin");
         let token = fields.value("admin_token");
@@ -69,6 +73,7 @@ impl Reader<'_> {
         let snapshot_dir = fields.optional("snapshot_dir", |path| self.path(path));
         let node = listen.map(|listen| NodeSettings {
             id,
+            zone,
             listen,
             admin,
             admin_token,

@@ -5,6 +5,7 @@ use super::{
     affinity::{self, AffinityPolicy, AffinitySettings},
 };
 use crate::{
+    balance::HashKey,
     pick::LeastRequest,
     yaml::{Mistakes, Value, number, one_of, text},
 };
@@ -37,6 +38,8 @@ pub enum PolicySettings {
     Named {
         /// The name, one of those given to [`Settings::parse`](super::Settings::parse).
         name: String,
+        /// What of a request is hashed for it.
+        hash_key: Option<HashKey>,
         /// What else the file says, in its order.
         options: Vec<PolicyOption>,
         /// Where the policy is named.
@@ -88,8 +91,14 @@ impl Reader<'_> {
             ("least_request", Kind::LeastRequest),
             ("response_time", Kind::ResponseTime),
             ("reported_load", Kind::ReportedLoad),
-            ("ring_hash", Kind::Affinity(AffinityPolicy::RingHash)),
-            ("maglev", Kind::Affinity(AffinityPolicy::Maglev)),
+            (
+                "ring_hash",
+                Kind::Affinity(AffinityPolicy::RingHash { points: None }),
+            ),
+            (
+                "maglev",
+                Kind::Affinity(AffinityPolicy::Maglev { table_size: None }),
+            ),
             ("rendezvous", Kind::Affinity(AffinityPolicy::Rendezvous)),
         ];
         words.extend(self.policies.iter().map(|name| (*name, Kind::Named)));
@@ -115,6 +124,7 @@ impl Reader<'_> {
             Kind::ReportedLoad => PolicySettings::ReportedLoad,
             Kind::Affinity(policy) => PolicySettings::Affinity(affinity::read(policy, &mut fields)),
             Kind::Named => {
+                let hash_key = fields.optional("hash_key", affinity::hash_key);
                 let mut options = Vec::new();
                 for (key, value) in fields.rest() {
                     let text = fields.keep(text(&value));
@@ -127,6 +137,7 @@ impl Reader<'_> {
                 let place = Place::of(value);
                 PolicySettings::Named {
                     name,
+                    hash_key,
                     options,
                     place,
                 }

@@ -1,10 +1,15 @@
 //! The settings of a route.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue, Method, header};
 
+use super::{ClusterSettings, structure::subset_of};
 use crate::{
+    cluster::Subset,
     route::Match,
     yaml::{Mistakes, Value, number, one_of, positive_duration, text},
 };
@@ -33,6 +38,7 @@ pub struct RouteSettings {
 /// # Defaults
 ///
 /// - `weight`: 1
+/// - `subset`: none, every endpoint
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Share {
@@ -40,20 +46,42 @@ pub struct Share {
     pub cluster: String,
     /// The share, relative to the other clusters of the route; 0 gets nothing.
     pub weight: u32,
+    /// The part of the cluster.
+    pub subset: Option<Subset>,
 }
 
-/// Reads a route to some of the clusters with these names.
-pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings, Mistakes> {
+/// The clusters that a route may name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'k> {
+    pub(super) names: &'k [&'k str],
+    /// `None` when any of them has a mistake.
+    pub(super) clusters: Option<&'k BTreeMap<String, ClusterSettings>>,
+}
+
+/// Reads a route to some of these clusters.
+pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings, Mistakes> {
     let mut fields = value.fields()?;
     let matching = fields.required("match", matching);
     let one = fields.value("cluster");
     let many = fields.value("clusters");
+    let part = fields.value("subset");
     let shares = match (one, many) {
-        (Some(one), None) => fields.keep(cluster(&one, clusters)).map(|cluster| {
-            let weight = 1;
-            vec![Share { cluster, weight }]
+        (Some(one), None) => fields.keep(cluster(&one, known)).map(|cluster| {
+            let subset = part.and_then(|part| fields.keep(known.subset(&part, &cluster)));
+            vec![Share {
+                cluster,
+                weight: 1,
+                subset: subset.flatten(),
+            }]
         }),
-        (None, Some(many)) => fields.keep(shares(&many, clusters)),
+        (None, Some(many)) => {
+            if let Some(part) = part {
+                fields.keep::<()>(Err(
+                    part.wrong("expected subset in each item of clusters, found it beside them")
+                ));
+            }
+            fields.keep(shares(&many, known))
+        }
         (Some(_), Some(many)) => {
             fields.keep(Err(many.wrong("expected cluster or clusters, found both")))
         }
@@ -74,29 +102,47 @@ pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings
     fields.finish(route)
 }
 
-fn cluster(value: &Value<'_>, clusters: &[&str]) -> Result<String, Mistakes> {
-    if clusters.is_empty() {
+impl Known<'_> {
+    /// The subset of a cluster. `None` when it is not known which there are.
+    fn subset(self, value: &Value<'_>, cluster: &str) -> Result<Option<Subset>, Mistakes> {
+        let Some(settings) = self.clusters.and_then(|clusters| clusters.get(cluster)) else {
+            return Ok(None);
+        };
+        subset_of(value, cluster, settings.subsets.as_ref()).map(Some)
+    }
+}
+
+fn cluster(value: &Value<'_>, known: Known<'_>) -> Result<String, Mistakes> {
+    if known.names.is_empty() {
         return Err(value.expected("a cluster of this file, which has none"));
     }
-    let known: Vec<(&str, &str)> = clusters.iter().map(|name| (*name, *name)).collect();
+    let known: Vec<(&str, &str)> = known.names.iter().map(|name| (*name, *name)).collect();
     one_of(&known)(value).map(str::to_owned)
 }
 
-fn shares(value: &Value<'_>, clusters: &[&str]) -> Result<Vec<Share>, Mistakes> {
+fn shares(value: &Value<'_>, known: Known<'_>) -> Result<Vec<Share>, Mistakes> {
     let mut seen = HashSet::new();
     let shares = value.list(|item| {
         let mut fields = item.fields()?;
-        let cluster = fields.required("name", |name| {
-            let cluster = cluster(name, clusters)?;
-            if seen.insert(cluster.clone()) {
-                return Ok(cluster);
+        let part = fields.value("subset");
+        let share = fields.required("name", |name| {
+            let cluster = cluster(name, known)?;
+            let subset = part.map(|part| known.subset(&part, &cluster)).transpose()?;
+            let share = (cluster, subset.flatten());
+            if seen.insert(share.clone()) {
+                return Ok(share);
             }
+            let (cluster, _) = share;
             Err(name.wrong(format!(
                 "expected each cluster once, found {cluster:?} again"
             )))
         });
         let weight = fields.optional("weight", number(0..=u32::MAX)).unwrap_or(1);
-        fields.finish(cluster.map(|cluster| Share { cluster, weight }))
+        fields.finish(share.map(|(cluster, subset)| Share {
+            cluster,
+            weight,
+            subset,
+        }))
     })?;
     if shares.iter().all(|share| share.weight == 0) {
         return Err(value.wrong("expected at least one cluster with a weight above 0, found none"));

@@ -1,6 +1,10 @@
 //! The file as a whole: what it means, and every way to be wrong about it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::Path,
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
@@ -8,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     balance::HashKey,
+    cluster::{Subset, SubsetFallback, Subsets},
     endpoint::Endpoint,
     health::{FailurePercentage, Outlier, Percent, SuccessFloor, SuccessRate},
     pick::LoadFactor,
@@ -18,6 +23,7 @@ use crate::{
 const FULL: &str = r#"
 node:
   id: gateway-1
+  zone: a
   listen: "127.0.0.1:8080"
   admin: 0.0.0.0:9901
   admin_token: s3cret
@@ -48,6 +54,9 @@ clusters:
     panic_threshold: 40%
     health: { type: tcp, port: 9100, interval: 7s, fast_interval: 500ms, timeout: 2s, rise: 4, fall: 5, concurrency: 6 }
     slow_start: 30s
+    zone_aware: { min_endpoints: 4, nodes: { a: 3, b: 2 } }
+    subsets: { by: [ version, [ version, stage ] ], fallback: { version: v1 } }
+    subset_size: 20
     protocol: h2
     tls: { ca: ca.pem, cert: /etc/client.pem, key: client.key, server_name: users.internal }
     connect_timeout: 250ms
@@ -57,7 +66,7 @@ clusters:
     max_pending: 50
   files:
     discovery: { type: file, path: lists/files.yaml, allow_empty: true }
-    balance: { type: least_loaded, window: 10s, sample: 2 }
+    balance: { type: least_loaded, window: 10s, hash_key: path, sample: 2 }
 routes:
   - match:
       host: "*.example.com"
@@ -65,11 +74,12 @@ routes:
       methods: [GET, POST]
       headers: { x-version: v2 }
     cluster: users
+    subset: { version: v2 }
     timeout: 10s
     idle_timeout: 5m
   - match: {}
     clusters:
-      - { name: users, weight: 95 }
+      - { name: users, weight: 95, subset: { version: v2, stage: prod } }
       - { name: files, weight: 5 }
 "#;
 
@@ -131,6 +141,7 @@ fn a_file_with_every_key_is_read() {
         settings.node,
         NodeSettings {
             id: Some("gateway-1".into()),
+            zone: Some("a".into()),
             listen: "127.0.0.1:8080".parse().unwrap(),
             admin: Some("0.0.0.0:9901".parse().unwrap()),
             admin_token: settings.node.admin_token.clone(),
@@ -194,6 +205,19 @@ fn a_file_with_every_key_is_read() {
                 concurrency: 6.try_into().unwrap(),
             }),
             slow_start: Some(Duration::from_secs(30)),
+            zones: Some(ZoneSettings {
+                min_endpoints: 4,
+                nodes: [("a".into(), 3), ("b".into(), 2)].into(),
+            }),
+            subsets: Some(
+                Subsets::new()
+                    .by(["version"])
+                    .unwrap()
+                    .by(["stage", "version"])
+                    .unwrap()
+                    .fallback(SubsetFallback::Default(Subset::new([("version", "v1")])))
+            ),
+            subset_size: NonZeroUsize::new(20),
             protocol: Protocol::Http2,
             tls: Some(TlsSettings {
                 ca: Some("etc/ca.pem".into()),
@@ -221,7 +245,13 @@ fn a_file_with_every_key_is_read() {
             allow_empty: true,
         }
     );
-    let PolicySettings::Named { name, options, .. } = &files.balance else {
+    let PolicySettings::Named {
+        name,
+        hash_key,
+        options,
+        ..
+    } = &files.balance
+    else {
         panic!("no named policy");
     };
     let options: Vec<_> = options
@@ -229,7 +259,8 @@ fn a_file_with_every_key_is_read() {
         .map(|option| (option.key.as_str(), option.text.as_str(), option.line))
         .collect();
     assert_eq!(name, "least_loaded");
-    assert_eq!(options, [("window", "10s", 43), ("sample", "2", 43)]);
+    assert_eq!(*hash_key, Some(HashKey::path()));
+    assert_eq!(options, [("window", "10s", 47), ("sample", "2", 47)]);
 
     assert_eq!(
         settings.routes,
@@ -247,6 +278,7 @@ fn a_file_with_every_key_is_read() {
                 clusters: vec![Share {
                     cluster: "users".into(),
                     weight: 1,
+                    subset: Some(Subset::new([("version", "v2")])),
                 }],
                 timeout: Duration::from_secs(10),
                 idle_timeout: Duration::from_secs(300),
@@ -257,10 +289,12 @@ fn a_file_with_every_key_is_read() {
                     Share {
                         cluster: "users".into(),
                         weight: 95,
+                        subset: Some(Subset::new([("version", "v2"), ("stage", "prod")])),
                     },
                     Share {
                         cluster: "files".into(),
                         weight: 5,
+                        subset: None,
                     },
                 ],
                 timeout: Duration::from_secs(60),
@@ -281,6 +315,7 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
         settings.node,
         NodeSettings {
             id: None,
+            zone: None,
             listen: "[::1]:0".parse().unwrap(),
             admin: None,
             admin_token: None,
@@ -302,6 +337,9 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
             panic_threshold: Percent::new(50.0),
             health: None,
             slow_start: None,
+            zones: None,
+            subsets: None,
+            subset_size: None,
             protocol: Protocol::Http1,
             tls: None,
             connect_timeout: Duration::from_secs(1),
@@ -579,7 +617,10 @@ fn affinity_is_read() {
     for (balance, expected) in [
         (
             "type: maglev",
-            affinity(AffinityPolicy::Maglev, HashKey::client_ip()),
+            affinity(
+                AffinityPolicy::Maglev { table_size: None },
+                HashKey::client_ip(),
+            ),
         ),
         (
             "type: rendezvous, hash_key: path",
@@ -587,17 +628,47 @@ fn affinity_is_read() {
         ),
         (
             "type: ring_hash, hash_key: \"header:X-User\"",
-            affinity(AffinityPolicy::RingHash, user()),
+            affinity(AffinityPolicy::RingHash { points: None }, user()),
         ),
         (
             "type: ring_hash, ketama: true, hash_key: \"query:arg\"",
-            affinity(AffinityPolicy::Ketama, HashKey::query("arg")),
+            affinity(
+                AffinityPolicy::Ketama { points: None },
+                HashKey::query("arg"),
+            ),
         ),
         (
             "type: ring_hash, ketama: false, hash_key: [ \"cookie:a:b\", client_ip, \"header:x-user\" ]",
             affinity(
-                AffinityPolicy::RingHash,
+                AffinityPolicy::RingHash { points: None },
                 HashKey::cookie("a:b").and(HashKey::client_ip()).and(user()),
+            ),
+        ),
+        (
+            "type: ring_hash, points: 100",
+            affinity(
+                AffinityPolicy::RingHash {
+                    points: NonZeroU32::new(100),
+                },
+                HashKey::client_ip(),
+            ),
+        ),
+        (
+            "type: maglev, table_size: 4099, hash_key: { key: path, terminal: false }",
+            affinity(
+                AffinityPolicy::Maglev {
+                    table_size: Some(4099),
+                },
+                HashKey::path(),
+            ),
+        ),
+        (
+            "type: rendezvous, hash_key: [ { key: \"cookie:session\", terminal: true }, client_ip ]",
+            affinity(
+                AffinityPolicy::Rendezvous,
+                HashKey::cookie("session")
+                    .terminal()
+                    .and(HashKey::client_ip()),
             ),
         ),
     ] {
@@ -631,7 +702,19 @@ fn affinity_is_checked() {
             "type: maglev, hash_key: []",
             "hash_key: expected at least one key, found an empty list".to_owned(),
         ),
-        ("type: maglev, hash_key: { a: b }", format!("hash_key: {keys}, found a mapping")),
+        ("type: maglev, hash_key: { key: [] }", format!("hash_key.key: {keys}, found a list")),
+        (
+            "type: maglev, hash_key: { key: path, terminal: 1 }",
+            "hash_key.terminal: expected true or false, found \"1\"".to_owned(),
+        ),
+        (
+            "type: maglev, table_size: 65536",
+            "table_size: expected a prime from 3 to 5000011, such as 65537, found \"65536\"".to_owned(),
+        ),
+        (
+            "type: ring_hash, points: 0",
+            "points: expected a number from 1 to 100000, found \"0\"".to_owned(),
+        ),
         (
             "type: rendezvous, bounded_load: 0.9",
             "bounded_load: expected a number from 1 to 1000, such as 1.25, found \"0.9\"".to_owned(),
@@ -646,7 +729,7 @@ fn affinity_is_checked() {
         ),
         (
             "type: maglev, ketama: true",
-            "ketama: expected one of type, hash_key, bounded_load, found the unknown key \"ketama\""
+            "ketama: expected one of type, hash_key, bounded_load, table_size, found the unknown key \"ketama\""
                 .to_owned(),
         ),
         (
@@ -900,18 +983,18 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
     refused_node(
         "listen: 127.0.0.1:0\nregister: { service: a }",
         &[
-            "gateway.yaml:3: node.register: expected one of id, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
+            "gateway.yaml:3: node.register: expected one of id, zone, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
         ],
     );
     refused_cluster(
         "breaker: {}",
         &[
-            "gateway.yaml:5: clusters.users.breaker: expected one of discovery, balance, sticky, outlier, panic_threshold, health, slow_start, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"breaker\"",
+            "gateway.yaml:5: clusters.users.breaker: expected one of discovery, balance, sticky, outlier, panic_threshold, health, slow_start, zone_aware, subsets, subset_size, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"breaker\"",
         ],
     );
     for key in ["rate_limit", "cache", "failover"] {
         let mistake = format!(
-            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, timeout, idle_timeout, found the unknown key \"{key}\""
+            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, subset, timeout, idle_timeout, found the unknown key \"{key}\""
         );
         refused_route(
             &format!("match: {{}}\ncluster: users\n{key}: {{}}"),
@@ -947,7 +1030,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 49);
+    assert_eq!(tried, 58);
 }
 
 proptest! {
