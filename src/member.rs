@@ -90,6 +90,11 @@ impl Member {
         &self.live.load
     }
 
+    /// The same, without the way by this member.
+    pub(crate) fn live_load(&self) -> LiveLoad {
+        LiveLoad(Arc::clone(&self.live))
+    }
+
     /// Whether both members share their live state.
     #[must_use]
     pub fn shares_state_with(&self, other: &Self) -> bool {
@@ -127,6 +132,16 @@ impl Member {
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
         self.live.attachments.find_or_insert(owner, init)
+    }
+}
+
+/// The live figures of an instance, for those that read them often.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveLoad(Arc<Live>);
+
+impl LiveLoad {
+    pub(crate) fn load(&self) -> &Load {
+        &self.0.load
     }
 }
 

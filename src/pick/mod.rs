@@ -66,6 +66,7 @@ mod choices;
 mod hasher;
 mod ketama;
 mod least_request;
+mod loads;
 mod maglev;
 mod random;
 mod rendezvous;
@@ -75,6 +76,7 @@ mod ring;
 mod ring_hash;
 mod rotation;
 mod round_robin;
+mod sequence;
 mod stride;
 mod weighted_random;
 mod weighted_round_robin;
@@ -99,7 +101,7 @@ pub use weighted_random::WeightedRandom;
 pub use weighted_round_robin::WeightedRoundRobin;
 
 #[cfg(feature = "config")]
-pub(crate) use stride::{Schedule, Sequence};
+pub(crate) use {sequence::Sequence, stride::Schedule};
 
 use crate::{endpoint::EndpointId, member::Member};
 

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Candidate, Pick, Picker, Policy, next_allowed,
-    stride::{Schedule, Sequence},
-};
+use super::{Candidate, Pick, Picker, Policy, next_allowed, sequence::Sequence, stride::Schedule};
 
 /// Each endpoint in turn, whatever its weight. One that starts slowly is passed over at first.
 ///

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Candidate, Picker, Policy, rotation::Rotation, stride::Sequence};
+use super::{Candidate, Picker, Policy, rotation::Rotation, sequence::Sequence};
 
 /// Each endpoint in turn, as often as its weight says: static stride scheduling, smooth and
 /// lock-free.
