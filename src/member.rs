@@ -90,7 +90,12 @@ impl Member {
         &self.live.load
     }
 
-    /// The same, without the way by this member.
+    /// The figures of its cluster.
+    pub(crate) fn totals(&self) -> &Totals {
+        &self.live.totals
+    }
+
+    /// The live figures, without the way by this member.
     pub(crate) fn live_load(&self) -> LiveLoad {
         LiveLoad(Arc::clone(&self.live))
     }
@@ -260,8 +265,9 @@ impl Lease {
             if outcome.is_failure() && !self.penalised {
                 member.live.load.penalise(PENALTY, time::now());
             }
-            member.live.load.end(&outcome);
+            // First, so that nobody counts on a request that is gone.
             member.live.totals.end(&outcome);
+            member.live.load.end(&outcome);
         }
     }
 }
@@ -292,6 +298,7 @@ pub(crate) struct Upgraded(Arc<Member>);
 
 impl Drop for Upgraded {
     fn drop(&mut self) {
+        self.0.live.totals.end_upgraded();
         self.0.live.load.end_upgraded();
     }
 }

@@ -75,6 +75,7 @@ impl Snapshot {
             })
             .collect();
         let tiers = candidates.into_iter().zip(priority::loads(&levels));
+        let mut previous = self.tiers.iter();
         Self {
             hasher: rules.policy.hasher(),
             members,
@@ -82,7 +83,10 @@ impl Snapshot {
                 .map(|(candidates, load)| {
                     let candidates: Arc<[Candidate]> = candidates.into();
                     Tier {
-                        picker: rules.policy.picker(&candidates),
+                        picker: match previous.next() {
+                            Some(tier) => rules.policy.picker_after(&candidates, &*tier.picker),
+                            None => rules.policy.picker(&candidates),
+                        },
                         candidates,
                         load,
                     }

@@ -270,6 +270,8 @@ pub struct Totals {
     cancelled: AtomicU64,
     overloaded: AtomicU64,
     no_endpoint: AtomicU64,
+    /// Upgraded connections that have ended.
+    upgraded: AtomicU64,
     duration_micros: AtomicU64,
     /// Not cumulative; the last one takes what is above every bound.
     durations: [AtomicU64; DURATION_BUCKETS.len() + 1],
@@ -295,6 +297,22 @@ impl Totals {
             self.durations[bucket].fetch_add(1, Relaxed);
             self.duration_micros.fetch_add(micros, Relaxed);
         }
+    }
+
+    pub(crate) fn end_upgraded(&self) {
+        self.upgraded.fetch_add(1, Relaxed);
+    }
+
+    /// All that was in flight at an endpoint and is no more, upgraded connections too.
+    pub(crate) fn ended(&self) -> u64 {
+        let ended = [
+            &self.success,
+            &self.failure,
+            &self.cancelled,
+            &self.overloaded,
+            &self.upgraded,
+        ];
+        ended.iter().map(|counter| counter.load(Relaxed)).sum()
     }
 
     pub(crate) fn no_endpoint(&self) {
