@@ -10,9 +10,8 @@ pub(super) fn sort_by_high_half(words: &mut Vec<u64>) {
         return;
     }
     let mut sorted = vec![0; words.len()];
-    for shift in DIGITS {
+    for (shift, mut places) in DIGITS.into_iter().zip(counts(words)) {
         // From how many there are to where they begin.
-        let mut places = counts(words, shift);
         let mut start = 0;
         for place in &mut places {
             start += std::mem::replace(place, start);
@@ -35,11 +34,13 @@ fn digit(word: u64, shift: u32) -> usize {
     (word >> shift) as usize & (VALUES - 1)
 }
 
-/// How many words have each digit.
-fn counts(words: &[u64], shift: u32) -> [u32; VALUES] {
-    let mut counts = [0; VALUES];
+/// How many words have each value of each digit.
+fn counts(words: &[u64]) -> [[u32; VALUES]; DIGITS.len()] {
+    let mut counts = [[0; VALUES]; DIGITS.len()];
     for word in words {
-        counts[digit(*word, shift)] += 1;
+        for (counts, shift) in counts.iter_mut().zip(DIGITS) {
+            counts[digit(*word, shift)] += 1;
+        }
     }
     counts
 }
