@@ -132,8 +132,8 @@ impl Load {
     /// The peak-sensitive average of the time to the response head; `None` before the first one.
     ///
     /// A higher sample is taken at once, but one far above the average only as far as 4 times that
-    /// average: what follows has to confirm it. A lower one pulls it down over 10 s, and without
-    /// samples it falls towards nothing. Failures are not in it.
+    /// average: what follows has to confirm it. A lower one pulls it down over 10 s, and by 1/64 of
+    /// the difference at least; without samples it falls towards nothing. Failures are not in it.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         let (micros, _) = self.latency.read(self.at(now))?;

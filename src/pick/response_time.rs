@@ -20,8 +20,9 @@ use crate::load::Reading;
 /// ```
 ///
 /// - `latency` is [`Load::latency`](crate::load::Load::latency), Finagle's Peak EWMA over 10 s. One
-///   pause of the machine raises it 4 times at most, however many requests it holds up, so that no
-///   good endpoint looks bad for long; what is slow indeed shows it in the requests that follow.
+///   pause of the machine raises it 4 times at most, however many requests it holds up, and fast
+///   answers pull it down again, so that no good endpoint looks bad for long; what is slow indeed
+///   shows it in the requests that follow.
 /// - `penalty` is [`Load::penalty`](crate::load::Load::penalty): a failed attempt counts as 5 s, or
 ///   as long as `Retry-After` says, up to 300 s, and that decays over 10 s (linkerd's load biaser).
 ///   An endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing.
@@ -156,6 +157,21 @@ mod tests {
             let within = at.as_micros() as u64 % 10_000_000;
             let pause = match within {
                 3_000_000..3_050_000 => 3_050_000 - within,
+                _ => 0,
+            };
+            Answer::Ok(Duration::from_micros(200 + slow + pause))
+        });
+        assert!(share(&spread, 1) <= 0.001, "{spread:?}");
+    }
+
+    #[test]
+    fn a_pause_every_second_does_not_either() {
+        // The requests that piled up are answered one after the other, 50 us each.
+        let spread = simulate_answers(&ResponseTime::new(), 6_000, 20, |index, at| {
+            let slow = if index == 1 { 20_000 } else { 0 };
+            let within = at.as_micros() as u64 % 1_000_000;
+            let pause = match within {
+                500_000..550_000 => 550_000 - within + (within - 500_000) * 3 / 10,
                 _ => 0,
             };
             Answer::Ok(Duration::from_micros(200 + slow + pause))
