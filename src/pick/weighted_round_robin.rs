@@ -8,6 +8,7 @@ use super::{Candidate, Picker, Policy, rotation::Rotation, sequence::Sequence};
 /// lock-free.
 ///
 /// The rotation starts at random and goes on where it was when the list of endpoints changes.
+/// Threads share it as that of [`RoundRobin`](super::RoundRobin).
 #[derive(Debug, Default)]
 pub struct WeightedRoundRobin {
     sequence: Arc<Sequence>,
