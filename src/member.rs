@@ -123,6 +123,16 @@ impl Member {
         self.live.health.counts(load.successes(), load.failures())
     }
 
+    /// The figures of its cluster.
+    pub(crate) fn totals(&self) -> &Totals {
+        &self.live.totals
+    }
+
+    /// The live figures, without the way by this member.
+    pub(crate) fn live_load(&self) -> LiveLoad {
+        LiveLoad(Arc::clone(&self.live))
+    }
+
     /// Whether both members share their live state.
     #[must_use]
     pub fn shares_state_with(&self, other: &Self) -> bool {
@@ -171,6 +181,16 @@ impl Member {
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
         self.live.attachments.find_or_insert(owner, init)
+    }
+}
+
+/// The live figures of an instance, for those that read them often.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveLoad(Arc<Live>);
+
+impl LiveLoad {
+    pub(crate) fn load(&self) -> &Load {
+        &self.0.load
     }
 }
 
@@ -365,8 +385,9 @@ impl Lease {
             totals,
             ..
         } = &*member.live;
-        load.end(&outcome);
+        // The total first, so that nobody counts on a request that is gone.
         totals.end(&outcome);
+        load.end(&outcome);
         match outcome.class {
             Class::Success => health.succeeded(),
             Class::Throttled => health.throttled(),
@@ -407,6 +428,7 @@ pub(crate) struct Upgraded(Arc<Member>);
 
 impl Drop for Upgraded {
     fn drop(&mut self) {
+        self.0.live.totals.end_upgraded();
         self.0.live.load.end_upgraded();
     }
 }

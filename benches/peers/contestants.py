@@ -1,7 +1,7 @@
 """Who is measured: where each peer's binary is, and how it is configured for a case.
 
-Every configuration is one worker, round robin over the same backends, connections kept alive on both
-sides without a limit on requests, no access log, X-Forwarded-For where the peer has it in a line.
+Every configuration is one worker over the same backends, round robin unless the run says otherwise,
+connections kept alive on both sides without a limit on requests, no access log, X-Forwarded-For where the peer has it in a line.
 """
 
 import json
@@ -41,6 +41,7 @@ class Run:
     port: int
     backends: list[str]
     folder: Path
+    policy: str = "round_robin"  # as the gateway calls it
 
     def write(self, name: str, text: str) -> str:
         file = self.folder / name
@@ -92,6 +93,7 @@ class Nginx(Installed):
         # The upstream's idle connections must hold all that are in use at once: 64 for HTTP/1.1, and
         # 128 for gRPC, where nginx gives each stream a connection of its own.
         servers = "\n".join(f"    server {address};" for address in run.backends)
+        method = {"round_robin": "", "least_request": "least_conn;"}[run.policy]
         if run.case.h2:
             listen, location = "http2", """
       grpc_pass grpc://backends;
@@ -119,6 +121,7 @@ http {{
 {temporary}
   keepalive_requests 1000000000;
   upstream backends {{
+    {method}
 {servers}
     keepalive 128;
     keepalive_requests 1000000000;
@@ -141,6 +144,7 @@ class Haproxy(Installed):
 
     def command(self, run):
         proto = " proto h2" if run.case.h2 else ""
+        method = {"round_robin": "roundrobin", "least_request": "leastconn"}[run.policy]
         servers = "\n".join(
             f"  server b{n} {address}{proto}" for n, address in enumerate(run.backends)
         )
@@ -159,7 +163,7 @@ frontend front
   bind 127.0.0.1:{run.port}{proto}
   default_backend back
 backend back
-  balance roundrobin
+  balance {method}
 {servers}
 """
         return [str(self.binary()), "-db", "-f", run.write("haproxy.cfg", config)]
@@ -210,7 +214,7 @@ class Envoy(Installed):
                     {
                         "name": "back",
                         "type": "STATIC",
-                        "lb_policy": "ROUND_ROBIN",
+                        "lb_policy": run.policy.upper(),
                         "typed_extension_protocol_options": {
                             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
                                 "upstreams.http.v3.HttpProtocolOptions",
@@ -293,7 +297,7 @@ class Gateway(Peer):
 clusters:
   back:
     discovery: {{ type: static, endpoints: [ {endpoints} ] }}
-    balance: {{ type: round_robin }}
+    balance: {{ type: {run.policy} }}
     protocol: {"h2" if run.case.h2 else "http1"}
 routes:
   - match: {{}}

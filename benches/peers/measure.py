@@ -155,8 +155,8 @@ class Child:
 class Origins(Child):
     """The three backends on free ports, in one process."""
 
-    def __init__(self, folder):
-        super().__init__([str(BACKEND), *["127.0.0.1:0"] * 3], LOAD_CORE, folder, "backends")
+    def __init__(self, folder, *arguments):
+        super().__init__([str(BACKEND), *["127.0.0.1:0"] * 3, *arguments], LOAD_CORE, folder, "backends")
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             self.addresses = re.findall(r"listening on (\S+)\n", self.output.read_text())

@@ -52,7 +52,7 @@ impl Snapshot {
         let divide = |subsets| Box::new(Divided::new(subsets, previous, &members, rules, now));
         Self {
             hasher: rules.policy.hasher(),
-            tiers: Tiers::new(&members, rules, now),
+            tiers: self.tiers.next(&members, rules, now),
             divided: rules.subsets.map(divide),
             members,
             index: OnceLock::new(),

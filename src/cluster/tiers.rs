@@ -68,6 +68,11 @@ struct ZonePart {
 
 impl Tiers {
     pub(super) fn new(members: &[Arc<Member>], rules: Rules<'_>, now: Instant) -> Self {
+        Self::default().next(members, rules, now)
+    }
+
+    /// The pickers after these; a table over the same endpoints is not made anew.
+    pub(super) fn next(&self, members: &[Arc<Member>], rules: Rules<'_>, now: Instant) -> Self {
         let mut candidates = apply::candidates(members, now);
         let mut is_ramping = false;
         if let Some(slow_start) = rules.slow_start {
@@ -108,8 +113,11 @@ impl Tiers {
             .filter_map(|(_, one)| one.member.health().quiet_until(now))
             .min()
             .filter(|_| is_quiet);
-        let tiers = levels.iter();
-        let tiers = tiers.map(|level| Tier::new(*level, &priorities[level.priority], rules));
+        let tiers = levels.iter().enumerate();
+        let tiers = tiers.map(|(place, level)| {
+            let previous = self.tiers.get(place);
+            Tier::new(*level, &priorities[level.priority], previous, rules)
+        });
         Self {
             on_trial: on_trial.collect(),
             panicking: panicking.collect(),
@@ -178,7 +186,12 @@ impl Tiers {
 }
 
 impl Tier {
-    fn new(level: Level, priority: &[(Standing, Candidate)], rules: Rules<'_>) -> Self {
+    fn new(
+        level: Level,
+        priority: &[(Standing, Candidate)],
+        previous: Option<&Self>,
+        rules: Rules<'_>,
+    ) -> Self {
         let admitted = priority.iter();
         let admitted = admitted.filter(|(standing, _)| level.admission.admits(*standing));
         let mut candidates: Vec<Candidate> = admitted.map(|(_, one)| one.clone()).collect();
@@ -189,7 +202,7 @@ impl Tier {
         }
         Self {
             zones: shares.and_then(|shares| zone_parts(&candidates, shares, rules)),
-            whole: Part::new(candidates.into(), rules),
+            whole: Part::after(previous.map(|tier| &tier.whole), candidates.into(), rules),
             priority: level.priority,
             load: level.load,
         }
@@ -207,10 +220,15 @@ impl Tier {
 
 impl Part {
     fn new(candidates: Arc<[Candidate]>, rules: Rules<'_>) -> Self {
-        Self {
-            picker: rules.policy.picker(&candidates),
-            candidates,
-        }
+        Self::after(None, candidates, rules)
+    }
+
+    fn after(previous: Option<&Self>, candidates: Arc<[Candidate]>, rules: Rules<'_>) -> Self {
+        let picker = match previous {
+            Some(part) => rules.policy.picker_after(&candidates, &*part.picker),
+            None => rules.policy.picker(&candidates),
+        };
+        Self { candidates, picker }
     }
 
     fn pick(&self, pick: &Pick<'_>) -> Option<&Arc<Member>> {

@@ -2,42 +2,58 @@
 //!
 //! Orderings are `Relaxed` where a figure stands for itself; none of them guards other memory.
 
+mod decay;
+mod failing;
+mod flight;
 mod latency;
 mod report;
 mod reported;
-mod waiting;
 
 use std::time::{Duration, Instant};
 
+use failing::Failing;
+use flight::Flight;
 use latency::Latency;
 use report::Report;
 use reported::Reported;
-use waiting::Waiting;
 
 use crate::{
     error::TransportErrorKind,
     outcome::{End, Outcome},
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed, Release},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 /// What a failed attempt counts as: 5 s, as in linkerd's load biaser.
 pub(crate) const PENALTY: Duration = Duration::from_secs(5);
 
 /// The live figures of one endpoint.
+// What a pick reads comes first, and is one cache line; `C` keeps the order.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Load {
-    waiting: Waiting,
-    /// Beside those that `waiting` counts, so that each event touches one counter.
-    ended: AtomicU64,
+    /// All times are kept as those since then.
+    epoch: Instant,
+    flight: Flight,
+    latency: Latency,
+    failing: Failing,
+    requests: AtomicU64,
     upgraded: AtomicU64,
     successes: AtomicU64,
     failures: AtomicU64,
     last: AtomicU64,
-    latency: Latency,
     reported: Reported,
+}
+
+/// What a pick goes by, all of one instant; times are in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(crate) in_flight: u64,
+    /// [`Load::latency`], and whether it rests on one sample.
+    pub(crate) latency: Option<(f32, bool)>,
+    /// [`Load::penalty`]
+    pub(crate) penalty: f32,
+    /// [`Load::silence`]
+    pub(crate) silence: u64,
 }
 
 /// What the last request at an endpoint says of it.
@@ -55,25 +71,38 @@ pub enum LastSeen {
 impl Load {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            waiting: Waiting::new(now),
-            ended: AtomicU64::new(0),
+            epoch: now,
+            flight: Flight::new(),
+            latency: Latency::new(),
+            failing: Failing::new(),
+            requests: AtomicU64::new(0),
             upgraded: AtomicU64::new(0),
             successes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             last: AtomicU64::new(0),
-            latency: Latency::new(now),
-            reported: Reported::new(now),
+            reported: Reported::new(),
+        }
+    }
+
+    /// The time since the epoch.
+    fn at(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.epoch)
+    }
+
+    pub(crate) fn read(&self, now: Instant) -> Reading {
+        let at = self.at(now);
+        Reading {
+            in_flight: self.flight.in_flight(),
+            latency: self.latency.read(at),
+            penalty: self.latency.penalty(at),
+            silence: self.flight.silence(|| at),
         }
     }
 
     /// Requests between the pick and the end of the response body, and upgraded connections.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        // What has ended is read first: it may lag behind what has begun, never lead. `Acquire`
-        // pairs with the `Release` in `end`: whoever is seen to have ended is seen to have begun.
-        let ended = self.ended.load(Acquire);
-        let begun = self.waiting.begun();
-        begun.saturating_sub(ended) + self.upgraded()
+        self.flight.in_flight()
     }
 
     /// Connections that left HTTP and are still open.
@@ -85,7 +114,7 @@ impl Load {
     /// Requests ever picked.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.waiting.begun()
+        self.requests.load(Relaxed)
     }
 
     /// Requests that ended well.
@@ -103,62 +132,59 @@ impl Load {
     /// The peak-sensitive average of the time to the response head; `None` before the first one.
     ///
     /// A higher sample is taken at once, but one far above the average only as far as 4 times that
-    /// average: what follows has to confirm it. A lower one pulls it down over 10 s, and without
-    /// samples it falls towards nothing. Failures are not in it.
+    /// average: what follows has to confirm it. A lower one pulls it down over 10 s, and by 1/64 of
+    /// the difference at least; without samples it falls towards nothing. Failures are not in it.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Option<Duration> {
-        let (micros, _) = self.latency.read(now)?;
+        let (micros, _) = self.latency.read(self.at(now))?;
         Some(Duration::from_secs_f32(micros / 1e6))
-    }
-
-    /// The same in microseconds, and whether it rests on one sample.
-    pub(crate) fn latency_micros(&self, now: Instant) -> Option<(f32, bool)> {
-        self.latency.read(now)
     }
 
     /// The weight that the endpoint's own reports of load make; `None` in the 10 s after the
     /// first, from 3 min after the last, and without one.
     #[must_use]
     pub fn reported_weight(&self, now: Instant) -> Option<f32> {
-        self.reported.weight(now)
+        self.reported.weight(self.at(now))
     }
 
     /// What the failures of late count as, which is never fast: 5 s, or as long as a 5xx said in
     /// `Retry-After`, up to 300 s. It falls with a time constant of 10 s.
     #[must_use]
     pub fn penalty(&self, now: Instant) -> Duration {
-        Duration::from_secs_f32(self.latency.penalty(now) / 1e6)
+        Duration::from_secs_f32(self.latency.penalty(self.at(now)) / 1e6)
     }
 
-    /// The same in microseconds.
-    pub(crate) fn penalty_micros(&self, now: Instant) -> f32 {
-        self.latency.penalty(now)
+    /// The part of the requests that failed of late, from 0 to 1: an average in which the last one
+    /// counts a quarter, and which falls with a time constant of 10 s. Cancelled ones do not count.
+    #[must_use]
+    pub fn failing(&self, now: Instant) -> f32 {
+        self.failing.part(|| self.at(now))
     }
 
     /// Takes a field in which the endpoint reports its load. One that cannot be read, or does not
     /// say enough, changes nothing.
     pub(crate) fn report(&self, field: &str, now: Instant) {
         if let Some(weight) = Report::parse(field).and_then(|report| report.weight()) {
-            self.reported.report(weight, now);
+            self.reported.report(weight, self.at(now));
         }
     }
 
     /// Requests that wait for their response head.
     #[must_use]
     pub fn waiting(&self) -> u64 {
-        self.waiting.count()
+        self.flight.waiting()
     }
 
     /// How long nothing was heard while requests waited for their response heads: about the age of
     /// the oldest of them.
     #[must_use]
     pub fn silence(&self, now: Instant) -> Duration {
-        Duration::from_micros(self.waiting.silence(now))
+        Duration::from_micros(self.silence_micros(now))
     }
 
     /// The same in microseconds.
     pub(crate) fn silence_micros(&self, now: Instant) -> u64 {
-        self.waiting.silence(now)
+        self.flight.silence(|| self.at(now))
     }
 
     /// What the last request that ended says of the endpoint. Cancelled ones say nothing.
@@ -172,35 +198,39 @@ impl Load {
     }
 
     pub(crate) fn begin(&self, now: Instant) {
-        self.waiting.begin(now);
+        self.flight.begin(self.at(now));
+        self.requests.fetch_add(1, Relaxed);
     }
 
     /// The head of a response was seen. A switch of protocols, which has no latency, says nothing
     /// about it.
     pub(crate) fn head(&self, latency: Option<Duration>, now: Instant) {
-        self.waiting.head(now);
+        let at = self.at(now);
+        self.flight.head(at);
         if let Some(latency) = latency {
-            self.latency.observe(latency, now);
+            self.latency.observe(latency, at);
         }
     }
 
     /// An attempt failed: that was not fast.
     pub(crate) fn penalise(&self, penalty: Duration, now: Instant) {
-        self.latency.penalise(penalty, now);
+        let at = self.at(now);
+        self.latency.penalise(penalty, at);
+        self.failing.fail(at);
     }
 
     pub(crate) fn end(&self, outcome: &Outcome) {
-        // Pairs with the `Acquire` in `in_flight`.
-        self.ended.fetch_add(1, Release);
-        if outcome.head.is_none() {
-            self.waiting.give_up();
-        }
         if outcome.is_failure() {
             self.failures.fetch_add(1, Relaxed);
             self.note(2);
         } else if matches!(outcome.end, End::Complete | End::Upgraded) {
             self.successes.fetch_add(1, Relaxed);
+            self.failing.succeed();
             self.note(1);
+        }
+        match outcome.head {
+            Some(_) => self.flight.end(),
+            None => self.flight.give_up(),
         }
     }
 
@@ -212,10 +242,12 @@ impl Load {
     }
 
     pub(crate) fn begin_upgraded(&self) {
+        self.flight.begin_upgraded();
         self.upgraded.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn end_upgraded(&self) {
+        self.flight.end();
         self.upgraded.fetch_sub(1, Relaxed);
     }
 }
@@ -238,6 +270,8 @@ pub struct Totals {
     cancelled: AtomicU64,
     overloaded: AtomicU64,
     no_endpoint: AtomicU64,
+    /// Upgraded connections that have ended.
+    upgraded: AtomicU64,
     duration_micros: AtomicU64,
     /// Not cumulative; the last one takes what is above every bound.
     durations: [AtomicU64; DURATION_BUCKETS.len() + 1],
@@ -263,6 +297,22 @@ impl Totals {
             self.durations[bucket].fetch_add(1, Relaxed);
             self.duration_micros.fetch_add(micros, Relaxed);
         }
+    }
+
+    pub(crate) fn end_upgraded(&self) {
+        self.upgraded.fetch_add(1, Relaxed);
+    }
+
+    /// All that was in flight at an endpoint and is no more, upgraded connections too.
+    pub(crate) fn ended(&self) -> u64 {
+        let ended = [
+            &self.success,
+            &self.failure,
+            &self.cancelled,
+            &self.overloaded,
+            &self.upgraded,
+        ];
+        ended.iter().map(|counter| counter.load(Relaxed)).sum()
     }
 
     pub(crate) fn no_endpoint(&self) {
@@ -323,6 +373,12 @@ mod tests {
 
     fn millis(millis: u64) -> Duration {
         Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_pick_reads_one_cache_line() {
+        assert_eq!(align_of::<Load>(), 64);
+        assert!(std::mem::offset_of!(Load, requests) <= 64);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The weight that an endpoint's own reports make, while they are fresh.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::latency::micros;
+use super::decay::micros;
 use crate::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -21,43 +21,39 @@ pub(super) struct Reported {
     cell: AtomicU64,
     /// The microsecond of the first report.
     since: AtomicU64,
-    epoch: Instant,
 }
 
 impl Reported {
     /// No report yet. A weight is positive, so no cell with one is 0.
     const EMPTY: u64 = 0;
 
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             cell: AtomicU64::new(Self::EMPTY),
             since: AtomicU64::new(0),
-            epoch: now,
         }
     }
 
-    pub(super) fn report(&self, weight: f32, now: Instant) {
-        let since_epoch = now.saturating_duration_since(self.epoch);
-        if self.fresh(since_epoch).is_none() {
-            self.since.store(micros(since_epoch), Relaxed);
+    pub(super) fn report(&self, weight: f32, at: Duration) {
+        if self.fresh(at).is_none() {
+            self.since.store(micros(at), Relaxed);
         }
-        let cell = u64::from(weight.to_bits()) << 32 | since_epoch.as_secs() & u64::from(u32::MAX);
+        let cell = u64::from(weight.to_bits()) << 32 | at.as_secs() & u64::from(u32::MAX);
         // Pairs with the `Acquire` in `fresh`: who sees the first report sees its time.
         self.cell.store(cell, Release);
     }
 
     /// `None` during the blackout, after the expiry and without a report.
-    pub(super) fn weight(&self, now: Instant) -> Option<f32> {
-        let since_epoch = now.saturating_duration_since(self.epoch);
-        let weight = self.fresh(since_epoch)?;
+    pub(super) fn weight(&self, at: Duration) -> Option<f32> {
+        let weight = self.fresh(at)?;
         let since = Duration::from_micros(self.since.load(Relaxed));
-        (since_epoch.saturating_sub(since) >= BLACKOUT).then_some(weight)
+        (at.saturating_sub(since) >= BLACKOUT).then_some(weight)
     }
 
-    fn fresh(&self, since_epoch: Duration) -> Option<f32> {
+    fn fresh(&self, at: Duration) -> Option<f32> {
         let cell = self.cell.load(Acquire);
         let last = Duration::from_secs(cell & u64::from(u32::MAX));
-        let is_fresh = cell != Self::EMPTY && since_epoch.saturating_sub(last) < EXPIRY;
+        let is_fresh = cell != Self::EMPTY && at.saturating_sub(last) < EXPIRY;
         is_fresh.then(|| f32::from_bits((cell >> 32) as u32))
     }
 }
@@ -69,9 +65,8 @@ mod tests {
 
     #[test]
     fn reports_count_after_the_blackout_until_they_expire() {
-        let start = crate::time::now();
-        let at = |second| start + Duration::from_secs(second);
-        let reported = Reported::new(start);
+        let at = Duration::from_secs;
+        let reported = Reported::new();
         assert_eq!(reported.weight(at(99)), None);
         reported.report(5.0, at(100));
         assert_eq!(reported.weight(at(109)), None);
@@ -95,9 +90,8 @@ mod loom_tests {
     #[test]
     fn a_first_report_is_never_seen_without_its_blackout() {
         loom::model(|| {
-            let start = Instant::now();
-            let now = start + Duration::from_secs(50);
-            let reported = Arc::new(Reported::new(start));
+            let now = Duration::from_secs(50);
+            let reported = Arc::new(Reported::new());
             let other = Arc::clone(&reported);
             let reporter = thread::spawn(move || other.report(2.0, now));
             assert_eq!(reported.weight(now), None);

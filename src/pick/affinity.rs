@@ -5,9 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::prelude::*;
 
 use super::{
-    Candidate, KeyHasher, Maglev, Pick, Picker, Policy, Rendezvous, RingHash, tests::candidate,
+    Bounded, Candidate, KeyHasher, LoadFactor, Maglev, Pick, Picker, Policy, Rendezvous, RingHash,
+    tests::candidate,
 };
-use crate::{endpoint::EndpointId, time};
+use crate::{
+    endpoint::{Endpoint, EndpointId},
+    time,
+};
 
 /// Endpoints by name with their weights; the order is that of the list.
 type List = Vec<(String, u32)>;
@@ -157,6 +161,43 @@ proptest! {
                     let index = picker.pick(&pick).unwrap();
                     prop_assert_eq!(name(&candidates, index), &expected, "{}", policy.name());
                     left.remove(index);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_picker_after_another_picks_as_one_made_anew(
+        before in lists(),
+        after in lists(),
+        share in 0.1_f32..=1.0,
+    ) {
+        let factor = LoadFactor::new(1.5).unwrap();
+        let made = || {
+            let others: [Box<dyn Policy>; 4] = [
+                Box::new(RingHash::new().points(5.try_into().unwrap())),
+                Box::new(Maglev::with_table_size(251).unwrap()),
+                Box::new(Bounded::new(RingHash::new(), factor)),
+                Box::new(Bounded::new(Rendezvous::new(), factor)),
+            ];
+            policies().into_iter().map(|(policy, _)| policy).chain(others)
+        };
+        let before = candidates(&before);
+        let mut slow = before.to_vec();
+        slow[0].share = share;
+        let mut heavier = before.to_vec();
+        let endpoint = Endpoint::clone(heavier[0].member.endpoint()).weight(9);
+        heavier[0].member = Arc::new(heavier[0].member.updated(Arc::new(endpoint)));
+        for next in [slow.into(), heavier.into(), candidates(&after)] {
+            for policy in made() {
+                let expected = policy.picker(&next);
+                for previous in made() {
+                    let previous = previous.picker(&before);
+                    let found = policy.picker_after(&next, &*previous);
+                    for hash in hashes(policy.hasher()).take(8) {
+                        let pick = Pick::new(0, time::now()).hash(Some(hash));
+                        prop_assert_eq!(found.pick(&pick), expected.pick(&pick));
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use twox_hash::XxHash64;
 
-use super::{Candidate, Pick, Picker, Policy, order_by_id, scale};
+use super::{Candidate, Pick, Picker, Policy, is_same_list, order_by_id, previous_picker, scale};
 
 /// The endpoint at the key's place in a table that the endpoints take turns to fill, each in an
 /// order of its own (D. E. Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
@@ -162,8 +162,9 @@ impl Policy for Maglev {
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         let order = order_by_id(candidates);
         Box::new(MaglevPicker {
-            table: self.table(candidates, &order),
-            order,
+            table: self.table(candidates, &order).into(),
+            order: order.into(),
+            size: self.size,
             candidates: Arc::clone(candidates),
         })
     }
@@ -171,14 +172,32 @@ impl Policy for Maglev {
     fn has_affinity(&self) -> bool {
         true
     }
+
+    fn picker_after(
+        &self,
+        candidates: &Arc<[Candidate]>,
+        previous: &dyn Picker,
+    ) -> Box<dyn Picker> {
+        let previous = previous_picker::<MaglevPicker>(previous)
+            .filter(|one| one.size == self.size && is_same_list(&one.candidates, candidates));
+        match previous {
+            Some(previous) => Box::new(MaglevPicker {
+                candidates: Arc::clone(candidates),
+                ..previous.clone()
+            }),
+            None => self.picker(candidates),
+        }
+    }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct MaglevPicker {
     /// Empty when there is no candidate.
-    table: Box<[u32]>,
+    table: Arc<[u32]>,
     /// By id.
-    order: Box<[u32]>,
+    order: Arc<[u32]>,
+    /// What the table was to have.
+    size: u32,
     candidates: Arc<[Candidate]>,
 }
 

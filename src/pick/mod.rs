@@ -66,7 +66,9 @@ mod choices;
 mod hasher;
 mod ketama;
 mod least_request;
+mod loads;
 mod maglev;
+mod radix;
 mod random;
 mod rendezvous;
 mod reported_load;
@@ -75,11 +77,13 @@ mod ring;
 mod ring_hash;
 mod rotation;
 mod round_robin;
+mod sequence;
 mod stride;
 mod weighted_random;
 mod weighted_round_robin;
 
 use std::{
+    any::Any,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -99,7 +103,7 @@ pub use weighted_random::WeightedRandom;
 pub use weighted_round_robin::WeightedRoundRobin;
 
 #[cfg(feature = "config")]
-pub(crate) use stride::{Schedule, Sequence};
+pub(crate) use {sequence::Sequence, stride::Schedule};
 
 use crate::{endpoint::EndpointId, member::Member};
 
@@ -147,6 +151,18 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// draining or has weight 0. The set may be empty.
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker>;
 
+    /// Makes the picker for a set that takes the place of another one, with the picker of that one:
+    /// made by this policy, unless the cluster was given another. Sets follow each other whenever an
+    /// endpoint changes, and often while some start slowly; what a picker costs to make may be taken
+    /// over as far as it is the same. By default it is made anew.
+    fn picker_after(
+        &self,
+        candidates: &Arc<[Candidate]>,
+        _previous: &dyn Picker,
+    ) -> Box<dyn Picker> {
+        self.picker(candidates)
+    }
+
     /// How often the set is put together anew, although no endpoint changed, because the pickers
     /// of this policy go by figures of their candidates that change; `None`, never, by default.
     fn refresh(&self) -> Option<Duration> {
@@ -193,13 +209,21 @@ impl Policy for Arc<dyn Policy> {
         (**self).picker(candidates)
     }
 
+    fn picker_after(
+        &self,
+        candidates: &Arc<[Candidate]>,
+        previous: &dyn Picker,
+    ) -> Box<dyn Picker> {
+        (**self).picker_after(candidates, previous)
+    }
+
     fn refresh(&self) -> Option<Duration> {
         (**self).refresh()
     }
 }
 
 /// Chooses among one set of candidates; shared by every request in flight.
-pub trait Picker: fmt::Debug + Send + Sync + 'static {
+pub trait Picker: Any + fmt::Debug + Send + Sync {
     /// The index of the chosen candidate; `None` when the pick allows none of them.
     fn pick(&self, pick: &Pick<'_>) -> Option<usize>;
 }
@@ -258,6 +282,25 @@ impl<'a> Pick<'a> {
         (self.tried.is_empty() || !self.tried.contains(&candidate.member.endpoint().id))
             && self.cap.is_none_or(|cap| cap.has_room(candidate))
     }
+}
+
+/// The previous picker, when it is of this kind.
+fn previous_picker<P: Picker>(previous: &dyn Picker) -> Option<&P> {
+    (previous as &dyn Any).downcast_ref()
+}
+
+/// Whether both are the same endpoints in the same order, with the same weights: all that the
+/// tables of the policies with affinity are made of.
+fn is_same_list(one: &[Candidate], other: &[Candidate]) -> bool {
+    let is_same = |one: &Candidate, other: &Candidate| {
+        let (one, other) = (one.member.endpoint(), other.member.endpoint());
+        Arc::ptr_eq(one, other) || (one.id == other.id && one.weight == other.weight)
+    };
+    one.len() == other.len()
+        && one
+            .iter()
+            .zip(other)
+            .all(|(one, other)| is_same(one, other))
 }
 
 /// The first candidate from `start` on, in a circle, that the pick allows.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use twox_hash::XxHash64;
 
-use super::{Candidate, Pick, Picker, Policy, order_by_id};
+use super::{Candidate, Pick, Picker, Policy, is_same_list, order_by_id, previous_picker};
 
 /// The endpoint that scores highest for the key: highest random weight hashing (D. Thaler and
 /// C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", 1998), with the weighted
@@ -12,7 +12,9 @@ use super::{Candidate, Pick, Picker, Policy, order_by_id};
 /// 2005), where `h` is the hash of key and endpoint, between 0 and 1.
 ///
 /// Shares are as even as random numbers are, and a change moves exactly the keys that it must. A
-/// pick looks at every endpoint: best for up to some 64 of them. An endpoint takes 24 bytes.
+/// pick looks at every endpoint, which takes 1 ns each where all weigh the same, and 6 ns where they
+/// do not: best for up to some 64 of them. Where there are more, [`Maglev`](super::Maglev) and
+/// [`RingHash`](super::RingHash) take the same time however many. An endpoint takes 24 bytes.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Rendezvous {}
@@ -36,6 +38,22 @@ impl Policy for Rendezvous {
 
     fn has_affinity(&self) -> bool {
         true
+    }
+
+    fn picker_after(
+        &self,
+        candidates: &Arc<[Candidate]>,
+        previous: &dyn Picker,
+    ) -> Box<dyn Picker> {
+        let previous = previous_picker::<RendezvousPicker>(previous)
+            .filter(|one| is_same_list(&one.candidates, candidates));
+        match previous {
+            Some(previous) => Box::new(RendezvousPicker {
+                candidates: Arc::clone(candidates),
+                ..previous.clone()
+            }),
+            None => self.picker(candidates),
+        }
     }
 }
 
@@ -67,10 +85,10 @@ fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 33)
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct RendezvousPicker {
     /// By id, so that of equal scores every process takes the same.
-    entries: Box<[Entry]>,
+    entries: Arc<[Entry]>,
     /// Whether all weights are equal: then the hash is a score.
     is_even: bool,
     candidates: Arc<[Candidate]>,
@@ -98,7 +116,7 @@ impl RendezvousPicker {
     /// whether it is: about `ln n` of them.
     fn best<S: PartialOrd>(&self, pick: &Pick<'_>, score: impl Fn(&Entry) -> S) -> Option<usize> {
         let mut best: Option<(S, usize)> = None;
-        for entry in &self.entries {
+        for entry in &*self.entries {
             let score = score(entry);
             if best.as_ref().is_some_and(|(highest, _)| score <= *highest) {
                 continue;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Candidate, Picker, Policy, rotation::Rotation, stride::Sequence};
+use super::{Candidate, Picker, Policy, rotation::Rotation, sequence::Sequence};
 
 /// Each endpoint in turn, as often as its own reports of load say: weighted round robin as in gRPC
 /// (A58), for endpoints that know best what they can do.

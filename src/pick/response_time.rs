@@ -1,12 +1,13 @@
 //! The endpoint that will answer soonest.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{
     Candidate, Pick, Picker, Policy,
     choices::{Choices, Cost},
+    loads::Loads,
 };
-use crate::load::Load;
+use crate::load::Reading;
 
 /// Of two endpoints the one that will answer sooner, by what is known of its latency and by what
 /// it has to do.
@@ -19,8 +20,9 @@ use crate::load::Load;
 /// ```
 ///
 /// - `latency` is [`Load::latency`](crate::load::Load::latency), Finagle's Peak EWMA over 10 s. One
-///   pause of the machine raises it 4 times at most, however many requests it holds up, so that no
-///   good endpoint looks bad for long; what is slow indeed shows it in the requests that follow.
+///   pause of the machine raises it 4 times at most, however many requests it holds up, and fast
+///   answers pull it down again, so that no good endpoint looks bad for long; what is slow indeed
+///   shows it in the requests that follow.
 /// - `penalty` is [`Load::penalty`](crate::load::Load::penalty): a failed attempt counts as 5 s, or
 ///   as long as `Retry-After` says, up to 300 s, and that decays over 10 s (linkerd's load biaser).
 ///   An endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing.
@@ -67,7 +69,7 @@ impl Policy for ResponseTime {
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
         Box::new(ResponseTimePicker {
             choices: Choices::new(candidates, 2, Self::SCAN),
-            shares: candidates.iter().map(Candidate::inverse_weight).collect(),
+            loads: Loads::new(candidates),
             candidates: Arc::clone(candidates),
         })
     }
@@ -76,16 +78,19 @@ impl Policy for ResponseTime {
 #[derive(Debug)]
 struct ResponseTimePicker {
     choices: Choices,
-    /// What one request weighs at each candidate.
-    shares: Box<[f32]>,
+    loads: Loads,
     candidates: Arc<[Candidate]>,
 }
 
 impl Picker for ResponseTimePicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-        self.choices.least(&self.candidates, pick, |index| Cost {
-            value: wait(self.candidates[index].member.load(), pick.now) * self.shares[index],
-            is_load: true,
+        self.choices.least(&self.candidates, pick, |index| {
+            let weighed = self.loads.at(index);
+            let reading = weighed.live.load().read(pick.now);
+            Cost {
+                value: wait(&reading) * weighed.inverse_weight,
+                is_load: true,
+            }
         })
     }
 }
@@ -97,18 +102,22 @@ const UNKNOWN: f32 = 30_000.0;
 const PATIENCE: u64 = 100_000;
 
 /// How long a request would wait here, in microseconds.
-fn wait(load: &Load, now: Instant) -> f32 {
-    let in_flight = load.in_flight();
-    let penalty = load.penalty_micros(now);
-    let latency = match load.latency_micros(now) {
+fn wait(reading: &Reading) -> f32 {
+    let &Reading {
+        in_flight,
+        latency,
+        penalty,
+        silence,
+    } = reading;
+    let latency = match latency {
         Some((latency, false)) => latency,
         // On trial. One that did nothing but fail waits until its penalty has worn off.
         _ if in_flight == 0 && penalty < UNKNOWN => return 0.0,
         Some((latency, true)) => latency.max(UNKNOWN),
         None => UNKNOWN,
     };
-    let silence = load.silence_micros(now).saturating_sub(PATIENCE);
-    latency.max(penalty).max(silence as f32) * (in_flight + 1) as f32
+    let silence = silence.saturating_sub(PATIENCE) as f32;
+    latency.max(penalty).max(silence) * (in_flight + 1) as f32
 }
 
 #[cfg(test)]
@@ -148,6 +157,21 @@ mod tests {
             let within = at.as_micros() as u64 % 10_000_000;
             let pause = match within {
                 3_000_000..3_050_000 => 3_050_000 - within,
+                _ => 0,
+            };
+            Answer::Ok(Duration::from_micros(200 + slow + pause))
+        });
+        assert!(share(&spread, 1) <= 0.001, "{spread:?}");
+    }
+
+    #[test]
+    fn a_pause_every_second_does_not_either() {
+        // The requests that piled up are answered one after the other, 50 us each.
+        let spread = simulate_answers(&ResponseTime::new(), 6_000, 20, |index, at| {
+            let slow = if index == 1 { 20_000 } else { 0 };
+            let within = at.as_micros() as u64 % 1_000_000;
+            let pause = match within {
+                500_000..550_000 => 550_000 - within + (within - 500_000) * 3 / 10,
                 _ => 0,
             };
             Answer::Ok(Duration::from_micros(200 + slow + pause))
@@ -247,7 +271,7 @@ mod tests {
             let candidates = candidates(&vec![1; len]);
             let picker = ResponseTimePicker {
                 choices: Choices::new(&candidates, 2, 0),
-                shares: candidates.iter().map(Candidate::inverse_weight).collect(),
+                loads: Loads::new(&candidates),
                 candidates: Arc::clone(&candidates),
             };
             let now = time::now();

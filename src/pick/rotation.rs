@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Candidate, Pick, Picker, next_allowed,
-    stride::{Schedule, Sequence},
-};
+use super::{Candidate, Pick, Picker, next_allowed, sequence::Sequence, stride::Schedule};
 
 /// Takes candidates in turn, as often as the schedule says.
 #[derive(Debug)]

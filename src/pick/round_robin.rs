@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{
-    Candidate, Pick, Picker, Policy, next_allowed,
-    stride::{Schedule, Sequence},
-};
+use super::{Candidate, Pick, Picker, Policy, next_allowed, sequence::Sequence, stride::Schedule};
 
 /// Each endpoint in turn, whatever its weight. One that starts slowly is passed over at first.
 ///
 /// The rotation starts at random, so that many nodes do not step in line, and goes on where it
 /// was when the list of endpoints changes.
+///
+/// Threads that pick at the same instant take 64 turns at once, each for itself. However they
+/// interleave, each endpoint has its part within a request for each thread, and one more.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     sequence: Arc<Sequence>,

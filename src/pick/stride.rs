@@ -1,30 +1,11 @@
-//! Static stride scheduling: a weighted rotation from one shared counter.
+//! Static stride scheduling: a weighted rotation from one shared [`Sequence`].
 //!
 //! The algorithm is that of gRPC's weighted round robin (grpc-go
 //! `balancer/weightedroundrobin/scheduler.go`): weights are scaled to 16 bits, and in generation
 //! `g` candidate `i` is picked when the accumulated weight `w·g + offset` wraps. The table never
-//! changes, so picks need no lock, and the counter is carried from one table to the next.
+//! changes, so picks need no lock, and the sequence is carried from one table to the next.
 
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-/// The place in a rotation; starts at random.
-#[derive(Debug)]
-// A cache line of its own: each pick writes it.
-#[repr(align(128))]
-pub(crate) struct Sequence(AtomicU64);
-
-impl Sequence {
-    pub(crate) fn next(&self) -> u64 {
-        self.0.fetch_add(1, Relaxed)
-    }
-}
-
-impl Default for Sequence {
-    fn default() -> Self {
-        // Far from the end of the range: a rotation must not wrap in the middle of a turn.
-        Self(AtomicU64::new(u64::from(fastrand::u32(..))))
-    }
-}
+use super::sequence::Sequence;
 
 /// A weighted rotation over `0..len`.
 #[derive(Debug)]
@@ -84,11 +65,8 @@ impl Schedule {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
+    use crate::pick::sequence::tests::sequence_at;
     use proptest::prelude::*;
-
-    fn sequence_at(start: u64) -> Sequence {
-        Sequence(AtomicU64::new(start))
-    }
 
     /// The exact schedule: an accumulator each, which is picked when it passes the next multiple
     /// of the largest weight.

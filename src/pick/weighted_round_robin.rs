@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Candidate, Picker, Policy, rotation::Rotation, stride::Sequence};
+use super::{Candidate, Picker, Policy, rotation::Rotation, sequence::Sequence};
 
 /// Each endpoint in turn, as often as its weight says: static stride scheduling, smooth and
 /// lock-free.
 ///
 /// The rotation starts at random and goes on where it was when the list of endpoints changes.
+/// Threads share it as that of [`RoundRobin`](super::RoundRobin).
 #[derive(Debug, Default)]
 pub struct WeightedRoundRobin {
     sequence: Arc<Sequence>,

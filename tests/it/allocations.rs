@@ -18,7 +18,10 @@ use tower_gateway::{
     BalanceLayer, Cluster, Endpoint,
     attempt::Attempt,
     config::{ConfigFile, Node},
-    pick::{Pick, Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin},
+    pick::{
+        Bounded, Candidate, LeastRequest, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous,
+        ReportedLoad, ResponseTime, RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
+    },
 };
 
 fn endpoints(count: usize) -> Vec<Endpoint> {
@@ -35,11 +38,20 @@ fn endpoints(count: usize) -> Vec<Endpoint> {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "picks read no clock themselves")]
 fn a_pick_allocates_nothing() {
-    let policies: [Arc<dyn Policy>; 4] = [
+    let factor = LoadFactor::new(1.25).unwrap();
+    let policies: [Arc<dyn Policy>; 12] = [
         Arc::new(RoundRobin::new()),
         Arc::new(WeightedRoundRobin::new()),
         Arc::new(Random::new()),
         Arc::new(WeightedRandom::new()),
+        Arc::new(LeastRequest::new()),
+        Arc::new(ResponseTime::new()),
+        Arc::new(ReportedLoad::new()),
+        Arc::new(RingHash::new()),
+        Arc::new(RingHash::ketama()),
+        Arc::new(Maglev::new()),
+        Arc::new(Rendezvous::new()),
+        Arc::new(Bounded::new(RingHash::new(), factor)),
     ];
     let now = tokio::time::Instant::now().into_std();
     for policy in policies {
@@ -54,6 +66,39 @@ fn a_pick_allocates_nothing() {
                 }
             });
             assert_eq!(allocations.count_total, 0, "{} of {count}", policy.name());
+        }
+    }
+}
+
+#[test]
+fn a_picker_of_ten_thousand_endpoints_is_small() {
+    let factor = LoadFactor::new(1.25).unwrap();
+    let policies: [(Box<dyn Policy>, i64); 8] = [
+        (Box::new(RoundRobin::new()), 1),
+        (Box::new(WeightedRoundRobin::new()), 4),
+        (Box::new(LeastRequest::new()), 32),
+        (Box::new(ResponseTime::new()), 32),
+        (Box::new(RingHash::new()), 300),
+        (Box::new(Bounded::new(RingHash::new(), factor)), 300),
+        (Box::new(Maglev::new()), 300),
+        // 160 points each, as nginx has them.
+        (Box::new(RingHash::ketama()), 1300),
+    ];
+    let alike = endpoints(10_000).into_iter().map(|one| one.weight(1));
+    let cluster = Cluster::fixed("c", RoundRobin::new(), alike);
+    let candidates: Arc<[Candidate]> = cluster.snapshot().candidates().cloned().collect();
+    for (policy, most) in policies {
+        let mut picker = None;
+        let allocations = measure(|| picker = Some(policy.picker(&candidates)));
+        let each = allocations.bytes_current / 10_000;
+        assert!(each <= most, "{}: {each} bytes an endpoint", policy.name());
+        // What slow start asks for every second takes no more than the candidates anew.
+        let again: Arc<[Candidate]> = candidates.to_vec().into();
+        let before = picker.as_deref().unwrap();
+        let allocations = measure(|| drop(policy.picker_after(&again, before)));
+        if each > 32 {
+            let total = allocations.bytes_total;
+            assert!(total < 1000, "{}: {total} bytes again", policy.name());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The origins behind every contestant: HTTP/1.1 and HTTP/2 with prior knowledge on each address given.
 //!
-//! `backend ADDR… [--delay N=MS] [--refuse N]`; N counts the addresses from 0. `/1k` and `/64k` answer
-//! that many bytes; a POST of `application/grpc` answers one message of 105 bytes and `grpc-status: 0`.
+//! `backend ADDR… [--delay N=MS] [--fail N] [--refuse N]`; N counts the addresses from 0, and one that
+//! fails answers 500. `/1k` and `/64k` answer that many bytes, `/which` answers N; a POST of
+//! `application/grpc` answers one message of 105 bytes and `grpc-status: 0`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 fn main() {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     let mut delays: Vec<(usize, u64)> = Vec::new();
+    let mut failing: Vec<usize> = Vec::new();
     let mut refused: Vec<usize> = Vec::new();
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -38,6 +40,7 @@ fn main() {
                 };
                 delays.push((value(&arg, Some(n.into())), value(&arg, Some(ms.into()))));
             }
+            "--fail" => failing.push(value(&arg, args.next())),
             "--refuse" => refused.push(value(&arg, args.next())),
             _ => addresses.push(value("an address", Some(arg))),
         }
@@ -56,15 +59,32 @@ fn main() {
                 .iter()
                 .rev()
                 .find_map(|&(of, ms)| (of == n).then(|| Duration::from_millis(ms)));
+            let origin = Origin {
+                number: n,
+                delay,
+                status: if failing.contains(&n) {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                } else {
+                    StatusCode::OK
+                },
+            };
             let listener = bind(address).await;
             tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(connection(stream, delay));
+                    tokio::spawn(connection(stream, origin));
                 }
             });
         }
         future::pending::<()>().await;
     });
+}
+
+/// What one address answers.
+#[derive(Clone, Copy)]
+struct Origin {
+    number: usize,
+    delay: Option<Duration>,
+    status: StatusCode,
 }
 
 /// Holds the port without listening on it: every connection is refused.
@@ -78,9 +98,9 @@ fn refuse(address: SocketAddr) {
     std::mem::forget(socket);
 }
 
-async fn connection(mut stream: TcpStream, delay: Option<Duration>) {
+async fn connection(mut stream: TcpStream, origin: Origin) {
     no_delay(&mut stream);
-    let service = service_fn(move |request| answer(request, delay));
+    let service = service_fn(move |request| answer(request, origin));
     // A caller that goes away mid-connection is the normal end of a measurement.
     drop(
         auto::Builder::new(TokioExecutor::new())
@@ -91,27 +111,28 @@ async fn connection(mut stream: TcpStream, delay: Option<Duration>) {
 
 async fn answer(
     request: Request<Incoming>,
-    delay: Option<Duration>,
+    origin: Origin,
 ) -> Result<Response<Answer>, Infallible> {
     let grpc = request.method() == Method::POST
         && request
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    let length = match request.uri().path() {
-        "/1k" => Some(1024),
-        "/64k" => Some(64 * 1024),
+    let content = match request.uri().path() {
+        "/1k" => Some(Answer::plain(1024)),
+        "/64k" => Some(Answer::plain(64 * 1024)),
+        "/which" => Some(Answer::text(origin.number.to_string())),
         _ => None,
     };
     // An answer before the end of the request would reset the stream on HTTP/2.
     drop(request.into_body().collect().await);
-    if let Some(delay) = delay {
+    if let Some(delay) = origin.delay {
         tokio::time::sleep(delay).await;
     }
 
-    let (kind, body) = match length {
+    let (kind, body) = match content {
         _ if grpc => ("application/grpc", Answer::grpc()),
-        Some(length) => ("application/octet-stream", Answer::plain(length)),
+        Some(content) => ("application/octet-stream", content),
         None => {
             let mut response = Response::new(Answer::plain(0));
             *response.status_mut() = StatusCode::NOT_FOUND;
@@ -119,6 +140,7 @@ async fn answer(
         }
     };
     let mut response = Response::new(body);
+    *response.status_mut() = origin.status;
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -135,6 +157,13 @@ impl Answer {
     fn plain(length: usize) -> Self {
         Self {
             data: (length > 0).then(|| Bytes::from_static(&ZEROS[..length])),
+            trailers: None,
+        }
+    }
+
+    fn text(text: String) -> Self {
+        Self {
+            data: Some(text.into()),
             trailers: None,
         }
     }
