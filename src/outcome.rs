@@ -60,12 +60,12 @@ impl Outcome {
 
     /// Whether the endpoint is to blame: it was not reached, broke off, or answered 5xx.
     ///
-    /// Cancellations, failures of the client's own body and refusals of the gateway's own queue
+    /// Other cancellations, failures of the client's own body and refusals of the gateway's own queue
     /// are not the endpoint's fault.
     #[must_use]
     pub fn is_failure(&self) -> bool {
         match self.end {
-            End::Cancelled | End::Upgraded => false,
+            End::Upgraded => false,
             End::BodyLost => true,
             End::Failed { kind, .. } => !matches!(
                 kind,
@@ -73,7 +73,10 @@ impl Outcome {
                     | TransportErrorKind::Overloaded
                     | TransportErrorKind::NoEndpoint
             ),
-            End::Complete => self.head.is_some_and(|head| head.status.is_server_error()),
+            // Who stops reading an error has still got one.
+            End::Complete | End::Cancelled => {
+                self.head.is_some_and(|head| head.status.is_server_error())
+            }
         }
     }
 }
@@ -105,6 +108,7 @@ mod tests {
         let head = |status| Some(Head::new(status, Duration::ZERO));
         assert!(failed(TransportErrorKind::Connect).is_failure());
         assert!(failed(TransportErrorKind::Lost).is_failure());
+        assert!(Outcome::new(head(StatusCode::BAD_GATEWAY), End::Cancelled).is_failure());
         assert!(Outcome::new(head(StatusCode::OK), End::BodyLost).is_failure());
         assert!(Outcome::new(head(StatusCode::BAD_GATEWAY), End::Complete).is_failure());
 

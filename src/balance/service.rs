@@ -15,7 +15,7 @@ use super::{
     sticky::Sessions,
 };
 use crate::{
-    attempt::{Attempt, Overdue},
+    attempt::{Attempt, Terms},
     cluster::{Cluster, Snapshot},
     member::{Chosen, Lease, Member},
     pick::Pick,
@@ -87,8 +87,11 @@ impl<S> Balance<S> {
             (None, None) => (self.picked(&snapshot, &pick)?, None),
         };
         let mut lease = member.lease(now);
-        if let Some(overdue) = request.extensions().get::<Overdue>() {
-            lease.overdue(overdue.clone());
+        if let Some(terms) = request.extensions().get::<Terms>() {
+            terms.chosen(&member.endpoint().id, || snapshot.candidates().count());
+            if let Some(overdue) = &terms.overdue {
+                lease.overdue(overdue.clone());
+            }
         }
         Ok(Leased {
             member,

@@ -14,6 +14,7 @@ mod discover;
 mod dns;
 mod drain;
 mod etcd;
+mod failover;
 mod failure;
 mod forwarding;
 mod grpc;

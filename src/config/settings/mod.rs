@@ -4,6 +4,7 @@ mod affinity;
 mod cluster;
 mod dns;
 mod etcd;
+mod failover;
 mod node;
 mod place;
 mod policy;
@@ -24,6 +25,7 @@ pub use cluster::{
 };
 pub use dns::DnsSettings;
 pub use etcd::EtcdSettings;
+pub use failover::FailoverSettings;
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
