@@ -71,8 +71,8 @@ enum State {
     Recording,
     /// The next piece that is taken ends the record: there is an answer.
     Settled,
-    /// Pieces went by unrecorded.
-    Lost,
+    /// Pieces went by unrecorded: this reader alone has seen them.
+    Lost(u32),
     /// The source broke off.
     Broken,
 }
@@ -217,8 +217,8 @@ impl<B> Record<B> {
                 self.length = length;
                 self.pieces.push(piece.clone());
             }
-            State::Recording | State::Settled => self.forget(State::Lost),
-            State::Lost | State::Broken => {}
+            State::Recording | State::Settled => self.forget(State::Lost(self.reader)),
+            State::Lost(_) | State::Broken => {}
         }
     }
 
@@ -241,12 +241,17 @@ where
         let mut record = self.tape.0.lock();
         let recorded = match record.state {
             State::Recording | State::Settled => record.pieces.get(self.position).cloned(),
-            State::Lost | State::Broken => None,
+            State::Lost(_) | State::Broken => None,
         };
+        let may_take = record.reader == self.number
+            && match record.state {
+                State::Lost(reader) => reader == self.number,
+                State::Recording | State::Settled | State::Broken => true,
+            };
         let piece = match recorded {
             Some(piece) => piece,
             // One that missed a piece, or that another one has replaced, must not look whole.
-            None if record.reader != self.number && !self.is_at_end(&record) => {
+            None if !may_take && !self.is_at_end(&record) => {
                 let superseded = "another attempt has taken over the body of the request";
                 return Poll::Ready(Some(Err(superseded.into())));
             }
@@ -265,7 +270,7 @@ where
         record.source.is_none()
             && match record.state {
                 State::Recording | State::Settled => self.position >= record.pieces.len(),
-                State::Lost => record.reader == self.number,
+                State::Lost(reader) => reader == self.number,
                 State::Broken => false,
             }
     }
@@ -341,5 +346,258 @@ impl<B> fmt::Debug for RequestBody<B> {
 impl<B> fmt::Debug for Tape<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tape").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use http_body_util::BodyExt as _;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    /// What a client sends, step by step.
+    #[derive(Clone, Debug)]
+    enum Sent {
+        Data(Vec<u8>),
+        Trailers,
+        Error,
+        /// It is not there yet: the next look finds what follows.
+        Pause,
+    }
+
+    struct Script(VecDeque<Sent>);
+
+    impl Body for Script {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+            Poll::Ready(match self.0.pop_front() {
+                None => None,
+                Some(Sent::Data(data)) => Some(Ok(Frame::data(data.into()))),
+                Some(Sent::Trailers) => Some(Ok(Frame::trailers(trailers()))),
+                Some(Sent::Error) => Some(Err(std::io::Error::other("gone"))),
+                Some(Sent::Pause) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            })
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            let length = |sent: &Sent| match sent {
+                Sent::Data(data) => data.len() as u64,
+                _ => 0,
+            };
+            SizeHint::with_exact(self.0.iter().map(length).sum())
+        }
+    }
+
+    fn trailers() -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", http::HeaderValue::from_static("1"));
+        trailers
+    }
+
+    fn tape(script: &[Sent], limit: usize) -> Tape<Script> {
+        Tape::new(Script(script.iter().cloned().collect()), limit)
+    }
+
+    fn data(text: &str) -> Sent {
+        Sent::Data(text.into())
+    }
+
+    /// Whether a frame came, and whether more may come.
+    #[derive(Debug, PartialEq)]
+    enum Read {
+        Data(Vec<u8>),
+        Trailers,
+        Error,
+        End,
+        Pending,
+    }
+
+    fn read(body: &mut RequestBody<Script>) -> Read {
+        match body.frame().now_or_never() {
+            None => Read::Pending,
+            Some(None) => Read::End,
+            Some(Some(Err(_))) => Read::Error,
+            Some(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => Read::Data(data.to_vec()),
+                Err(_) => Read::Trailers,
+            },
+        }
+    }
+
+    fn rest(body: &mut RequestBody<Script>) -> (Vec<u8>, Read) {
+        let mut all = Vec::new();
+        loop {
+            match read(body) {
+                Read::Data(data) => all.extend(data),
+                Read::Trailers | Read::Pending => {}
+                end => return (all, end),
+            }
+        }
+    }
+
+    #[test]
+    fn a_retry_before_the_first_piece_doubles_nothing() {
+        let tape = tape(&[Sent::Pause, data("one"), data("two")], 100);
+        let mut first = tape.rewound();
+        assert_eq!(read(&mut first), Read::Pending);
+        assert!(tape.is_waiting());
+        let mut second = tape.rewound();
+        assert!(!tape.is_waiting());
+        assert_eq!(rest(&mut second), (b"onetwo".to_vec(), Read::End));
+        // The first one still lives somewhere, and gets what is recorded or nothing.
+        assert_eq!(rest(&mut first), (b"onetwo".to_vec(), Read::End));
+    }
+
+    #[test]
+    fn an_attempt_that_was_replaced_takes_nothing_more() {
+        let tape = tape(&[data("one"), data("two"), data("three")], 100);
+        let mut first = tape.rewound();
+        assert_eq!(read(&mut first), Read::Data(b"one".to_vec()));
+        let mut second = tape.rewound();
+        assert_eq!(read(&mut first), Read::Error);
+        assert_eq!(rest(&mut second), (b"onetwothree".to_vec(), Read::End));
+        assert!(tape.is_complete());
+    }
+
+    #[test]
+    fn a_body_that_is_too_long_is_sent_once_and_whole() {
+        let tape = tape(&[data("one"), data("two"), data("three")], 6);
+        let mut first = tape.rewound();
+        assert_eq!(read(&mut first), Read::Data(b"one".to_vec()));
+        assert_eq!(read(&mut first), Read::Data(b"two".to_vec()));
+        assert!(tape.is_whole());
+        assert_eq!(read(&mut first), Read::Data(b"three".to_vec()));
+        assert!(!tape.is_whole() && !tape.is_complete());
+        assert!(first.is_end_stream());
+        assert_eq!(read(&mut first), Read::End);
+        // Nobody asks for this; it must not look like a short body.
+        assert_eq!(read(&mut tape.rewound()), Read::Error);
+    }
+
+    #[test]
+    fn nothing_is_kept_once_there_is_an_answer() {
+        let tape = tape(&[data("one"), data("two"), data("three")], 100);
+        let mut body = tape.rewound();
+        assert_eq!(read(&mut body), Read::Data(b"one".to_vec()));
+        tape.settle();
+        assert_eq!(body.size_hint().exact(), Some(8));
+        assert_eq!(rest(&mut body), (b"twothree".to_vec(), Read::End));
+        assert!(tape.0.lock().pieces.is_empty());
+    }
+
+    #[test]
+    fn a_second_attempt_still_replays_when_there_is_an_answer() {
+        let tape = tape(&[data("one"), data("two"), data("three")], 100);
+        let mut first = tape.rewound();
+        read(&mut first);
+        read(&mut first);
+        let mut second = tape.rewound();
+        assert_eq!(read(&mut second), Read::Data(b"one".to_vec()));
+        tape.settle();
+        assert_eq!(rest(&mut second), (b"twothree".to_vec(), Read::End));
+    }
+
+    #[test]
+    fn a_client_that_breaks_off_ends_every_attempt() {
+        let tape = tape(&[data("one"), Sent::Error], 100);
+        let mut first = tape.rewound();
+        assert_eq!(rest(&mut first), (b"one".to_vec(), Read::Error));
+        assert_eq!(read(&mut first), Read::Error);
+        assert!(!tape.is_whole());
+        assert_eq!(read(&mut tape.rewound()), Read::Error);
+    }
+
+    #[test]
+    fn trailers_are_sent_again() {
+        let tape = tape(&[data("one"), Sent::Trailers], 100);
+        for _ in 0..2 {
+            let mut body = tape.rewound();
+            assert_eq!(read(&mut body), Read::Data(b"one".to_vec()));
+            assert!(!body.is_end_stream());
+            assert_eq!(read(&mut body), Read::Trailers);
+            assert!(body.is_end_stream());
+            assert_eq!(read(&mut body), Read::End);
+        }
+    }
+
+    fn scripts() -> impl Strategy<Value = Vec<Sent>> {
+        let sent = prop_oneof![
+            6 => proptest::collection::vec(any::<u8>(), 0..9).prop_map(Sent::Data),
+            2 => Just(Sent::Pause),
+        ];
+        proptest::collection::vec(sent, 0..12)
+    }
+
+    proptest! {
+        /// Attempts break off anywhere, also while others of them still read.
+        #[test]
+        fn every_attempt_reads_the_same_bytes(
+            script in scripts(),
+            limit in 0_usize..60,
+            attempts in proptest::collection::vec((0_usize..14, 0_usize..4), 1..6),
+        ) {
+            let sent = script.iter().filter_map(|sent| match sent {
+                Sent::Data(data) => Some(data.as_slice()),
+                _ => None,
+            });
+            let whole = sent.collect::<Vec<_>>().concat();
+            let tape = tape(&script, limit);
+            let mut earlier: Vec<(RequestBody<Script>, Vec<u8>)> = Vec::new();
+            for (reads, echoes) in attempts {
+                if !tape.is_whole() {
+                    break;
+                }
+                let mut body = tape.rewound();
+                let mut seen = Vec::new();
+                for _ in 0..reads {
+                    let left = (whole.len() - seen.len()) as u64;
+                    prop_assert_eq!(body.size_hint().exact(), Some(left));
+                    match read(&mut body) {
+                        Read::Data(data) => seen.extend(data),
+                        Read::End => prop_assert_eq!(&seen, &whole),
+                        Read::Pending => {}
+                        other => prop_assert!(false, "{other:?}"),
+                    }
+                    prop_assert!(!body.is_end_stream() || seen == whole);
+                }
+                prop_assert!(whole.starts_with(&seen));
+                // One that was replaced reads on: it sees a part of the same, and never an end
+                // before the end.
+                for (body, seen) in &mut earlier {
+                    for _ in 0..echoes {
+                        match read(body) {
+                            Read::Data(data) => seen.extend(data),
+                            Read::End => prop_assert_eq!(&*seen, &whole),
+                            Read::Error => break,
+                            other => prop_assert!(false, "{other:?}"),
+                        }
+                        prop_assert!(whole.starts_with(seen));
+                    }
+                }
+                earlier.push((body, seen));
+            }
+            // The last one reads to the end.
+            let (body, mut seen) = earlier.pop().unwrap();
+            let mut body = body;
+            let (more, end) = rest(&mut body);
+            seen.extend(more);
+            prop_assert_eq!(end, Read::End);
+            prop_assert_eq!(seen, whole);
+        }
     }
 }

@@ -64,6 +64,15 @@ impl Budget {
         self
     }
 
+    /// The same minimum beside another share.
+    #[cfg_attr(
+        not(feature = "config"),
+        allow(dead_code, reason = "files say one without the other")
+    )]
+    pub(crate) fn share(self, percent: f64) -> Result<Self, InvalidBudget> {
+        Ok(Self::percent(percent)?.min(self.min))
+    }
+
     /// How many retries there may be to so many requests, in the time that it looks back.
     fn allowance(self, requests: u64) -> u64 {
         let share = requests as f64 * self.percent / 100.0;

@@ -83,7 +83,7 @@ enum Step {
     FallBack,
 }
 
-/// Who is asked.
+/// Whether other attempts are under way when one ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Others {
     UnderWay,

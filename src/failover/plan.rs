@@ -256,3 +256,202 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// A step of a request: which of the endpoints it was at, if that is known, and how it ended.
+    #[derive(Clone, Debug)]
+    struct Step {
+        endpoint: usize,
+        ending: Ending,
+        replay: Replay,
+        took: u64,
+    }
+
+    fn quiet() -> impl Strategy<Value = Quiet> {
+        prop_oneof![
+            6 => Just(Quiet::Unsaid),
+            3 => (0_u64..400).prop_map(|seconds| Quiet::For(Duration::from_secs(seconds))),
+            1 => Just(Quiet::Forever),
+        ]
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let ending = prop_oneof![
+            1 => Just(Ending::Answered),
+            1 => Just(Ending::NoEndpoint),
+            8 => Just(Ending::Unsent),
+            12 => quiet().prop_map(Ending::Failed),
+        ];
+        let replay = prop_oneof![
+            12 => Just(Replay::Possible),
+            1 => Just(Replay::Impossible),
+        ];
+        let step = (0_usize..6, ending, replay, 0_u64..3000);
+        let step = step.prop_map(|(endpoint, ending, replay, took)| Step {
+            endpoint,
+            ending,
+            replay,
+            took,
+        });
+        proptest::collection::vec(step, 1..12)
+    }
+
+    fn limits() -> impl Strategy<Value = Limits> {
+        let scope = prop_oneof![3 => Just(Scope::Failed), 1 => Just(Scope::Unsent)];
+        (0_u32..8, scope).prop_map(|(retries, scope)| Limits {
+            retries,
+            scope,
+            backoff: Backoff::default(),
+        })
+    }
+
+    proptest! {
+        /// The rules one by one, over a map of what was tried.
+        #[test]
+        fn it_keeps_every_rule(
+            limits in limits(),
+            is_idempotent in any::<bool>(),
+            allowed in prop::option::of(0_u64..20_000),
+            candidates in 1_usize..6,
+            random in 0.0..1.0_f64,
+            steps in steps(),
+        ) {
+            let start = crate::time::now();
+            let millis = Duration::from_millis;
+            let deadline = allowed.map(|allowed| start + millis(allowed));
+            let mut plan = Plan::new(limits, is_idempotent, deadline);
+            let mut now = start;
+            let mut retries = 0;
+            // When each that was tried may be asked again.
+            let mut tried: BTreeMap<usize, Instant> = BTreeMap::new();
+            for step in steps {
+                now += millis(step.took);
+                let endpoint = step.endpoint % candidates;
+                // Balance repeats one only where none is left.
+                let endpoint = (0..candidates)
+                    .map(|next| (endpoint + next) % candidates)
+                    .find(|endpoint| !tried.contains_key(endpoint))
+                    .unwrap_or(endpoint);
+                let choice = Some((EndpointId::from(endpoint.to_string()), candidates));
+                let ended = Ended { ending: step.ending, choice };
+                let next = plan.next(&ended, step.replay, random, now);
+
+                let (is_sent, quiet) = match step.ending {
+                    Ending::Answered => {
+                        prop_assert_eq!(next, Next::Stand);
+                        break;
+                    }
+                    Ending::NoEndpoint => {
+                        let may = step.replay == Replay::Possible;
+                        prop_assert_eq!(next, if may { Next::Fallback } else { Next::Stand });
+                        break;
+                    }
+                    Ending::Unsent => (false, Quiet::Unsaid),
+                    Ending::Failed(quiet) => (true, quiet),
+                };
+                let asked = match quiet {
+                    Quiet::For(asked) => asked.min(Duration::from_secs(300)),
+                    Quiet::Unsaid | Quiet::Forever => Duration::ZERO,
+                };
+                tried.insert(endpoint, now + asked);
+                let is_unsafe = is_sent && !is_idempotent;
+                if is_unsafe || step.replay == Replay::Impossible || quiet == Quiet::Forever {
+                    prop_assert_eq!(next, Next::Stand);
+                    break;
+                }
+                let others_left = tried.len() < candidates;
+                let is_alone = limits.scope == Scope::Unsent && (is_sent || !others_left);
+                if retries == limits.retries || is_alone {
+                    prop_assert_eq!(next, Next::Fallback);
+                    break;
+                }
+                let (least, most) = if others_left {
+                    let at_once = retries == 0 || !is_sent || quiet != Quiet::Unsaid;
+                    (Duration::ZERO, if at_once { 0 } else { 25 << (retries - 1) })
+                } else {
+                    let first = tried.values().min().unwrap();
+                    (first.saturating_duration_since(now), 25 << retries)
+                };
+                let most = least + millis(most).min(Duration::from_secs(1));
+                match next {
+                    Next::Retry { at, charge } => {
+                        prop_assert_eq!(charge == Charge::Budget, is_sent);
+                        prop_assert!(at >= now + least && at <= now + most);
+                        prop_assert!(deadline.is_none_or(|deadline| at < deadline));
+                        if !others_left {
+                            tried.retain(|_, until| *until > at);
+                        }
+                        now = at;
+                    }
+                    Next::Fallback => {
+                        prop_assert!(deadline.is_some_and(|deadline| now + most >= deadline));
+                        break;
+                    }
+                    Next::Stand => prop_assert!(false, "it may be sent again"),
+                }
+                let excluded: Vec<_> = tried.keys().map(ToString::to_string).collect();
+                let mut found: Vec<_> = plan.tried().iter().map(ToString::to_string).collect();
+                found.sort();
+                prop_assert_eq!(found, excluded);
+                plan.retried();
+                retries += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn without_knowing_the_endpoint_the_first_retry_is_immediate() {
+        let now = crate::time::now();
+        let limits = Limits {
+            retries: 3,
+            scope: Scope::Failed,
+            backoff: Backoff::default(),
+        };
+        let mut plan = Plan::new(limits, true, None);
+        let mut next = |quiet| {
+            let ended = Ended {
+                ending: Ending::Failed(quiet),
+                choice: None,
+            };
+            let next = plan.next(&ended, Replay::Possible, 1.0, now);
+            plan.retried();
+            match next {
+                Next::Retry { at, .. } => Some((at - now).as_millis()),
+                Next::Stand | Next::Fallback => None,
+            }
+        };
+        assert_eq!(next(Quiet::Unsaid), Some(0));
+        assert_eq!(next(Quiet::Unsaid), Some(25));
+        assert_eq!(next(Quiet::For(Duration::from_secs(1))), Some(1100));
+        assert_eq!(next(Quiet::Unsaid), None);
+    }
+
+    #[test]
+    fn the_fallback_is_tried_at_every_endpoint_that_refuses() {
+        let now = crate::time::now();
+        let limits = Limits {
+            retries: 1,
+            scope: Scope::Failed,
+            backoff: Backoff::default(),
+        };
+        let mut plan = Plan::new(limits, true, None);
+        plan.retried();
+        plan.fall_back();
+        assert!(plan.has_fallen_back());
+        let mut next = |id: &str, ending| {
+            let choice = Some((EndpointId::from(id), 2));
+            plan.next(&Ended { ending, choice }, Replay::Possible, 1.0, now)
+        };
+        let failed = Ending::Failed(Quiet::Unsaid);
+        assert_eq!(next("a", failed), Next::Fallback);
+        let charge = Charge::Free;
+        assert_eq!(next("a", Ending::Unsent), Next::Retry { at: now, charge });
+        assert_eq!(next("b", Ending::Unsent), Next::Fallback);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::route::cluster;
+use super::route::{Share, cluster};
 use crate::{
     failover::{Backoff, Budget, Hedge},
     yaml::{Mistakes, Value, boolean, duration, number, percent, positive_duration, size, text},
@@ -44,15 +44,26 @@ pub struct FailoverSettings {
 /// The most further attempts at a request.
 const MOST_RETRIES: u32 = 100;
 
-/// Reads when a route sends its requests again; its fallback is one of these clusters.
-pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<FailoverSettings, Mistakes> {
+/// Reads when a route sends its requests again; its fallback is one of these clusters, and none of
+/// those that the route has `shares` of.
+pub(super) fn read(
+    value: &Value<'_>,
+    clusters: &[&str],
+    shares: &[Share],
+) -> Result<FailoverSettings, Mistakes> {
     let mut fields = value.fields()?;
     let retries = fields.optional("retries", number(0..=MOST_RETRIES));
     let per_try_timeout = fields.optional("per_try_timeout", positive_duration);
     let backoff = fields.optional("backoff", backoff);
     let budget = fields.optional("budget", |value| budget(value, Budget::default()));
     let hedge = fields.optional("hedge", hedge);
-    let fallback = fields.optional("fallback", |value| cluster(value, clusters));
+    let fallback = fields.optional("fallback", |value| {
+        let fallback = cluster(value, clusters)?;
+        if shares.iter().any(|share| share.cluster == fallback) {
+            return Err(value.expected("a cluster that the route does not have already"));
+        }
+        Ok(fallback)
+    });
     let replay_limit = fields.optional("replay_limit", size);
     let attempt_header = fields.optional("attempt_header", boolean);
     fields.finish(Some(FailoverSettings {
@@ -95,14 +106,14 @@ fn budget(value: &Value<'_>, default: Budget) -> Result<Budget, Mistakes> {
     if value.scalar().is_some() {
         let percent = percent(value)
             .map_err(|_| value.expected("a budget such as 20% or { percent: 20, min: 10/s }"))?;
-        return share(value, percent);
+        return share(value, default, percent);
     }
     let mut fields = value.fields()?;
     let percent = fields.optional("percent", |value| {
         let number = number(0..=100_u32)(value).map(f64::from);
         let percent = number.or_else(|_| percent(value));
         let percent = percent.map_err(|_| value.expected("a percentage from 0 to 100"));
-        share(value, percent?)
+        share(value, default, percent?)
     });
     let min = fields.optional("min", per_second);
     let budget = percent.unwrap_or(default);
@@ -112,8 +123,10 @@ fn budget(value: &Value<'_>, default: Budget) -> Result<Budget, Mistakes> {
     }))
 }
 
-fn share(value: &Value<'_>, percent: f64) -> Result<Budget, Mistakes> {
-    Budget::percent(percent).map_err(|error| value.wrong(error.to_string()))
+fn share(value: &Value<'_>, default: Budget, percent: f64) -> Result<Budget, Mistakes> {
+    default
+        .share(percent)
+        .map_err(|error| value.wrong(error.to_string()))
 }
 
 /// `10/s`, `600/m` or `5000/h`, as a number a second.

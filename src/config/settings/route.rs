@@ -67,7 +67,9 @@ pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings
     };
     let timeout = fields.optional("timeout", positive_duration);
     let idle_timeout = fields.optional("idle_timeout", positive_duration);
-    let failover = fields.optional("failover", |value| failover::read(value, clusters));
+    let failover = fields.optional("failover", |value| {
+        failover::read(value, clusters, shares.as_deref().unwrap_or_default())
+    });
     let route = matching
         .zip(shares)
         .map(|(matching, clusters)| RouteSettings {
