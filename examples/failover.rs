@@ -10,10 +10,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use axum::{Router, body::Body};
-use http::{Method, Request, StatusCode};
+use axum::{
+    Router,
+    body::Body,
+    http::{Method, Request, StatusCode},
+};
 use tokio::net::TcpListener;
-use tower::{Layer as _, Service, ServiceBuilder, ServiceExt as _};
+use tower::{Layer as _, ServiceBuilder, ServiceExt as _};
 use tower_gateway::{
     BalanceLayer, Cluster, Endpoint, ErrorResponseLayer, FailoverLayer, TimeoutLayer, Upstream,
     failover::{Backoff, Budget},
@@ -57,14 +60,14 @@ async fn main() -> Result<(), BoxError> {
             .service(client.clone())
     };
 
-    let mut some_are_well = Router::new().fallback_service(gateway(&[refusing, busy, well]));
-    let mut none_is_well = Router::new().fallback_service(gateway(&[refusing, refusing]));
+    let some_are_well = Router::new().fallback_service(gateway(&[refusing, busy, well]));
+    let none_is_well = Router::new().fallback_service(gateway(&[refusing, refusing]));
     let mut answers = Vec::new();
     for _ in 0..6 {
-        answers.push(ask(&mut some_are_well, Method::GET).await?);
+        answers.push(ask(&some_are_well, Method::GET).await?);
     }
     // Nothing reached an endpoint: a POST is safe too.
-    answers.push(ask(&mut none_is_well, Method::POST).await?);
+    answers.push(ask(&none_is_well, Method::POST).await?);
 
     for (status, text) in &answers {
         print!("{status} {text}");
@@ -100,11 +103,10 @@ async fn backend(status: StatusCode, text: &'static str) -> Result<SocketAddr, B
 }
 
 /// Asks as a client would.
-async fn ask(app: &mut Router, method: Method) -> Result<(StatusCode, String), BoxError> {
+async fn ask(app: &Router, method: Method) -> Result<(StatusCode, String), BoxError> {
     let request = Request::builder().method(method).uri("/");
     let request = request.header("host", "demo").body(Body::empty())?;
-    let ready = ServiceExt::<Request<Body>>::ready(app).await?;
-    let response = ready.call(request).await?;
+    let response = app.clone().oneshot(request).await?;
     let status = response.status();
     let body = axum::body::to_bytes(response.into_body(), 1024).await?;
     Ok((status, String::from_utf8(body.to_vec())?))

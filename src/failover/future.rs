@@ -70,6 +70,9 @@ where
     retry: Option<Payment>,
 }
 
+/// What an attempt ends with.
+type Outcome<R, E> = Result<Response<R>, E>;
+
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -161,7 +164,7 @@ where
         &mut self,
         mut first: Pin<&mut Option<S::Future>>,
         cx: &mut Context<'_>,
-    ) -> Poll<(Flight, Result<Response<R>, S::Error>)> {
+    ) -> Poll<(Flight, Outcome<R, S::Error>)> {
         if let Some(future) = first.as_mut().as_pin_mut()
             && let Poll::Ready(result) = future.poll(cx)
         {
@@ -251,9 +254,9 @@ where
     fn landed(
         &mut self,
         flight: Flight,
-        result: Option<Result<Response<R>, S::Error>>,
+        result: Option<Outcome<R, S::Error>>,
         others: Others,
-    ) -> Option<Result<Response<R>, S::Error>> {
+    ) -> Option<Outcome<R, S::Error>> {
         let ending = match &result {
             Some(result) => ending::of(result, self.attempts.dialect),
             None => Ending::Failed(Quiet::Unsaid),
@@ -321,10 +324,7 @@ where
         }
     }
 
-    fn fall_back(
-        &mut self,
-        result: Option<Result<Response<R>, S::Error>>,
-    ) -> Option<Result<Response<R>, S::Error>> {
+    fn fall_back(&mut self, result: Option<Outcome<R, S::Error>>) -> Option<Outcome<R, S::Error>> {
         if self.fallback.is_none() || self.attempts.plan.has_fallen_back() {
             return self.answer(result);
         }
@@ -335,10 +335,7 @@ where
         None
     }
 
-    fn answer(
-        &self,
-        result: Option<Result<Response<R>, S::Error>>,
-    ) -> Option<Result<Response<R>, S::Error>> {
+    fn answer(&self, result: Option<Outcome<R, S::Error>>) -> Option<Outcome<R, S::Error>> {
         self.attempts.settle();
         result.or_else(|| {
             let refusal = Refusal::new(Reason::Timeout, "the service did not answer in time");
@@ -459,7 +456,7 @@ fn poll_until(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<
 
 /// Takes what has come of an answer that nobody wants. Most errors are short and are here whole:
 /// their connection can be used again.
-fn discard<R: Body, E>(result: Option<Result<Response<R>, E>>) {
+fn discard<R: Body, E>(result: Option<Outcome<R, E>>) {
     const FRAMES: usize = 16;
     let Some(Ok(response)) = result else { return };
     let mut body = pin!(response.into_body());

@@ -23,8 +23,11 @@ use crate::{
 const SPARE: usize = 32;
 const SPARE_BYTES: usize = 16 * 1024;
 
+#[expect(clippy::vec_box, reason = "what is kept is large and is handed around")]
+type Pool = Vec<Box<Kept>>;
+
 thread_local! {
-    static POOL: RefCell<Vec<Box<Kept>>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Pool> = const { RefCell::new(Vec::new()) };
 }
 
 /// The head of a request, and the endpoints of its attempts.

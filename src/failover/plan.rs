@@ -327,10 +327,9 @@ mod tests {
             let deadline = allowed.map(|allowed| start + millis(allowed));
             let mut plan = Plan::new(limits, is_idempotent, deadline);
             let mut now = start;
-            let mut retries = 0;
             // When each that was tried may be asked again.
             let mut tried: BTreeMap<usize, Instant> = BTreeMap::new();
-            for step in steps {
+            for (retries, step) in (0_u32..).zip(steps) {
                 now += millis(step.took);
                 let endpoint = step.endpoint % candidates;
                 // Balance repeats one only where none is left.
@@ -400,7 +399,6 @@ mod tests {
                 found.sort();
                 prop_assert_eq!(found, excluded);
                 plan.retried();
-                retries += 1;
             }
         }
     }

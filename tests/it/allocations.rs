@@ -82,7 +82,9 @@ fn balanced(extension: Option<Attempt>) -> u64 {
     let cluster = Cluster::fixed("c", RoundRobin::new(), endpoints(3));
     let mut service = BalanceLayer::new(cluster).layer(Trivial);
     let mut request = |extension: Option<Attempt>| {
-        let mut request = Request::get("/users?page=2").body(Empty::new()).unwrap();
+        let mut request = Request::get("/users?page=2")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
         if let Some(extension) = extension {
             request.extensions_mut().insert(extension);
         }
