@@ -1,4 +1,4 @@
-//! What a retrying layer tells the balancer about the attempt in hand.
+//! What the layers above tell the balancer about the attempt in hand, and what it tells them.
 
 use std::{
     sync::{
@@ -7,6 +7,8 @@ use std::{
     },
     time::Instant,
 };
+
+use parking_lot::Mutex;
 
 use crate::endpoint::EndpointId;
 
@@ -23,15 +25,86 @@ pub struct Attempt {
     pub number: u32,
     /// The endpoints that were tried before; they are avoided while others are left.
     pub tried: Vec<EndpointId>,
-    /// When the answer is of no more use.
+    /// When the answer is of no more use; the deadline of the timeout layer counts as well.
     pub deadline: Option<Instant>,
     /// The hash of the request's key, for policies that hash; without it, balance computes the
     /// hash of its own key.
     pub hash: Option<u64>,
 }
 
-/// A request extension: when the endpoint has had its time. The timeout layer writes it, balance
-/// reads it: a request that is dropped after that was not cancelled by the client.
+/// A request extension: what holds for the attempt in hand. The timeout layer and failover write
+/// it, balance reads it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    /// When the timeout layer took the request.
+    pub(crate) begun: Option<Instant>,
+    /// When the answer is of no more use to the client.
+    pub(crate) deadline: Option<Instant>,
+    /// When the endpoint has had its time.
+    pub(crate) overdue: Option<Overdue>,
+    /// The number of attempts before this one.
+    pub(crate) number: u32,
+    /// Where balance notes what it chose.
+    pub(crate) ledger: Option<Ledger>,
+}
+
+impl Terms {
+    /// Notes the endpoint of this attempt, for a layer that wants to know, and how many there were
+    /// to choose from.
+    pub(crate) fn chosen(&self, endpoint: &EndpointId, candidates: impl FnOnce() -> usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.0.lock().push(Entry {
+                number: self.number,
+                endpoint: endpoint.clone(),
+                candidates: candidates(),
+            });
+        }
+    }
+}
+
+/// The endpoints of a row of attempts. Clones share it, so that it outlives an attempt that is
+/// dropped.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger(Arc<Mutex<Vec<Entry>>>);
+
+/// One attempt.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    number: u32,
+    /// The endpoint that was chosen for it.
+    pub(crate) endpoint: EndpointId,
+    /// How many endpoints there were to choose from, this one included.
+    pub(crate) candidates: usize,
+}
+
+impl Ledger {
+    /// What was noted of the attempt with this number.
+    pub(crate) fn entry(&self, number: u32) -> Option<Entry> {
+        let entries = self.0.lock();
+        entries
+            .iter()
+            .rfind(|entry| entry.number == number)
+            .cloned()
+    }
+
+    /// Empties it for another request; `false` when somebody may still write into it.
+    pub(crate) fn reset(&mut self) -> bool {
+        match Arc::get_mut(&mut self.0) {
+            Some(entries) => {
+                entries.get_mut().clear();
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// A response extension beside the refusal that an error became: the request was never written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsent;
+
+/// When the endpoint has had its time: a request that is dropped after that was not cancelled by
+/// the client.
 #[derive(Clone, Debug)]
 pub(crate) struct Overdue {
     /// When its time is over.

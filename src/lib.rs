@@ -9,8 +9,8 @@
 //!     TimeoutLayer           one deadline; bodies that stand still           504
 //!       RateLimitLayer       refuse early                                    to come
 //!         CacheLayer         answer from memory or from the cluster's store  to come
-//!           FailoverLayer    attempts, within a budget                       to come
-//!             ErrorResponseLayer  an error becomes an answer                 502, 503, 504
+//!           ErrorResponseLayer  an error becomes an answer                   502, 503, 504
+//!             FailoverLayer     attempts, within a budget                    504
 //!               BalanceLayer      pick an endpoint, watch how it does        503
 //!                 Upstream        HTTP/1.1, HTTP/2, gRPC, WebSocket: a pool for each endpoint
 //! ```
@@ -31,8 +31,8 @@
 //! use tokio::net::TcpListener;
 //! use tower::{ServiceBuilder, ServiceExt as _};
 //! use tower_gateway::{
-//!     BalanceLayer, Cluster, EdgeLayer, Endpoint, ErrorResponseLayer, TimeoutLayer, Upstream,
-//!     pick::RoundRobin,
+//!     BalanceLayer, Cluster, EdgeLayer, Endpoint, ErrorResponseLayer, FailoverLayer, TimeoutLayer,
+//!     Upstream, pick::RoundRobin,
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -49,6 +49,7 @@
 //!     .layer(EdgeLayer::new())
 //!     .layer(TimeoutLayer::new(Duration::from_secs(10)))
 //!     .layer(ErrorResponseLayer::new().name("users"))
+//!     .layer(FailoverLayer::new())
 //!     .layer(BalanceLayer::new(users))
 //!     .service(Upstream::new());
 //! let app = Router::new()
@@ -72,6 +73,8 @@
 //! - [`TimeoutLayer`] is above everything that waits, so that one deadline holds for all of it.
 //! - [`ErrorResponseLayer`] is right above the layers that can fail. What is above it is
 //!   infallible, as axum and hyper want it.
+//! - [`FailoverLayer`] is right above the balancer, which it tells whom to avoid, and beneath the
+//!   deadline, which holds over all its attempts.
 //! - [`BalanceLayer`] is right above the client. It writes the address into the request, and what
 //!   it learns of an endpoint is about that endpoint alone.
 //! - [`Upstream`] is one client; any other that takes an absolute URI does.
@@ -113,6 +116,7 @@ pub mod error_response;
 #[allow(dead_code, reason = "discovery and stores each use a part of it")]
 pub mod etcd;
 pub mod event;
+pub mod failover;
 pub mod health;
 #[cfg_attr(
     not(feature = "client"),
@@ -155,6 +159,7 @@ pub use cluster::Cluster;
 pub use edge::EdgeLayer;
 pub use endpoint::Endpoint;
 pub use error_response::ErrorResponseLayer;
+pub use failover::FailoverLayer;
 pub use timeout::TimeoutLayer;
 #[cfg(feature = "client")]
 pub use upstream::Upstream;

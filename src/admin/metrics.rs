@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Admin, Readiness, clusters::health};
-use crate::{cluster::Cluster, load::DURATION_BUCKETS, time};
+use crate::{cluster::Cluster, failover::Stats, load::DURATION_BUCKETS, time};
 
 /// Endpoints of a cluster that have series of their own; the others are added up.
 const ENDPOINTS: usize = 200;
@@ -52,6 +52,7 @@ pub(super) fn render(admin: &Admin) -> String {
     endpoints(&mut page, &clusters);
     ejections(&mut page, &clusters);
     checks(&mut page, &clusters);
+    failovers(&mut page, &admin.shared.failovers.load());
     discovery(&mut page, &clusters);
     page.text
 }
@@ -197,6 +198,56 @@ fn attempts(page: &mut Page, service: &str, endpoint: &str, ok: u64, failed: u64
             ("result", result),
         ];
         page.sample("attempts_total", &labels, count);
+    }
+}
+
+/// Attempts beyond the first.
+fn failovers(page: &mut Page, all: &[Arc<Stats>]) {
+    let mut services: BTreeMap<&str, Vec<&Stats>> = BTreeMap::new();
+    for stats in all {
+        services.entry(stats.service()).or_default().push(stats);
+    }
+    let sum = |stats: &[&Stats], count: fn(&Stats) -> u64| -> u64 {
+        stats.iter().map(|stats| count(stats)).sum()
+    };
+    let help = "Further attempts, at requests that were never written or that an endpoint failed.";
+    page.family("retries_total", "counter", help);
+    for (service, stats) in &services {
+        for (cause, count) in [
+            ("unsent", sum(stats, Stats::retries_unsent)),
+            ("failed", sum(stats, Stats::retries_failed)),
+        ] {
+            let labels = [("service", *service), ("cause", cause)];
+            page.sample("retries_total", &labels, count);
+        }
+    }
+    let help = "Attempts that were not made because their budget was spent.";
+    page.family("retry_budget_exhausted_total", "counter", help);
+    for (service, stats) in &services {
+        let count = sum(stats, Stats::budget_exhausted);
+        page.sample(
+            "retry_budget_exhausted_total",
+            &[("service", service)],
+            count,
+        );
+    }
+    let help = "Second attempts beside a slow one.";
+    page.family("hedges_total", "counter", help);
+    for (service, stats) in &services {
+        let count = sum(stats, Stats::hedges);
+        page.sample("hedges_total", &[("service", service)], count);
+    }
+    let help = "Second attempts beside a slow one that gave the answer.";
+    page.family("hedges_won_total", "counter", help);
+    for (service, stats) in &services {
+        let count = sum(stats, Stats::hedges_won);
+        page.sample("hedges_won_total", &[("service", service)], count);
+    }
+    let help = "Requests that a fallback was asked for.";
+    page.family("failovers_total", "counter", help);
+    for stats in all.iter().filter(|stats| !stats.fallback_name().is_empty()) {
+        let labels = [("from", stats.service()), ("to", stats.fallback_name())];
+        page.sample("failovers_total", &labels, stats.fallbacks());
     }
 }
 

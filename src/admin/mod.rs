@@ -50,7 +50,7 @@ use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{cluster::Cluster, refusal::Refusals};
+use crate::{cluster::Cluster, failover, refusal::Refusals};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -61,6 +61,7 @@ pub struct Admin {
 struct Shared {
     node: Mutex<String>,
     clusters: ArcSwap<Vec<Cluster>>,
+    failovers: ArcSwap<Vec<Arc<failover::Stats>>>,
     refusals: ArcSwap<Refusals>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
@@ -126,6 +127,7 @@ impl Admin {
         let shared = Shared {
             node: Mutex::default(),
             clusters: ArcSwap::default(),
+            failovers: ArcSwap::default(),
             refusals: ArcSwap::default(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
@@ -145,6 +147,11 @@ impl Admin {
     /// Shows these clusters from now on.
     pub fn set_clusters(&self, clusters: Vec<Cluster>) {
         self.shared.clusters.store(Arc::new(clusters));
+    }
+
+    /// Shows what these did from now on. Those of one service, or of one fallback, are added up.
+    pub fn set_failovers(&self, failovers: Vec<Arc<failover::Stats>>) {
+        self.shared.failovers.store(Arc::new(failovers));
     }
 
     /// Shows these counts from now on.

@@ -16,7 +16,7 @@ use super::{
     layer::LoadReports, sticky::Sessions,
 };
 use crate::{
-    attempt::{Attempt, Overdue},
+    attempt::{Attempt, Terms},
     cluster::{Cluster, Scope, Snapshot, Subset},
     member::{Chosen, Lease, Member},
     outcome::Classifier,
@@ -93,8 +93,12 @@ impl<S> Balance<S> {
             (None, None) => choice.picked(choice.scope()),
         };
         let mut leased = leased?;
-        if let Some(overdue) = request.extensions().get::<Overdue>() {
-            leased.lease.overdue(overdue.clone());
+        if let Some(terms) = request.extensions().get::<Terms>() {
+            let endpoint = &leased.member.endpoint().id;
+            terms.chosen(endpoint, || snapshot.candidates().count());
+            if let Some(overdue) = &terms.overdue {
+                leased.lease.overdue(overdue.clone());
+            }
         }
         Ok(leased)
     }

@@ -9,10 +9,10 @@ use tower::{Layer, ServiceBuilder};
 
 use super::{
     plan::{ClusterPlan, Plan, Tls},
-    serve::{RequestBody, Routes, Stack, Target},
+    serve::{Backend, RequestBody, Routes, Stack, Target},
     settings::{
-        CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings, HealthSettings,
-        PolicySettings, Protocol, RouteSettings, Settings, StickySettings,
+        CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings, FailoverSettings,
+        HealthSettings, PolicySettings, Protocol, RouteSettings, Settings, StickySettings,
     },
 };
 use crate::{
@@ -23,7 +23,8 @@ use crate::{
         Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
     },
     error_response::ErrorResponseLayer,
-    route::Table,
+    failover::{self, FailoverLayer},
+    route::{Match, Table},
     timeout::TimeoutLayer,
     upstream::{TcpConnector, Upstream},
 };
@@ -32,6 +33,18 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Gateway {
     clusters: BTreeMap<String, Running>,
+    failovers: Vec<RunningFailover>,
+    /// By cluster and fallback: counters only grow, whatever becomes of routes.
+    stats: BTreeMap<(String, Option<String>), Arc<failover::Stats>>,
+}
+
+/// The attempts of one route at one cluster, with the budgets that they are out of.
+#[derive(Debug)]
+struct RunningFailover {
+    matching: Match,
+    cluster: String,
+    settings: Option<FailoverSettings>,
+    layer: FailoverLayer,
 }
 
 /// One cluster at work and what it was made from.
@@ -88,13 +101,12 @@ impl Gateway {
             let running = running.structured(&Structure::new(settings, &plan.settings, node));
             self.clusters.insert(name.clone(), running);
         }
-        let table: Table<Target> = plan
-            .settings
-            .routes
-            .iter()
-            .map(|route| (route.matching.clone(), self.target(route)))
-            .collect();
-        routes.set(table);
+        let mut failovers = std::mem::take(&mut self.failovers);
+        let mut table = Vec::new();
+        for route in &plan.settings.routes {
+            table.push((route.matching.clone(), self.target(route, &mut failovers)));
+        }
+        routes.set(table.into_iter().collect::<Table<Target>>());
         // Clusters that are gone stop following only now, when no route leads to them.
         drop(previous);
     }
@@ -106,13 +118,65 @@ impl Gateway {
             .collect()
     }
 
-    fn target(&self, route: &RouteSettings) -> Target {
+    /// What every route did beyond first attempts.
+    pub(super) fn failover_stats(&self) -> Vec<Arc<failover::Stats>> {
+        self.stats.values().cloned().collect()
+    }
+
+    fn target(&mut self, route: &RouteSettings, previous: &mut Vec<RunningFailover>) -> Target {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
-        Target::new(route.clusters.iter().map(|share| {
+        let mut stacks = Vec::new();
+        for share in &route.clusters {
+            let failover = self.failover(route, &share.cluster, previous);
+            let fallback = route.failover.as_ref();
+            let fallback = fallback.and_then(|failover| failover.fallback.as_ref());
+            let fallback = fallback.map(|name| self.clusters[name].backend(None));
             let running = &self.clusters[&share.cluster];
-            let stack = running.stack(share.subset.as_ref());
-            (timeout.layer(stack), share.weight)
-        }))
+            let stack = running.stack(share.subset.as_ref(), failover, fallback);
+            stacks.push((timeout.layer(stack), share.weight));
+        }
+        Target::new(stacks)
+    }
+
+    /// The attempts of a route at one of its clusters, with their budgets where nothing changed.
+    fn failover(
+        &mut self,
+        route: &RouteSettings,
+        cluster: &str,
+        previous: &mut Vec<RunningFailover>,
+    ) -> FailoverLayer {
+        let is_same = |running: &RunningFailover| {
+            running.matching == route.matching
+                && running.cluster == cluster
+                && running.settings == route.failover
+        };
+        let running = match previous.iter().position(is_same) {
+            Some(at) => previous.swap_remove(at),
+            None => RunningFailover {
+                matching: route.matching.clone(),
+                cluster: cluster.to_owned(),
+                settings: route.failover.clone(),
+                layer: failover_layer(route.failover.as_ref())
+                    .counted_in(self.stats(route, cluster)),
+            },
+        };
+        let layer = running.layer.clone();
+        self.failovers.push(running);
+        layer
+    }
+
+    fn stats(&mut self, route: &RouteSettings, cluster: &str) -> Arc<failover::Stats> {
+        let fallback = route.failover.as_ref();
+        let fallback = fallback.and_then(|failover| failover.fallback.clone());
+        let key = (cluster.to_owned(), fallback.clone());
+        let stats = self.stats.entry(key).or_insert_with(|| {
+            let stats = failover::Stats::new(cluster);
+            Arc::new(match fallback {
+                Some(fallback) => stats.fallback(fallback),
+                None => stats,
+            })
+        });
+        Arc::clone(stats)
     }
 }
 
@@ -188,7 +252,19 @@ impl Running {
         self
     }
 
-    fn stack(&self, subset: Option<&Subset>) -> Stack {
+    fn stack(
+        &self,
+        subset: Option<&Subset>,
+        failover: FailoverLayer,
+        fallback: Option<Backend>,
+    ) -> Stack {
+        ServiceBuilder::new()
+            .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
+            .layer(failover.fallback(fallback))
+            .service(self.backend(subset))
+    }
+
+    fn backend(&self, subset: Option<&Subset>) -> Backend {
         let scheme = if self.tls.is_some() {
             Scheme::HTTPS
         } else {
@@ -212,10 +288,7 @@ impl Running {
             Some(subset) => balance.subset(subset.clone()),
             None => balance,
         };
-        ServiceBuilder::new()
-            .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
-            .layer(balance)
-            .service(self.upstream.clone())
+        balance.layer(self.upstream.clone())
     }
 }
 
@@ -255,6 +328,31 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
     match &all.node.snapshot_dir {
         Some(folder) => discovery.snapshot_dir(folder).watch(&service),
         None => discovery.watch(&service),
+    }
+}
+
+/// Without settings, what was never written is sent to another endpoint, and nothing else.
+fn failover_layer(settings: Option<&FailoverSettings>) -> FailoverLayer {
+    let Some(settings) = settings else {
+        return FailoverLayer::unsent_only();
+    };
+    let layer = FailoverLayer::new()
+        .retries(settings.retries)
+        .backoff(settings.backoff)
+        .budget(settings.budget)
+        .replay_limit(settings.replay_limit);
+    let layer = match settings.per_try_timeout {
+        Some(timeout) => layer.per_try_timeout(timeout),
+        None => layer,
+    };
+    let layer = match settings.hedge {
+        Some(hedge) => layer.hedge(hedge),
+        None => layer,
+    };
+    if settings.attempt_header {
+        layer.attempt_header()
+    } else {
+        layer
     }
 }
 

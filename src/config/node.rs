@@ -225,6 +225,7 @@ impl State {
         gateway.apply(plan, id, &self.routes);
         self.admin.set_node(id);
         self.admin.set_clusters(gateway.clusters());
+        self.admin.set_failovers(gateway.failover_stats());
         let next = &plan.settings.node;
         let current = self.node.load();
         // A token belongs to its address: the one that is bound must not lose it.

@@ -18,6 +18,7 @@ use crate::{
     balance::{self, Balance},
     edge,
     error_response::ErrorResponse,
+    failover::{self, Failover},
     pick::{Schedule, Sequence},
     refusal::{Dialect, Reason, Refusal},
     route::{self, Table},
@@ -29,13 +30,16 @@ use crate::{
 type ClientBody = edge::body::RequestBody<Incoming>;
 
 /// The request body as endpoints get it.
-pub(super) type RequestBody = TimeoutBody<ClientBody>;
+pub(super) type RequestBody = failover::body::RequestBody<TimeoutBody<ClientBody>>;
 
 pub(super) type ResponseBody =
     TimeoutBody<balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>>;
 
+/// What asks one endpoint of a cluster.
+pub(super) type Backend = Balance<Upstream<RequestBody>>;
+
 /// The layers of a cluster.
-pub(super) type Stack = ErrorResponse<Balance<Upstream<RequestBody>>>;
+pub(super) type Stack = ErrorResponse<Failover<Backend>>;
 
 /// What a route does with its requests.
 pub(super) struct Target {

@@ -15,7 +15,8 @@ use pin_project_lite::pin_project;
 
 use super::service::{Log, refusal};
 use crate::{
-    error::BoxError,
+    attempt::Unsent,
+    error::{BoxError, TransportError},
     refusal::{Dialect, Refusal},
 };
 
@@ -74,8 +75,14 @@ where
                 Ok(response) => return Poll::Ready(Ok(response)),
                 Err(error) => {
                     let refusal = refusal(&error);
+                    let is_unsent =
+                        TransportError::find(&error).is_some_and(|error| !error.is_written());
                     log.error(&error.into());
-                    refusal
+                    let mut response = refusal.into_response(*this.dialect);
+                    if is_unsent {
+                        response.extensions_mut().insert(Unsent);
+                    }
+                    return Poll::Ready(Ok(response));
                 }
             },
             StateProj::Refused { refusal } => refusal.take().expect("polled after it was ready"),

@@ -113,6 +113,7 @@ mod tests {
         let head = |status| Some(Head::new(status, Duration::ZERO));
         assert!(failed(TransportErrorKind::Connect).is_failure());
         assert!(failed(TransportErrorKind::Lost).is_failure());
+        assert!(Outcome::new(head(StatusCode::BAD_GATEWAY), End::Cancelled).is_failure());
         assert!(Outcome::new(head(StatusCode::OK), End::BodyLost).is_failure());
         assert!(Outcome::new(head(StatusCode::BAD_GATEWAY), End::Complete).is_failure());
 

@@ -10,7 +10,7 @@ use tower::Service;
 
 use super::{activity::Guard, body::TimeoutBody, future::ResponseFuture, grpc};
 use crate::{
-    attempt::{Overdue, Upload},
+    attempt::{Overdue, Terms, Upload},
     refusal::Dialect,
     time,
 };
@@ -62,17 +62,18 @@ where
                 (Some(request), response)
             }
         };
-        request.extensions_mut().insert(Overdue {
-            // The deadline of the client is no measure for the endpoint.
-            at: time::after(now, self.timeout),
-            upload,
+        let deadline = time::after(now, timeout);
+        request.extensions_mut().insert(Terms {
+            begun: Some(now),
+            deadline: Some(deadline),
+            overdue: Some(Overdue {
+                // The deadline of the client is no measure for the endpoint.
+                at: time::after(now, self.timeout),
+                upload,
+            }),
+            ..Terms::default()
         });
         let request = request.map(|body| TimeoutBody::new(body, request_guard));
-        ResponseFuture::new(
-            self.inner.call(request),
-            time::after(now, timeout),
-            response_guard,
-            dialect,
-        )
+        ResponseFuture::new(self.inner.call(request), deadline, response_guard, dialect)
     }
 }

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Waker},
     thread,
+    time::Duration,
 };
 
 use allocation_counter::measure;
@@ -15,9 +16,10 @@ use http::{Request, Response};
 use http_body_util::Empty;
 use tower::{Layer as _, Service};
 use tower_gateway::{
-    BalanceLayer, Cluster, Endpoint,
+    BalanceLayer, Cluster, Endpoint, FailoverLayer, TimeoutLayer,
     attempt::Attempt,
     config::{ConfigFile, Node},
+    failover::Hedge,
     pick::{
         Bounded, Candidate, LeastRequest, LoadFactor, Maglev, Pick, Policy, Random, Rendezvous,
         ReportedLoad, ResponseTime, RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
@@ -107,7 +109,7 @@ fn a_picker_of_ten_thousand_endpoints_is_small() {
 #[derive(Clone)]
 struct Trivial;
 
-impl Service<Request<Empty<Bytes>>> for Trivial {
+impl<B> Service<Request<B>> for Trivial {
     type Response = Response<Empty<Bytes>>;
     type Error = std::convert::Infallible;
     type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
@@ -116,7 +118,7 @@ impl Service<Request<Empty<Bytes>>> for Trivial {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
+    fn call(&mut self, _: Request<B>) -> Self::Future {
         std::future::ready(Ok(Response::new(Empty::new())))
     }
 }
@@ -125,7 +127,9 @@ fn balanced(extension: Option<Attempt>) -> u64 {
     let cluster = Cluster::fixed("c", RoundRobin::new(), endpoints(3));
     let mut service = BalanceLayer::new(cluster).layer(Trivial);
     let mut request = |extension: Option<Attempt>| {
-        let mut request = Request::get("/users?page=2").body(Empty::new()).unwrap();
+        let mut request = Request::get("/users?page=2")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
         if let Some(extension) = extension {
             request.extensions_mut().insert(extension);
         }
@@ -150,6 +154,60 @@ fn the_balance_layer_allocates_at_most_twice() {
     assert!(balanced(Some(Attempt::default())) <= 2);
     // The first extension of a request takes the map and its table, too.
     assert!(balanced(None) <= 3);
+}
+
+/// The allocations of one request through this service, after a few others.
+fn allocated<S>(mut service: S, fields: usize) -> u64
+where
+    S: Service<Request<Empty<Bytes>>>,
+{
+    let mut call = || {
+        let mut request = Request::get("/users?page=2").body(Empty::new()).unwrap();
+        for number in 0..fields {
+            let name = http::HeaderName::try_from(format!("x-field-{number}")).unwrap();
+            let value = http::HeaderValue::from_static("a value");
+            request.headers_mut().insert(name, value);
+        }
+        request.extensions_mut().insert(Attempt::default());
+        let allocations = measure(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(service.poll_ready(&mut cx).is_ready());
+            let mut response = pin!(service.call(request));
+            assert!(response.as_mut().poll(&mut cx).is_ready());
+        });
+        allocations.count_total
+    };
+    (0..9).map(|_| call()).last().unwrap()
+}
+
+#[test]
+fn failover_that_is_not_needed_allocates_at_most_once() {
+    let balance = || {
+        let cluster = Cluster::fixed("c", RoundRobin::new(), endpoints(3));
+        BalanceLayer::new(cluster).layer(Trivial)
+    };
+    for layer in [
+        FailoverLayer::new(),
+        FailoverLayer::unsent_only(),
+        FailoverLayer::new().per_try_timeout(Duration::from_secs(1)),
+        FailoverLayer::new().hedge(Hedge::percentile(95.0).unwrap()),
+    ] {
+        for fields in [0, 20] {
+            let bare = allocated(balance(), fields);
+            let armed = allocated(layer.layer(balance()), fields);
+            assert!(armed <= bare + 1, "{armed} {bare} {layer:?}");
+            // Beneath a timeout layer, which sets an extension of its own, it is none.
+            let timeout = TimeoutLayer::new(Duration::from_secs(9));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap();
+            let _guard = runtime.enter();
+            let bare = allocated(timeout.layer(balance()), fields);
+            let armed = allocated(timeout.layer(layer.layer(balance())), fields);
+            assert!(armed <= bare, "{armed} {bare} {layer:?}");
+        }
+    }
 }
 
 /// Answers every request with 1 KiB, each connection in a thread of its own.

@@ -4,6 +4,10 @@
 use std::{
     convert::Infallible,
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll},
 };
 
@@ -13,8 +17,14 @@ use http::{Request, Response, header::TRANSFER_ENCODING};
 use http_body_util::{BodyExt as _, Full};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_gateway::{
-    balance::BalanceLayer, cluster::Cluster, edge::EdgeLayer, error::BoxError,
-    error_response::ErrorResponseLayer, pick::RoundRobin, timeout::TimeoutLayer,
+    balance::BalanceLayer,
+    cluster::Cluster,
+    edge::EdgeLayer,
+    error::{BoxError, TransportError, TransportErrorKind},
+    error_response::ErrorResponseLayer,
+    failover::FailoverLayer,
+    pick::RoundRobin,
+    timeout::TimeoutLayer,
 };
 use tower_test::mock;
 
@@ -62,6 +72,37 @@ where
             let body = request.into_body().collect().await.unwrap().to_bytes();
             Ok(Response::new(Full::new(body)))
         })
+    }
+}
+
+/// The same, and every other call is never written.
+#[derive(Clone, Debug, Default)]
+struct Flaky {
+    inner: Strict,
+    calls: Arc<AtomicUsize>,
+}
+
+impl<B> Service<Request<B>> for Flaky
+where
+    Strict: Service<Request<B>, Response = Response<Body>, Error = BoxError>,
+    <Strict as Service<Request<B>>>::Future: Send + 'static,
+    B: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = futures_util::future::BoxFuture<'static, Result<Response<Body>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Service::<Request<B>>::poll_ready(&mut self.inner, cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if self.calls.fetch_add(1, SeqCst) % 2 == 0 {
+            assert!(std::mem::take(&mut self.inner.is_ready));
+            let error = TransportError::new(TransportErrorKind::Connect);
+            return Box::pin(std::future::ready(Err(error.into())));
+        }
+        Box::pin(self.inner.call(request))
     }
 }
 
@@ -139,10 +180,20 @@ async fn every_layer_calls_the_instance_that_was_ready() {
         ErrorResponseLayer::new().layer(Strict::default()),
     )
     .await;
+    drive("failover", FailoverLayer::new().layer(Strict::default())).await;
+    let retrying = FailoverLayer::new().layer(Flaky::default());
+    drive("failover, again", ErrorResponseLayer::new().layer(retrying)).await;
+    let here = BalanceLayer::new(cluster()).layer(Strict::default());
+    let nowhere = BalanceLayer::new(Cluster::fixed("none", RoundRobin::new(), []));
+    let falling_back = FailoverLayer::new()
+        .fallback(here)
+        .layer(nowhere.layer(Strict::default()));
+    drive("failover, fallback", falling_back).await;
     let all = ServiceBuilder::new()
         .layer(EdgeLayer::new())
         .layer(timeout)
         .layer(ErrorResponseLayer::new())
+        .layer(FailoverLayer::new())
         .layer(BalanceLayer::new(cluster()))
         .service(Strict::default());
     drive("all of them", all).await;
@@ -158,6 +209,7 @@ async fn every_layer_is_as_ready_as_its_inner_service() {
     )
     .await;
     waits("error response", ErrorResponseLayer::new()).await;
+    waits("failover", FailoverLayer::new()).await;
 }
 
 #[tokio::test]

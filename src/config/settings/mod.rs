@@ -4,6 +4,7 @@ mod affinity;
 mod cluster;
 mod dns;
 mod etcd;
+mod failover;
 mod health;
 mod node;
 mod outlier;
@@ -27,6 +28,7 @@ pub use cluster::{
 };
 pub use dns::DnsSettings;
 pub use etcd::EtcdSettings;
+pub use failover::FailoverSettings;
 pub use health::{CheckSettings, HealthSettings};
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};

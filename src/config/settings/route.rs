@@ -7,7 +7,11 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Method, header};
 
-use super::{ClusterSettings, structure::subset_of};
+use super::{
+    ClusterSettings,
+    failover::{self, FailoverSettings},
+    structure::subset_of,
+};
 use crate::{
     cluster::Subset,
     route::Match,
@@ -19,6 +23,7 @@ use crate::{
 /// # Defaults
 ///
 /// - `timeout`, `idle_timeout`: 60 s
+/// - `failover`: none, which stands for requests that were never written alone
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouteSettings {
@@ -31,6 +36,8 @@ pub struct RouteSettings {
     pub timeout: Duration,
     /// The longest time without a byte of a body, either way.
     pub idle_timeout: Duration,
+    /// When requests are sent again, beyond those that were never written.
+    pub failover: Option<FailoverSettings>,
 }
 
 /// A cluster and its share of a route.
@@ -91,6 +98,9 @@ pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings,
     };
     let timeout = fields.optional("timeout", positive_duration);
     let idle_timeout = fields.optional("idle_timeout", positive_duration);
+    let failover = fields.optional("failover", |value| {
+        failover::read(value, known, shares.as_deref().unwrap_or_default())
+    });
     let route = matching
         .zip(shares)
         .map(|(matching, clusters)| RouteSettings {
@@ -98,6 +108,7 @@ pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings,
             clusters,
             timeout: timeout.unwrap_or(Duration::from_secs(60)),
             idle_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
+            failover,
         });
     fields.finish(route)
 }
@@ -112,7 +123,7 @@ impl Known<'_> {
     }
 }
 
-fn cluster(value: &Value<'_>, known: Known<'_>) -> Result<String, Mistakes> {
+pub(super) fn cluster(value: &Value<'_>, known: Known<'_>) -> Result<String, Mistakes> {
     if known.names.is_empty() {
         return Err(value.expected("a cluster of this file, which has none"));
     }

@@ -14,6 +14,7 @@ use crate::{
     balance::HashKey,
     cluster::{Subset, SubsetFallback, Subsets},
     endpoint::Endpoint,
+    failover::{Backoff, Budget, Hedge},
     health::{FailurePercentage, Outlier, Percent, SuccessFloor, SuccessRate},
     pick::LoadFactor,
     route::Match,
@@ -77,6 +78,15 @@ routes:
     subset: { version: v2 }
     timeout: 10s
     idle_timeout: 5m
+    failover:
+      retries: 2
+      per_try_timeout: 2s
+      backoff: { min: 10ms, max: 500ms }
+      budget: { percent: 25, min: 300/m }
+      hedge: { after: p95, budget: 2.5% }
+      fallback: files
+      replay_limit: 16KiB
+      attempt_header: true
   - match: {}
     clusters:
       - { name: users, weight: 95, subset: { version: v2, stage: prod } }
@@ -282,6 +292,24 @@ fn a_file_with_every_key_is_read() {
                 }],
                 timeout: Duration::from_secs(10),
                 idle_timeout: Duration::from_secs(300),
+                failover: Some(FailoverSettings {
+                    retries: 2,
+                    per_try_timeout: Some(Duration::from_secs(2)),
+                    backoff: Backoff::exponential(
+                        Duration::from_millis(10),
+                        Duration::from_millis(500)
+                    )
+                    .unwrap(),
+                    budget: Budget::percent(25.0).unwrap().min(5.0),
+                    hedge: Some(
+                        Hedge::percentile(95.0)
+                            .unwrap()
+                            .budget(Budget::percent(2.5).unwrap().min(1.0))
+                    ),
+                    fallback: Some("files".into()),
+                    replay_limit: 16 * 1024,
+                    attempt_header: true,
+                }),
             },
             RouteSettings {
                 matching: Match::any(),
@@ -299,6 +327,7 @@ fn a_file_with_every_key_is_read() {
                 ],
                 timeout: Duration::from_secs(60),
                 idle_timeout: Duration::from_secs(60),
+                failover: None,
             },
         ]
     );
@@ -952,6 +981,74 @@ fn routes_are_checked() {
 }
 
 #[test]
+fn failover_is_read() {
+    let read = |failover: &str| {
+        let text = format!(
+            "node: {{ listen: \"127.0.0.1:0\" }}\nclusters: {{ users: {{ discovery: {{ type: file, path: a }} }} }}\nroutes: [ {{ match: {{}}, cluster: users, failover: {failover} }} ]\n"
+        );
+        parse(&text).unwrap().routes.remove(0).failover.unwrap()
+    };
+    let default = FailoverSettings {
+        retries: 3,
+        per_try_timeout: None,
+        backoff: Backoff::default(),
+        budget: Budget::default(),
+        hedge: None,
+        fallback: None,
+        replay_limit: 64 * 1024,
+        attempt_header: false,
+    };
+    assert_eq!(read("{}"), default);
+    for budget in ["0%", "{ percent: 0 }", "{ percent: 0%, min: 10/s }"] {
+        let budget = read(&format!("{{ budget: {budget} }}")).budget;
+        assert_eq!(budget, Budget::percent(0.0).unwrap());
+    }
+    let budget = read("{ budget: { min: 7200/h } }").budget;
+    assert_eq!(budget, Budget::default().min(2.0));
+    let hedge = read("{ hedge: { after: 100ms } }").hedge;
+    assert_eq!(hedge, Some(Hedge::after(Duration::from_millis(100))));
+    let backoff = read("{ backoff: { max: 10ms } }").backoff;
+    let ten = Duration::from_millis(10);
+    assert_eq!(backoff, Backoff::exponential(ten, ten).unwrap());
+}
+
+#[test]
+fn failover_is_checked() {
+    refused_route(
+        "match: {}\ncluster: users\nfailover:\n  retries: 101\n  per_try_timeout: 0s\n  budget: 120%\n  hedge: { after: p100 }\n  fallback: user\n  replay_limit: 1KB\n  attempt_header: 1\n  retry: 1",
+        &[
+            "gateway.yaml:9: routes[0].failover.retries: expected a number from 0 to 100, found \"101\"",
+            "gateway.yaml:10: routes[0].failover.per_try_timeout: expected a duration longer than zero, found \"0s\"",
+            "gateway.yaml:11: routes[0].failover.budget: expected a budget such as 20% or { percent: 20, min: 10/s }, found \"120%\"",
+            "gateway.yaml:12: routes[0].failover.hedge.after: expected a percentile from p1 to p99.9, or a duration such as 100ms, found \"p100\"",
+            "gateway.yaml:13: routes[0].failover.fallback: expected one of users, orders, found \"user\"; did you mean \"users\"?",
+            "gateway.yaml:14: routes[0].failover.replay_limit: expected a size such as 512, 64KiB, 1MiB or 2GiB, found \"1KB\"",
+            "gateway.yaml:15: routes[0].failover.attempt_header: expected true or false, found \"1\"",
+            "gateway.yaml:16: routes[0].failover.retry: expected one of retries, per_try_timeout, backoff, budget, hedge, fallback, replay_limit, attempt_header, found the unknown key \"retry\"",
+        ],
+    );
+    refused_route(
+        "match: {}\ncluster: users\nfailover:\n  backoff: { min: 2s, max: 1s }\n  budget: { percent: -1, min: 10 }\n  hedge: {}",
+        &[
+            "gateway.yaml:9: routes[0].failover.backoff: expected a min of at most max, and a max of at most 1h, found 2000ms and 1000ms",
+            "gateway.yaml:10: routes[0].failover.budget.percent: expected a percentage from 0 to 100, found \"-1\"",
+            "gateway.yaml:10: routes[0].failover.budget.min: expected a rate such as 10/s, 600/m or 5000/h, found \"10\"",
+            "gateway.yaml:11: routes[0].failover.hedge.after: expected a percentile from p1 to p99.9, or a duration such as 100ms, found nothing",
+        ],
+    );
+    refused_route(
+        "match: {}\ncluster: users\nfailover: { fallback: users }",
+        &[
+            "gateway.yaml:8: routes[0].failover.fallback: expected a cluster that the route does not have already, found \"users\"",
+        ],
+    );
+    refused_route(
+        "match: {}\ncluster: users\nfailover:",
+        &["gateway.yaml:8: routes[0].failover: expected a mapping, found nothing"],
+    );
+}
+
+#[test]
 fn a_cluster_needs_a_name() {
     assert_eq!(
         refused("node: { listen: 127.0.0.1:0 }\nclusters: { '': {} }\n"),
@@ -992,9 +1089,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
             "gateway.yaml:5: clusters.users.breaker: expected one of discovery, balance, sticky, outlier, panic_threshold, health, slow_start, zone_aware, subsets, subset_size, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"breaker\"",
         ],
     );
-    for key in ["rate_limit", "cache", "failover"] {
+    for key in ["rate_limit", "cache"] {
         let mistake = format!(
-            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, subset, timeout, idle_timeout, found the unknown key \"{key}\""
+            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, subset, timeout, idle_timeout, failover, found the unknown key \"{key}\""
         );
         refused_route(
             &format!("match: {{}}\ncluster: users\n{key}: {{}}"),
