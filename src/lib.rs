@@ -117,6 +117,7 @@ pub mod event;
     allow(dead_code, reason = "the upstream client uses the rest of it")
 )]
 mod hop;
+pub mod limit;
 #[cfg_attr(
     not(feature = "client"),
     allow(dead_code, reason = "the upstream client uses the rest of it")
