@@ -112,6 +112,7 @@ pub mod error_response;
 #[allow(dead_code, reason = "discovery and stores each use a part of it")]
 pub mod etcd;
 pub mod event;
+mod head;
 #[cfg_attr(
     not(feature = "client"),
     allow(dead_code, reason = "the upstream client uses the rest of it")
@@ -153,6 +154,7 @@ pub use cluster::Cluster;
 pub use edge::EdgeLayer;
 pub use endpoint::Endpoint;
 pub use error_response::ErrorResponseLayer;
+pub use limit::RateLimitLayer;
 pub use timeout::TimeoutLayer;
 #[cfg(feature = "client")]
 pub use upstream::Upstream;

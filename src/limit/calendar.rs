@@ -81,6 +81,16 @@ impl Calendar {
         self
     }
 
+    /// What tells its windows from those of other units.
+    pub(super) fn tag(self) -> u8 {
+        match self.unit {
+            Unit::Hour => 4,
+            Unit::Day => 5,
+            Unit::Week => 6,
+            Unit::Month => 7,
+        }
+    }
+
     /// The usual length; of a month 30 days.
     pub(super) const fn nominal(self) -> Duration {
         let seconds = match self.unit {

@@ -24,7 +24,7 @@
 //!   [`OnStoreFailure`](super::OnStoreFailure) and says so by
 //!   [`Source::Degraded`](super::Source::Degraded). It never fails.
 //! - **Dropped futures lose nothing.** A charge that a dropped [`decide`](Store::decide) has
-//!   brought about may stay, never more than once.
+//!   brought about may stay, never more than once; slots that nobody got to know of are given back.
 //! - **Patience.** An ask may say how long its caller waits for tokens. A store that can book
 //!   ahead answers [`Decision::Wait`](super::Decision::Wait), in the order in which it was asked;
 //!   for any other [`Decision::Deny`](super::Decision::Deny) is right, and the caller asks again.
