@@ -12,6 +12,7 @@
 //! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining |
 //! | `GET /metrics` | Prometheus text format 0.0.4 |
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
+//! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
 //!
@@ -39,6 +40,7 @@
 //! ```
 
 mod clusters;
+mod limits;
 mod metrics;
 mod router;
 
@@ -49,7 +51,7 @@ use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{cluster::Cluster, refusal::Refusals};
+use crate::{cluster::Cluster, limit::Limiter, refusal::Refusals};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -60,6 +62,7 @@ pub struct Admin {
 struct Shared {
     node: Mutex<String>,
     clusters: ArcSwap<Vec<Cluster>>,
+    limiters: ArcSwap<Vec<Limiter>>,
     refusals: ArcSwap<Refusals>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
@@ -125,6 +128,7 @@ impl Admin {
         let shared = Shared {
             node: Mutex::default(),
             clusters: ArcSwap::default(),
+            limiters: ArcSwap::default(),
             refusals: ArcSwap::default(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
@@ -144,6 +148,11 @@ impl Admin {
     /// Shows these clusters from now on.
     pub fn set_clusters(&self, clusters: Vec<Cluster>) {
         self.shared.clusters.store(Arc::new(clusters));
+    }
+
+    /// Shows these limits from now on, each once. Of several of one name the first is asked.
+    pub fn set_limiters(&self, limiters: Vec<Limiter>) {
+        self.shared.limiters.store(Arc::new(limiters));
     }
 
     /// Shows these counts from now on.

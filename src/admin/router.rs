@@ -13,7 +13,7 @@ use axum::{
     },
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use serde_json::{Value, json};
 
@@ -25,6 +25,8 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/clusters", get(clusters))
         .route("/config", get(config))
+        .route("/limits/{name}/", limit())
+        .route("/limits/{name}/{*key}", limit())
         .route("/drain", post(drain))
         .layer(middleware::from_fn_with_state(admin.clone(), authorize));
     Router::new()
@@ -33,14 +35,18 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain\n";
+                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /readyz, POST /drain\n";
             (StatusCode::NOT_FOUND, text)
         })
         .with_state(admin)
 }
 
+fn limit() -> MethodRouter<Admin> {
+    get(super::limits::limit).delete(super::limits::limit)
+}
+
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config, POST /drain\n"
+    "GET /healthz /readyz /metrics /clusters /config /limits/NAME/KEY, POST /drain\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -83,7 +89,7 @@ async fn drain(State(admin): State<Admin>) -> Response {
     (StatusCode::ACCEPTED, "draining\n").into_response()
 }
 
-fn json_response(value: &Value) -> Response {
+pub(super) fn json_response(value: &Value) -> Response {
     let mut response = Response::new(Body::from(format!("{value:#}\n")));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

@@ -9,8 +9,8 @@ use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
     settings::{
-        ClusterSettings, DiscoverySettings, DnsSettings, PolicySettings, RouteSettings, Settings,
-        StickySettings,
+        ClusterSettings, DiscoverySettings, DnsSettings, LimitSettings, PolicySettings,
+        RouteSettings, Settings, StickySettings,
     },
 };
 use crate::{
@@ -20,15 +20,32 @@ use crate::{
         Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
     },
     error_response::ErrorResponseLayer,
+    limit::{
+        Limit, Limiter, RateLimitLayer,
+        store::{Memory, Store},
+    },
     route::Table,
     timeout::TimeoutLayer,
     upstream::{TcpConnector, Upstream},
 };
 
-/// The clusters at work.
-#[derive(Debug, Default)]
+/// The clusters and limits at work.
+#[derive(Debug)]
 pub(super) struct Gateway {
     clusters: BTreeMap<String, Running>,
+    limits: BTreeMap<String, Limit>,
+    /// What limits have counted outlives every plan.
+    store: Arc<dyn Store>,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            clusters: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            store: Arc::new(Memory::new()),
+        }
+    }
 }
 
 /// One cluster at work and what it was made from.
@@ -55,6 +72,7 @@ impl Gateway {
             };
             self.clusters.insert(name.clone(), running);
         }
+        self.limits = self.limits_of(&plan.settings);
         let table: Table<Target> = plan
             .settings
             .routes
@@ -73,11 +91,37 @@ impl Gateway {
             .collect()
     }
 
+    /// Each limit by itself.
+    pub(super) fn limiters(&self) -> Vec<Limiter> {
+        let limits = self.limits.values().cloned();
+        limits
+            .map(|limit| Limiter::shared([limit], Arc::clone(&self.store)))
+            .collect()
+    }
+
+    fn limits_of(&self, settings: &Settings) -> BTreeMap<String, Limit> {
+        let limits = settings.routes.iter().flat_map(|route| &route.rate_limit);
+        limits
+            .map(|settings| {
+                let limit = limit(settings);
+                let limit = match self.limits.get(&settings.name) {
+                    Some(known) => limit.replacing(known),
+                    None => limit,
+                };
+                (settings.name.clone(), limit)
+            })
+            .collect()
+    }
+
     fn target(&self, route: &RouteSettings) -> Target {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
+        let limits = route.rate_limit.iter();
+        let limits = limits.map(|limit| self.limits[&limit.name].clone());
+        let limiter = Limiter::shared(limits, Arc::clone(&self.store));
+        let limit = RateLimitLayer::new(limiter);
         Target::new(route.clusters.iter().map(|share| {
             let running = &self.clusters[&share.cluster];
-            (timeout.layer(running.stack()), share.weight)
+            (timeout.layer(limit.layer(running.stack())), share.weight)
         }))
     }
 }
@@ -182,6 +226,18 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
     match &all.node.snapshot_dir {
         Some(folder) => discovery.snapshot_dir(folder).watch(&service),
         None => discovery.watch(&service),
+    }
+}
+
+fn limit(settings: &LimitSettings) -> Limit {
+    let limit = Limit::new(&*settings.name, settings.quota)
+        .key(settings.key.clone())
+        .cost(settings.cost)
+        .on_store_failure(settings.on_store_failure);
+    if settings.shadow {
+        limit.shadow()
+    } else {
+        limit
     }
 }
 

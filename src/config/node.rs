@@ -223,6 +223,7 @@ impl State {
         let mut gateway = self.gateway.lock();
         gateway.apply(plan, &self.routes);
         self.admin.set_clusters(gateway.clusters());
+        self.admin.set_limiters(gateway.limiters());
         let next = &plan.settings.node;
         let current = self.node.load();
         // A token belongs to its address: the one that is bound must not lose it.

@@ -4,6 +4,7 @@ mod affinity;
 mod cluster;
 mod dns;
 mod etcd;
+mod limit;
 mod node;
 mod place;
 mod policy;
@@ -24,6 +25,7 @@ pub use cluster::{
 };
 pub use dns::DnsSettings;
 pub use etcd::EtcdSettings;
+pub use limit::LimitSettings;
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
@@ -101,6 +103,9 @@ impl Reader<'_> {
         let routes = fields.optional("routes", |routes| {
             routes.list(|route| route::read(route, &names))
         });
+        for contradiction in limit::contradictions(routes.as_deref().unwrap_or_default()) {
+            fields.keep::<()>(Err(contradiction.into()));
+        }
         let settings = node.map(|node| Settings {
             node,
             clusters: clusters.unwrap_or_default().into_iter().collect(),

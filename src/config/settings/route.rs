@@ -4,6 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, header};
 
+use super::limit::{self, LimitSettings};
 use crate::{
     route::Match,
     yaml::{Mistakes, Value, number, one_of, positive_duration, text},
@@ -14,6 +15,7 @@ use crate::{
 /// # Defaults
 ///
 /// - `timeout`, `idle_timeout`: 60 s
+/// - `rate_limit`: none
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouteSettings {
@@ -26,6 +28,8 @@ pub struct RouteSettings {
     pub timeout: Duration,
     /// The longest time without a byte of a body, either way.
     pub idle_timeout: Duration,
+    /// The limits, of which all must admit a request.
+    pub rate_limit: Vec<LimitSettings>,
 }
 
 /// A cluster and its share of a route.
@@ -63,6 +67,7 @@ pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings
     };
     let timeout = fields.optional("timeout", positive_duration);
     let idle_timeout = fields.optional("idle_timeout", positive_duration);
+    let rate_limit = fields.optional("rate_limit", limit::read);
     let route = matching
         .zip(shares)
         .map(|(matching, clusters)| RouteSettings {
@@ -70,6 +75,7 @@ pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings
             clusters,
             timeout: timeout.unwrap_or(Duration::from_secs(60)),
             idle_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
+            rate_limit: rate_limit.unwrap_or_default(),
         });
     fields.finish(route)
 }

@@ -48,6 +48,14 @@ routes:
     cluster: users
     timeout: 10s
     idle_timeout: 5m
+    rate_limit:
+      - name: per-client
+        rate: 100/s
+        burst: 20
+        key: [client_ip, "header:x-tenant"]
+        cost: 2
+        on_store_failure: closed
+        shadow: true
   - match: {}
     clusters:
       - { name: users, weight: 95 }
@@ -837,9 +845,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
         );
         refused_cluster(&format!("{key}: {{}}"), &[&mistake]);
     }
-    for key in ["rate_limit", "cache", "failover"] {
+    for key in ["cache", "failover"] {
         let mistake = format!(
-            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, timeout, idle_timeout, found the unknown key \"{key}\""
+            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, timeout, idle_timeout, rate_limit, found the unknown key \"{key}\""
         );
         refused_route(
             &format!("match: {{}}\ncluster: users\n{key}: {{}}"),
