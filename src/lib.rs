@@ -7,7 +7,7 @@
 //! axum Router / tonic Server / hyper  the application's own layers: trace, CORS, auth
 //!   EdgeLayer                what may come in, and who it came from          400, 501
 //!     TimeoutLayer           one deadline; bodies that stand still           504
-//!       RateLimitLayer       refuse early                                    to come
+//!       RateLimitLayer       refuse early                                    429
 //!         CacheLayer         answer from memory or from the cluster's store  to come
 //!           FailoverLayer    attempts, within a budget                       to come
 //!             ErrorResponseLayer  an error becomes an answer                 502, 503, 504
@@ -70,6 +70,8 @@
 //!   address of the client as an extension, [`edge::Peer`], that whoever accepts connections puts
 //!   there. A client, which has no boundary, leaves this layer out.
 //! - [`TimeoutLayer`] is above everything that waits, so that one deadline holds for all of it.
+//! - [`RateLimitLayer`] is above what costs something, and below the layer that knows who the client
+//!   is. A limiter that is shared keeps one limit over several stacks.
 //! - [`ErrorResponseLayer`] is right above the layers that can fail. What is above it is
 //!   infallible, as axum and hyper want it.
 //! - [`BalanceLayer`] is right above the client. It writes the address into the request, and what

@@ -11,11 +11,7 @@ use super::{Admin, router::json_response};
 use crate::limit::{Level, Limiter, store::StoreError};
 
 /// Shows how a key stands, or with `DELETE` forgets what was taken from it.
-pub(super) async fn limit(
-    State(admin): State<Admin>,
-    method: Method,
-    uri: Uri,
-) -> Response {
+pub(super) async fn limit(State(admin): State<Admin>, method: Method, uri: Uri) -> Response {
     let Some((name, key)) = named(uri.path()) else {
         return (StatusCode::NOT_FOUND, "expected /limits/NAME/KEY\n").into_response();
     };

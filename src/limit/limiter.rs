@@ -549,3 +549,159 @@ impl From<Limit> for Limiter {
         Self::new(limit)
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use futures_util::{FutureExt as _, future::join_all};
+
+    fn limiter(quota: Quota) -> Limiter {
+        Limiter::new(Limit::new("test", quota))
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_have_quotas_of_their_own() {
+        let limiter = limiter(Quota::per_second(1).burst(2));
+        assert_eq!(limiter.check("a"), Some(Decision::Admit));
+        assert_eq!(limiter.check("a"), Some(Decision::Admit));
+        let denied = limiter.acquire("a").await.unwrap_err();
+        assert_eq!(denied.retry_after(), Some(SECOND));
+        assert_eq!(denied.to_string(), "the limit \"test\" does not admit it");
+        assert_eq!(limiter.check("b"), Some(Decision::Admit));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_stand_in_line() {
+        let limiter = limiter(Quota::per_second(1).burst(1));
+        let start = time::now();
+        let turns = (0..6).map(|_| async {
+            let permit = limiter.acquire_within("a", 4 * SECOND).await;
+            permit.map(|_| (time::now() - start).as_secs())
+        });
+        let turns = join_all(turns).await;
+        let waited: Vec<_> = turns.iter().flatten().copied().collect();
+        assert_eq!(waited, [0, 1, 2, 3, 4]);
+        // Who could not be served in time knows at once.
+        let denied = turns[5].as_ref().unwrap_err();
+        assert_eq!(denied.retry_after(), Some(5 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_in_line_that_is_left_is_given_back() {
+        let limiter = limiter(Quota::per_second(1).burst(1));
+        limiter.acquire("a").await.unwrap();
+        let mut left = Box::pin(limiter.acquire_within("a", 9 * SECOND));
+        assert!((&mut left).now_or_never().is_none());
+        let denied = limiter.acquire("a").await.unwrap_err();
+        assert_eq!(denied.retry_after(), Some(2 * SECOND));
+        drop(left);
+        let denied = limiter.acquire("a").await.unwrap_err();
+        assert_eq!(denied.retry_after(), Some(SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn windows_are_waited_for_too() {
+        let limiter = limiter(Quota::fixed_window(1, 20 * SECOND));
+        let start = time::now();
+        limiter.acquire("a").await.unwrap();
+        assert!(limiter.acquire_within("a", 19 * SECOND).await.is_err());
+        assert_eq!(time::now(), start);
+        limiter.acquire_within("a", 21 * SECOND).await.unwrap();
+        assert_eq!(time::now() - start, 20 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_is_free_with_the_last_permit() {
+        let limiter = limiter(Quota::concurrent(1));
+        let permit = limiter.acquire("a").await.unwrap();
+        let clone = permit.clone();
+        drop(permit);
+        assert!(limiter.acquire("a").await.is_err());
+        let start = time::now();
+        let free = async {
+            tokio::time::sleep(SECOND / 10).await;
+            drop(clone);
+        };
+        let (waited, ()) = tokio::join!(limiter.acquire_within("a", 5 * SECOND), free);
+        assert_eq!(time::now() - start, SECOND / 10);
+        let permit = waited.unwrap();
+        assert!(limiter.acquire_within("a", 5 * SECOND).await.is_err());
+        assert_eq!(time::now() - start, SECOND / 10 + 5 * SECOND);
+        drop(permit);
+        assert!(limiter.acquire("a").await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn permits_are_settled_by_the_name_of_the_limit() {
+        let quota = Quota::per_minute(60).burst(100);
+        let limiter =
+            Limiter::new(Limit::new("requests", quota)).and(Limit::new("tokens", quota).cost(40));
+        let left = async |name: &str| limiter.peek(name, &["*"]).unwrap().await.unwrap().remaining;
+        let request = http::Request::new(());
+        let permit = limiter.acquire(&request).await.unwrap();
+        assert_eq!((left("requests").await, left("tokens").await), (99, 60));
+        permit.settle("tokens", 10);
+        assert_eq!((left("requests").await, left("tokens").await), (99, 90));
+        permit.settle("tokens", 25);
+        assert_eq!(left("tokens").await, 75);
+        permit.refund();
+        drop(permit);
+        assert_eq!((left("requests").await, left("tokens").await), (100, 100));
+        limiter.check(&request);
+        limiter.reset("tokens", &["*"]).unwrap().await.unwrap();
+        assert_eq!((left("requests").await, left("tokens").await), (99, 100));
+        assert!(limiter.peek("other", &["*"]).is_none());
+        assert!(limiter.peek("tokens", &["a"]).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn decisions_are_counted() {
+        let limiter = Limiter::new(Limit::new("a", Quota::per_second(1)))
+            .and(Limit::new("b", Quota::per_hour(1)).shadow());
+        for _ in 0..3 {
+            limiter.check("x");
+            tokio::time::advance(SECOND / 2).await;
+        }
+        let counts = |index: usize| {
+            let decisions = limiter.limits()[index].decisions();
+            let seen = decisions.filter(|(.., count)| *count > 0);
+            seen.map(|(verdict, source, count)| (verdict.as_str(), source.as_str(), count))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(counts(0), [("admit", "local", 2), ("deny", "local", 1)]);
+        assert_eq!(
+            counts(1),
+            [("admit", "local", 1), ("would_deny", "local", 2)]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_key_misses_is_as_its_limit_says() {
+        use super::super::key::{LimitKey, Missing};
+        let tenant = || LimitKey::header(http::HeaderName::from_static("x-tenant"));
+        let with = |missing| {
+            let key = tenant().missing(missing);
+            Limiter::new(Limit::new("a", Quota::per_hour(1)).key(key))
+        };
+        let request = http::Request::new(());
+        let decisions = |limiter: &Limiter| [limiter.check(&request), limiter.check(&request)];
+        let shared = decisions(&with(Missing::Share));
+        assert_eq!(shared[0], Some(Decision::Admit));
+        assert!(matches!(shared[1], Some(Decision::Deny { .. })));
+        assert_eq!(decisions(&with(Missing::Admit)), [Some(Decision::Admit); 2]);
+        assert_eq!(
+            decisions(&with(Missing::Refuse)),
+            [Some(Decision::Never); 2]
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "at most 8 limits")]
+    fn more_limits_than_a_request_can_have_are_a_mistake_of_the_program() {
+        let limits = (0..9).map(|n| Limit::new(n.to_string(), Quota::per_second(1)));
+        drop(Limiter::shared(limits, Arc::new(Memory::new())));
+    }
+}

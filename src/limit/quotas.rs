@@ -235,3 +235,93 @@ impl fmt::Debug for Quotas {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use crate::limit::{Decision, Limit, Limiter};
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    /// A plan of 100 for `big`, none for others, an error for `broken`; and how often it was asked.
+    fn plans() -> (Quotas, Arc<AtomicU32>, Arc<AtomicU32>) {
+        let (asked, burst) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(100)));
+        let (count, size) = (Arc::clone(&asked), Arc::clone(&burst));
+        let quotas = Quotas::new(move |key: Vec<Bytes>| {
+            count.fetch_add(1, SeqCst);
+            let burst = size.load(SeqCst);
+            async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                match &*key[0] {
+                    b"big" => Ok(Some(Quota::per_hour(1).burst(burst))),
+                    b"broken" => Err("no plans today".into()),
+                    _ => Ok(None),
+                }
+            }
+        });
+        (quotas, asked, burst)
+    }
+
+    async fn left(limiter: &Limiter, key: &str) -> u32 {
+        drop(limiter.acquire(key).await);
+        limiter.limits()[0]
+            .named(&[key], time::now())
+            .map_or(0, |ask| ask.quota.capacity())
+    }
+
+    fn limiter(quotas: &Quotas) -> Limiter {
+        let key = super::super::LimitKey::header(http::header::FROM);
+        let limit = Limit::new("plan", Quota::per_hour(5)).key(key);
+        Limiter::new(limit.quotas(quotas.clone()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_key_has_the_quota_of_its_plan() {
+        let (quotas, asked, _) = plans();
+        let limiter = limiter(&quotas);
+        assert_eq!(limiter.check("big"), None, "it must be waited for");
+        let both = futures_util::future::join(limiter.acquire("big"), limiter.acquire("big"));
+        let (one, other) = both.await;
+        assert!(one.is_ok() && other.is_ok());
+        assert_eq!(asked.load(SeqCst), 1, "they wait for one answer");
+        assert_eq!(left(&limiter, "big").await, 100);
+        assert_eq!(left(&limiter, "small").await, 5);
+        assert_eq!(left(&limiter, "broken").await, 5);
+        assert_eq!(limiter.check("big"), Some(Decision::Admit));
+        assert_eq!(asked.load(SeqCst), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_quota_holds_while_it_is_asked_for_again() {
+        let (quotas, asked, burst) = plans();
+        let limiter = limiter(&quotas);
+        assert_eq!(left(&limiter, "big").await, 100);
+        burst.store(200, SeqCst);
+        assert_eq!(left(&limiter, "big").await, 100);
+        assert_eq!(asked.load(SeqCst), 1);
+        quotas.refresh();
+        for _ in 0..3 {
+            assert_eq!(left(&limiter, "big").await, 100);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(left(&limiter, "big").await, 200);
+        assert_eq!(asked.load(SeqCst), 2);
+        burst.store(300, SeqCst);
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        assert_eq!(left(&limiter, "big").await, 200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(left(&limiter, "big").await, 300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_keys_are_remembered_than_there_is_room_for() {
+        let quotas = Quotas::new(async |_: Vec<Bytes>| Ok(None));
+        for number in 0..100_000_u128 {
+            let key = Fingerprint::from(number);
+            assert_eq!(quotas.resolve(key, Vec::new()).await, None);
+        }
+        let shards = quotas.shared.shards.iter();
+        let kept: usize = shards.map(|shard| shard.lock().len()).sum();
+        assert_eq!(kept, SHARDS * KEYS);
+    }
+}

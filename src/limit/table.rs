@@ -167,3 +167,103 @@ impl Overflow {
         &mut self.cells[index].1
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+
+    fn key(number: u128) -> Fingerprint {
+        Fingerprint::from(number)
+    }
+
+    /// A key comes and is kept until `until`.
+    fn come(set: &mut Set, number: u128, until: u64, keep: Keep) -> bool {
+        let Some(held) = set.hold(key(number), 0) else {
+            return false;
+        };
+        set.held(held).until = until;
+        set.release(held, keep);
+        true
+    }
+
+    #[test]
+    fn who_is_full_again_makes_room() {
+        let mut set = Set::default();
+        for number in 1..=16 {
+            assert!(come(&mut set, number, number as u64, Keep::Pinned));
+        }
+        let held = set.hold(key(17), 5).unwrap();
+        assert_eq!(*set.held(held), Cell::default());
+        set.release(held, Keep::Seen);
+        let left = (1..=17).filter(|number| set.find(key(*number)).is_some());
+        assert_eq!(left.count(), 16);
+        assert!((5..=17).all(|number| set.find(key(number)).is_some()));
+    }
+
+    #[test]
+    fn a_flood_takes_the_ways_of_its_own() {
+        let mut set = Set::default();
+        come(&mut set, 1, 100, Keep::Pinned);
+        come(&mut set, 2, 100, Keep::Seen);
+        come(&mut set, 2, 100, Keep::Seen);
+        for number in 100..10_000 {
+            assert!(come(&mut set, number, 100, Keep::Seen));
+        }
+        assert!(set.find(key(1)).is_some(), "a denial");
+        assert!(set.find(key(2)).is_some(), "a key that came again");
+        // The newest of the flood that has least to lose goes first.
+        come(&mut set, 9_999, 1, Keep::Seen);
+        assert_eq!(set.heat.iter().filter(|heat| **heat == NEW).count(), 13);
+    }
+
+    #[test]
+    fn keys_that_stay_away_cool_down_and_denials_do_not() {
+        let mut set = Set::default();
+        for number in 1..=16 {
+            let keep = if number <= 14 {
+                Keep::Pinned
+            } else {
+                Keep::Seen
+            };
+            for _ in 0..3 {
+                assert!(come(&mut set, number, 100, keep));
+            }
+        }
+        assert_eq!(
+            set.pinned(),
+            MOST_PINNED,
+            "there is always room for new keys"
+        );
+        assert!(!come(&mut set, 100, 100, Keep::Seen));
+        assert!(!come(&mut set, 100, 100, Keep::Seen));
+        assert!(come(&mut set, 100, 100, Keep::Seen));
+        assert!((1..=12).all(|number| set.find(key(number)).is_some()));
+    }
+
+    #[test]
+    fn a_way_that_is_held_stays() {
+        let mut set = Set::default();
+        let held: Vec<_> = (1..=16).map(|number| set.hold(key(number), 0)).collect();
+        assert!(set.hold(key(17), 0).is_none());
+        let again = set.hold(key(3), 0).unwrap();
+        assert_eq!(again.heat, HELD);
+        set.release(again, Keep::Seen);
+        assert!(set.hold(key(17), 0).is_none());
+        set.release(held[2].unwrap(), Keep::Seen);
+        assert!(set.hold(key(17), 0).is_some());
+    }
+
+    #[test]
+    fn limits_share_an_overflow_of_bounded_size() {
+        let mut overflow = Overflow::default();
+        let one = overflow.of(key(7));
+        overflow.cell(one).count = 5;
+        for number in 1000..5000 {
+            let index = overflow.of(key(number));
+            assert!(index < Overflow::MOST);
+        }
+        assert_eq!(overflow.of(key(7)), one);
+        assert_eq!(overflow.cells.len(), Overflow::MOST);
+    }
+}

@@ -204,3 +204,169 @@ fn reading(outcome: Outcome, remaining: u32, view: &View, quota: &Quota) -> Read
         reset,
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+    use std::time::Duration;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn at(now: u64) -> Moment {
+        Moment {
+            now,
+            // The middle of a day.
+            unix: Duration::from_secs(20_000 * 86_400 + 43_000) + Duration::from_nanos(now),
+        }
+    }
+
+    /// Everything that was admitted, and the rule in words.
+    #[derive(Clone, Debug)]
+    struct Log {
+        quota: Quota,
+        admitted: Vec<(u64, u64)>,
+    }
+
+    impl Log {
+        fn sum(&self, is_in: impl Fn(u64) -> bool) -> u128 {
+            let admitted = self.admitted.iter().filter(|(at, _)| is_in(*at));
+            admitted.map(|(_, cost)| u128::from(*cost)).sum()
+        }
+
+        /// Whether the cost is there, in parts of which the quota has `amount × length`.
+        fn has(&self, cost: u32, now: u64) -> bool {
+            let length = self.quota.period_nanos();
+            let cost = u128::from(cost);
+            let amount = u128::from(self.quota.amount());
+            match self.quota.rule() {
+                Rule::SlidingWindow => {
+                    let window = now / length;
+                    let before = self.sum(|at| at / length + 1 == window);
+                    let taken = self.sum(|at| at / length == window);
+                    let covered = u128::from(length - now % length);
+                    let length = u128::from(length);
+                    before * covered + (taken + cost) * length <= amount * length
+                }
+                Rule::CalendarWindow(calendar) => {
+                    let number = |now| calendar.window(at(now).unix).number;
+                    self.sum(|at| number(at) == number(now)) + cost <= amount
+                }
+                _ => {
+                    // The windows, one after the other.
+                    let mut begin = None::<u64>;
+                    for (at, _) in &self.admitted {
+                        if begin.is_none_or(|begin| *at >= begin + length) {
+                            begin = Some(*at);
+                        }
+                    }
+                    let begin = begin.filter(|begin| now < begin + length);
+                    let taken = begin.map_or(0, |begin| self.sum(|at| at >= begin));
+                    taken + cost <= amount
+                }
+            }
+        }
+    }
+
+    fn quota() -> impl Strategy<Value = Quota> {
+        let window = prop_oneof![Just(SECOND), Just(7), Just(3600 * SECOND), 1..=1000_u64];
+        let window = window.prop_map(Duration::from_nanos);
+        (1..=12_u32, window, 0..4_u8).prop_map(|(amount, window, rule)| match rule {
+            0 => Quota::fixed_window(amount, window),
+            1 => Quota::calendar(amount, Calendar::day()),
+            2 => Quota::calendar(amount, Calendar::hour().utc_offset(-90)),
+            _ => Quota::sliding_window(amount, window),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_log_of_everything_decides_the_same(
+            quota in quota(),
+            steps in vec((prop_oneof![2 => 0..=20_u64, 1 => 0..=300_u64], 0..=5_u32), 1..60),
+        ) {
+            let mut log = Log { quota, admitted: Vec::new() };
+            let mut cell = Cell::default();
+            let mut now = 0;
+            for (hundredths, cost) in steps {
+                now += quota.period_nanos() * hundredths / 100;
+                let before = peek(&cell, &quota, now);
+                prop_assert_eq!(log.has(before, now), true);
+                prop_assert!(before == quota.amount() || !log.has(before + 1, now));
+                let reading = take(&mut cell, &quota, cost, at(now));
+                match reading.outcome {
+                    Outcome::Admit => {
+                        prop_assert!(log.has(cost, now));
+                        log.admitted.push((now, cost.into()));
+                        log.admitted.retain(|(_, cost)| *cost > 0);
+                    }
+                    Outcome::Deny { after } => {
+                        prop_assert!(!log.has(cost, now));
+                        // Neither too early nor too late.
+                        prop_assert!(log.has(cost, now + after), "{after}");
+                        prop_assert!(!log.has(cost, now + after - 1), "{after}");
+                    }
+                    Outcome::Never => prop_assert!(cost > quota.amount()),
+                    Outcome::Wait { .. } => unreachable!(),
+                }
+                // When all is there again.
+                prop_assert!(log.has(quota.amount(), now + reading.reset));
+                if let Some(early) = reading.reset.checked_sub(1) {
+                    prop_assert!(!log.has(quota.amount(), now + early));
+                }
+                prop_assert_eq!(cell.is_idle(now), log.has(quota.amount(), now) || cost_free(&cell));
+            }
+        }
+    }
+
+    fn peek(cell: &Cell, quota: &Quota, now: u64) -> u32 {
+        take(&mut { *cell }, quota, 0, at(now)).remaining
+    }
+
+    fn cost_free(cell: &Cell) -> bool {
+        cell.until == 0
+    }
+
+    #[test]
+    fn refunds_reach_the_window_that_they_come_from() {
+        let minute = Duration::from_secs(60);
+        for (quota, kept) in [
+            (Quota::sliding_window(10, minute), 10),
+            (Quota::fixed_window(10, minute), 10),
+            (Quota::calendar(10, Calendar::hour()), 10),
+        ] {
+            let mut cell = Cell::default();
+            take(&mut cell, &quota, 10, at(SECOND));
+            refund(&mut cell, &quota, 4, SECOND, at(2 * SECOND));
+            assert_eq!(peek(&cell, &quota, 2 * SECOND), 4, "{quota:?}");
+            let later = SECOND + 2 * quota.period_nanos();
+            take(&mut cell, &quota, kept, at(later));
+            refund(&mut cell, &quota, 4, SECOND, at(later));
+            assert_eq!(peek(&cell, &quota, later), 0, "{quota:?}");
+        }
+    }
+
+    #[test]
+    fn a_debt_is_at_most_one_capacity() {
+        let quota = Quota::fixed_window(10, Duration::from_secs(60));
+        let mut cell = Cell::default();
+        owe(&mut cell, &quota, 1000, at(0));
+        refund(&mut cell, &quota, 11, 0, at(0));
+        assert_eq!(peek(&cell, &quota, 0), 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_opens_no_window_again() {
+        let quota = Quota::calendar(1, Calendar::hour());
+        let mut cell = Cell::default();
+        let later = at(3600 * SECOND);
+        assert_eq!(take(&mut cell, &quota, 1, later).outcome, Outcome::Admit);
+        let back = Moment {
+            now: later.now + 1,
+            ..at(0)
+        };
+        let outcome = take(&mut cell, &quota, 1, back).outcome;
+        assert!(matches!(outcome, Outcome::Deny { .. }));
+    }
+}

@@ -20,6 +20,7 @@ mod grpc;
 mod http1;
 mod http2;
 mod layers;
+mod limit;
 mod load_report;
 mod nginx;
 mod policy;

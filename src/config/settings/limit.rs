@@ -35,7 +35,7 @@ pub struct LimitSettings {
     pub on_store_failure: OnStoreFailure,
     /// Whether what it would deny is only counted.
     pub shadow: bool,
-    place: Place,
+    pub(super) place: Place,
 }
 
 /// Reads one limit, or a list of them.

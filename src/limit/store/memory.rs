@@ -341,3 +341,308 @@ impl fmt::Debug for Memory {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use crate::limit::{ask::OnStoreFailure, calendar::Calendar, quota::Quota};
+    use std::thread;
+
+    fn key(number: u128) -> Fingerprint {
+        // Spread over the table as hashes are.
+        Fingerprint::from(number.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
+    }
+
+    fn ask(limit: u128, number: u128, quota: Quota) -> Ask {
+        Ask::new(key(limit), key(limit << 64 | number), quota)
+    }
+
+    fn decide(store: &Memory, asks: &[Ask], now: Instant) -> (Decision, Vec<u32>) {
+        let mut levels = vec![Level::default(); asks.len()];
+        let decision = store.try_decide(asks, &mut levels, Duration::ZERO, now);
+        let remaining = levels.iter().map(|level| level.remaining).collect();
+        (decision.unwrap(), remaining)
+    }
+
+    fn deny(seconds: u64) -> Decision {
+        Decision::Deny {
+            retry_after: Duration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn all_limits_are_charged_or_none() {
+        let store = Memory::new();
+        let now = time::now();
+        let per_second = ask(1, 1, Quota::per_second(1).burst(5));
+        let per_minute = ask(2, 1, Quota::per_minute(1).burst(2));
+        let both = [per_second, per_minute];
+        assert_eq!(decide(&store, &both, now), (Decision::Admit, vec![4, 1]));
+        assert_eq!(decide(&store, &both, now), (Decision::Admit, vec![3, 0]));
+        for _ in 0..9 {
+            assert_eq!(decide(&store, &both, now), (deny(60), vec![3, 0]));
+        }
+        // The longest wait is told, and a limit after the first denial has its level, too.
+        let dear = per_second.cost(5);
+        assert_eq!(
+            decide(&store, &[dear, per_minute], now),
+            (deny(60), vec![3, 0])
+        );
+        assert_eq!(decide(&store, &[dear], now), (deny(2), vec![3]));
+        let later = now + Duration::from_secs(60);
+        assert_eq!(decide(&store, &both, later), (Decision::Admit, vec![4, 0]));
+    }
+
+    #[test]
+    fn a_key_that_is_asked_for_twice_is_charged_twice_or_not_at_all() {
+        let store = Memory::new();
+        let now = time::now();
+        let one = ask(1, 1, Quota::per_second(1).burst(3));
+        assert_eq!(
+            decide(&store, &[one, one], now),
+            (Decision::Admit, vec![2, 1])
+        );
+        assert_eq!(decide(&store, &[one, one], now).0, deny(1));
+        assert_eq!(decide(&store, &[one], now), (Decision::Admit, vec![0]));
+    }
+
+    #[test]
+    fn what_is_in_shadow_denies_nothing_and_is_charged_with_the_others() {
+        let store = Memory::new();
+        let now = time::now();
+        let shadow = ask(1, 1, Quota::per_minute(1)).mode(Mode::Shadow);
+        let enforced = ask(2, 1, Quota::per_minute(3));
+        let both = [shadow, enforced];
+        assert_eq!(decide(&store, &[shadow], now), (Decision::Admit, vec![0]));
+        assert_eq!(decide(&store, &[shadow], now), (Decision::Admit, vec![0]));
+        for left in [2, 1, 0] {
+            assert_eq!(decide(&store, &both, now), (Decision::Admit, vec![0, left]));
+        }
+        assert_eq!(decide(&store, &both, now).0, deny(20));
+        // Nor is it charged when another denies.
+        let other = ask(1, 2, Quota::per_minute(1)).mode(Mode::Shadow);
+        assert_eq!(
+            decide(&store, &[other, enforced], now),
+            (deny(20), vec![1, 0])
+        );
+    }
+
+    #[test]
+    fn threads_share_a_quota_exactly() {
+        const EACH: u32 = 1000;
+        // Keys enough for all of them to meet in few sets.
+        let store = Memory::with_capacity(64);
+        let now = time::now();
+        let keys: Vec<_> = (0..4)
+            .map(|number| ask(1, number, Quota::per_day(1).burst(90)))
+            .collect();
+        let admitted = |shift: usize| {
+            let (store, mut keys) = (store.clone(), keys.clone());
+            keys.rotate_left(shift);
+            thread::spawn(move || {
+                let turns = (0..EACH).map(|turn| {
+                    let asks = &keys[..1 + turn as usize % 4];
+                    let admitted = decide(&store, asks, now).0 == Decision::Admit;
+                    let cost = u32::from(admitted);
+                    asks.iter()
+                        .map(|ask| (ask.fingerprint, cost))
+                        .collect::<Vec<_>>()
+                });
+                turns.flatten().collect::<Vec<_>>()
+            })
+        };
+        let threads: Vec<_> = (0..4).map(admitted).collect();
+        let all: Vec<_> = threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect();
+        for one in &keys {
+            let of_key = all.iter().filter(|(key, _)| *key == one.fingerprint);
+            let sum: u32 = of_key.map(|(_, cost)| cost).sum();
+            let left = decide(&store, &[one.cost(0)], now).1[0];
+            assert_eq!(sum + left, 90);
+        }
+    }
+
+    #[test]
+    fn slots_come_back_when_they_are_settled() {
+        let store = Memory::new();
+        let now = time::now();
+        let slot = ask(1, 1, Quota::concurrent(2));
+        let rate = ask(2, 1, Quota::per_second(1).burst(9));
+        assert_eq!(decide(&store, &[slot, rate], now).0, Decision::Admit);
+        assert_eq!(decide(&store, &[slot, rate], now).0, Decision::Admit);
+        assert_eq!(decide(&store, &[slot, rate], now), (deny(1), vec![0, 7]));
+        store.settle(&slot, 0, now, now);
+        assert_eq!(
+            decide(&store, &[slot, rate], now),
+            (Decision::Admit, vec![0, 6])
+        );
+    }
+
+    #[test]
+    fn estimates_are_settled() {
+        let store = Memory::new();
+        let now = time::now();
+        let tokens = ask(1, 1, Quota::per_minute(60).burst(1000)).cost(400);
+        decide(&store, &[tokens], now);
+        store.settle(&tokens, 150, now, now);
+        assert_eq!(decide(&store, &[tokens.cost(0)], now).1, [850]);
+        decide(&store, &[tokens], now);
+        store.settle(&tokens, 700, now, now);
+        assert_eq!(decide(&store, &[tokens.cost(0)], now).1, [150]);
+        store.settle(&tokens.cost(0), 99_999, now, now);
+        assert_eq!(decide(&store, &[tokens.cost(1)], now).0, deny(1001));
+        // Of a key that is not there a debt is kept and a refund is not.
+        let other = ask(1, 2, Quota::per_minute(60).burst(10));
+        store.settle(&other, 0, now, now);
+        assert_eq!(decide(&store, &[other.cost(0)], now).1, [10]);
+        store.settle(&other, 5, now, now);
+        assert_eq!(decide(&store, &[other.cost(0)], now).1, [6]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_looked_at_and_reset() {
+        let store = Memory::new();
+        let now = time::now();
+        let one = ask(1, 1, Quota::per_second(1).burst(5));
+        assert_eq!(store.peek(one).await.unwrap(), Level::full(&one.quota));
+        decide(&store, &[one.cost(3)], now);
+        let level = store.peek(one).await.unwrap();
+        assert_eq!((level.remaining, level.reset), (2, Duration::from_secs(3)));
+        store.reset(one).await.unwrap();
+        assert_eq!(store.peek(one).await.unwrap().remaining, 5);
+        let asks = vec![one.cost(5), one];
+        let decided = store.decide(asks, Duration::ZERO, None).await;
+        assert_eq!(decided.decision, deny(1));
+        assert_eq!(decided.levels.len(), 2);
+    }
+
+    #[test]
+    fn calendars_go_by_the_time_of_day() {
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * 86_400 + 43_200);
+        let store = Memory::new().wall_clock(move || noon);
+        let daily = ask(1, 1, Quota::calendar(1, Calendar::day()));
+        let now = time::now();
+        assert_eq!(decide(&store, &[daily], now).0, Decision::Admit);
+        assert_eq!(decide(&store, &[daily], now).0, deny(43_200));
+    }
+
+    #[test]
+    fn a_flood_of_keys_neither_grows_the_table_nor_frees_who_was_denied() {
+        let store = Memory::with_capacity(1024);
+        let bytes = store.bytes();
+        let now = time::now();
+        let quota = Quota::per_hour(2);
+        let abuser = ask(1, 1, quota);
+        let regular = ask(1, 2, Quota::per_hour(1000));
+        for _ in 0..3 {
+            decide(&store, &[abuser], now);
+            decide(&store, &[regular], now);
+        }
+        for number in 1000..300_000 {
+            decide(&store, &[ask(1, number, quota)], now);
+            if number % 1000 == 0 {
+                decide(&store, &[regular], now);
+            }
+        }
+        assert_eq!(decide(&store, &[abuser], now).0, deny(1800));
+        assert_eq!(decide(&store, &[regular], now).1, [1000 - 3 - 299 - 1]);
+        assert_eq!((store.bytes(), store.capacity()), (bytes, 1024));
+    }
+
+    #[test]
+    fn who_finds_no_room_shares_a_quota() {
+        // One set, in which everybody has come again.
+        let store = Memory::with_capacity(1);
+        let now = time::now();
+        let quota = Quota::per_hour(4);
+        for _ in 0..4 {
+            for number in 0..16 {
+                decide(&store, &[ask(1, number, quota)], now);
+            }
+        }
+        let newcomers: Vec<_> = (100..108)
+            .map(|number| decide(&store, &[ask(1, number, quota)], now).1[0])
+            .collect();
+        assert_eq!(newcomers[..2], [3, 2], "they share the overflow");
+        assert!(newcomers.contains(&3), "and then find room");
+        // Other limits have another one.
+        let other = ask(2, 1, Quota::per_hour(4)).on_store_failure(OnStoreFailure::Open);
+        assert_eq!(decide(&store, &[other], now).1, [3]);
+    }
+
+    #[test]
+    fn an_entry_costs_at_most_64_bytes() {
+        let store = Memory::with_capacity(65_536);
+        assert!(store.bytes() <= 64 * store.capacity());
+        println!(
+            "{} bytes a key",
+            store.bytes() as f64 / store.capacity() as f64
+        );
+    }
+}
+
+#[cfg(all(test, tower_gateway_loom))]
+mod loom_tests {
+    use super::*;
+    use crate::limit::quota::Quota;
+
+    /// Two requests charge the same two keys in opposite orders, of which one has room for one.
+    #[test]
+    fn loom_all_or_nothing_without_a_deadlock() {
+        loom::model(|| {
+            let now = time::now();
+            let store = Memory::with_capacity(32);
+            // Two keys of different sets.
+            let scarce = Fingerprint::from(1);
+            let plenty = (2..)
+                .map(Fingerprint::from)
+                .find(|key| store.set_of(*key) != store.set_of(scarce))
+                .expect("there are two sets");
+            let asks = [
+                Ask::new(scarce, scarce, Quota::per_day(1)),
+                Ask::new(plenty, plenty, Quota::per_day(5)),
+            ];
+            let decide = move |store: &Memory, asks: [Ask; 2]| {
+                let mut levels = [Level::default(); 2];
+                store.try_decide(&asks, &mut levels, Duration::ZERO, now) == Some(Decision::Admit)
+            };
+            let other = {
+                let store = store.clone();
+                loom::thread::spawn(move || decide(&store, [asks[1], asks[0]]))
+            };
+            let one = decide(&store, asks);
+            let other = other.join().expect("it does not panic");
+            assert!(one != other, "one of them is admitted");
+            let mut level = [Level::default()];
+            store.try_decide(&[asks[1].cost(0)], &mut level, Duration::ZERO, now);
+            assert_eq!(level[0].remaining, 4, "who was denied was not charged");
+        });
+    }
+
+    /// A slot that comes free is there for the next one, and for one only.
+    #[test]
+    fn loom_slots_are_not_lost() {
+        loom::model(|| {
+            let now = time::now();
+            let store = Memory::with_capacity(1);
+            let key = Fingerprint::from(1);
+            let ask = Ask::new(key, key, Quota::concurrent(1));
+            let take = move |store: &Memory| {
+                let mut level = [Level::default()];
+                store.try_decide(&[ask], &mut level, Duration::ZERO, now) == Some(Decision::Admit)
+            };
+            assert!(take(&store));
+            let other = {
+                let store = store.clone();
+                loom::thread::spawn(move || take(&store))
+            };
+            store.settle(&ask, 0, now, now);
+            let one = take(&store);
+            let other = other.join().expect("it does not panic");
+            assert!(one != other, "the slot has one owner");
+        });
+    }
+}
