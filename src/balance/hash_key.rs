@@ -215,7 +215,7 @@ impl Eq for Source {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderValue, Request};
+    use http::Request;
 
     const HASHER: KeyHasher = KeyHasher::Xxh64;
 

@@ -35,14 +35,19 @@ pub(super) fn take(cell: &mut Cell, quota: &Quota, cost: u32, patience: u64, now
     if wait > patience.min(LOOKAHEAD) {
         return reading(Outcome::Deny { after: wait }, base);
     }
+    let (outcome, charged) = match wait {
+        0 => (Outcome::Admit, charged),
+        // Clocks know whole nanoseconds only: what is left of one is lost, else the next in line
+        // would come too early by it.
+        wait => {
+            let rounded = horizon.plus(Exact::whole(wait), quota);
+            (Outcome::Wait { wait }, rounded)
+        }
+    };
     write(cell, charged);
     if is_full {
         cell.since = now;
     }
-    let outcome = match wait {
-        0 => Outcome::Admit,
-        wait => Outcome::Wait { wait },
-    };
     reading(outcome, charged)
 }
 

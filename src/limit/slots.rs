@@ -53,18 +53,18 @@ mod tests {
     fn slots_are_taken_and_given_back() {
         let quota = Quota::concurrent(3);
         let mut cell = Cell::default();
-        let mut take = |cell: &mut Cell, cost| {
-            let reading = super::take(cell, &quota, cost);
+        let taken = |cell: &mut Cell, cost| {
+            let reading = take(cell, &quota, cost);
             (reading.outcome, reading.remaining)
         };
-        assert_eq!(take(&mut cell, 2), (Outcome::Admit, 1));
-        assert_eq!(take(&mut cell, 2), (Outcome::Deny { after: AGAIN }, 1));
-        assert_eq!(take(&mut cell, 4), (Outcome::Never, 1));
+        assert_eq!(taken(&mut cell, 2), (Outcome::Admit, 1));
+        assert_eq!(taken(&mut cell, 2), (Outcome::Deny { after: AGAIN }, 1));
+        assert_eq!(taken(&mut cell, 4), (Outcome::Never, 1));
         assert!(!cell.is_idle(u64::MAX - 1));
         refund(&mut cell, 1);
-        assert_eq!(take(&mut cell, 2), (Outcome::Admit, 0));
+        assert_eq!(taken(&mut cell, 2), (Outcome::Admit, 0));
         refund(&mut cell, 9);
-        assert_eq!(take(&mut cell, 0), (Outcome::Admit, 3));
+        assert_eq!(taken(&mut cell, 0), (Outcome::Admit, 3));
         assert!(cell.is_idle(0));
     }
 }

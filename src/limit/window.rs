@@ -315,17 +315,14 @@ mod tests {
                 if let Some(early) = reading.reset.checked_sub(1) {
                     prop_assert!(!log.has(quota.amount(), now + early));
                 }
-                prop_assert_eq!(cell.is_idle(now), log.has(quota.amount(), now) || cost_free(&cell));
+                prop_assert!(!cell.is_idle(now) || log.has(quota.amount(), now));
+                prop_assert!(cell.is_idle(now + reading.reset + 1));
             }
         }
     }
 
     fn peek(cell: &Cell, quota: &Quota, now: u64) -> u32 {
         take(&mut { *cell }, quota, 0, at(now)).remaining
-    }
-
-    fn cost_free(cell: &Cell) -> bool {
-        cell.until == 0
     }
 
     #[test]

@@ -936,8 +936,8 @@ fn limits_are_checked() {
             "on_store_failure: expected one of open, closed, local_share, found \"close\"; did you mean \"closed\"?",
         ),
         (
-            "{ rate: 1/s, brust: 2 }",
-            "brust: expected one of name, rate, burst, key, cost, on_store_failure, shadow, found the unknown key \"brust\"; did you mean \"burst\"?",
+            "{ rate: 1/s, bursts: 2 }",
+            "bursts: expected one of name, rate, burst, key, cost, on_store_failure, shadow, found the unknown key \"bursts\"; did you mean \"burst\"?",
         ),
     ] {
         let mistake = format!("gateway.yaml:8: routes[0].rate_limit.{mistake}");
@@ -1039,7 +1039,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 36);
+    assert_eq!(tried, 44);
 }
 
 proptest! {
