@@ -62,7 +62,7 @@ enum Cost {
 pub(super) enum Question {
     Ask(Ask),
     /// The quota of the key is not known here yet.
-    Open(Open),
+    Open(Box<Open>),
     /// The limit does not count the request.
     Nothing,
 }
@@ -228,13 +228,13 @@ impl Limit {
                 quota
             }
             Known::Nothing => {
-                return Question::Open(Open {
+                return Question::Open(Box::new(Open {
                     limit: self.clone(),
                     quotas: quotas.clone(),
                     print,
                     values: values(),
                     cost,
-                });
+                }));
             }
         };
         Question::Ask(self.ask(print, quota.unwrap_or(self.quota), cost))

@@ -239,6 +239,7 @@ impl Limiter {
 
     /// How a key stands, by the limit of this name. The key is given by the values of its parts,
     /// `*` where it has none. `None` where there is no such limit or it has no such key.
+    #[must_use]
     pub fn peek(
         &self,
         limit: &str,
@@ -248,6 +249,7 @@ impl Limiter {
     }
 
     /// Forgets what was taken from a key, which is given as for [`peek`](Self::peek).
+    #[must_use]
     pub fn reset(
         &self,
         limit: &str,

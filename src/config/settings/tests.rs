@@ -943,7 +943,7 @@ fn limits_are_checked() {
         let mistake = format!("gateway.yaml:8: routes[0].rate_limit.{mistake}");
         refused_route(&format!("{route} {limit}"), &[&mistake]);
     }
-    let many = vec!["{ rate: 1/s }"; 9].join(", ");
+    let many = ["{ rate: 1/s }"; 9].join(", ");
     refused_route(
         &format!("{route} [ {many} ]"),
         &["gateway.yaml:8: routes[0].rate_limit: expected at most 8 limits, found 9"],
