@@ -446,6 +446,10 @@ async fn a_patient_layer_lets_requests_wait() {
     let limit = Limit::new("a", Quota::per_second(1).burst(1));
     let layer = RateLimitLayer::new(limit).patience(Duration::from_secs(2));
     let service = layer.layer(service_fn(answer));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "paused time, and no clock of the crate"
+    )]
     let start = tokio::time::Instant::now();
     let answers = (0..5).map(|_| {
         let mut service = service.clone();
