@@ -7,7 +7,7 @@
 //! axum Router / tonic Server / hyper  the application's own layers: trace, CORS, auth
 //!   EdgeLayer                what may come in, and who it came from          400, 501
 //!     TimeoutLayer           one deadline; bodies that stand still           504
-//!       RateLimitLayer       refuse early                                    to come
+//!       RateLimitLayer       refuse early                                    429
 //!         CacheLayer         answer from memory or from the cluster's store  to come
 //!           ErrorResponseLayer  an error becomes an answer                   502, 503, 504
 //!             FailoverLayer     attempts, within a budget                    504
@@ -71,6 +71,8 @@
 //!   address of the client as an extension, [`edge::Peer`], that whoever accepts connections puts
 //!   there. A client, which has no boundary, leaves this layer out.
 //! - [`TimeoutLayer`] is above everything that waits, so that one deadline holds for all of it.
+//! - [`RateLimitLayer`] is above what costs something, and below the layer that knows who the client
+//!   is. A limiter that is shared keeps one limit over several stacks.
 //! - [`ErrorResponseLayer`] is right above the layers that can fail. What is above it is
 //!   infallible, as axum and hyper want it.
 //! - [`FailoverLayer`] is right above the balancer, which it tells whom to avoid, and beneath the
@@ -117,12 +119,14 @@ pub mod error_response;
 pub mod etcd;
 pub mod event;
 pub mod failover;
+mod head;
 pub mod health;
 #[cfg_attr(
     not(feature = "client"),
     allow(dead_code, reason = "the upstream client uses the rest of it")
 )]
 mod hop;
+pub mod limit;
 #[cfg_attr(
     not(feature = "client"),
     allow(dead_code, reason = "the upstream client uses the rest of it")
@@ -160,6 +164,7 @@ pub use edge::EdgeLayer;
 pub use endpoint::Endpoint;
 pub use error_response::ErrorResponseLayer;
 pub use failover::FailoverLayer;
+pub use limit::RateLimitLayer;
 pub use timeout::TimeoutLayer;
 #[cfg(feature = "client")]
 pub use upstream::Upstream;

@@ -32,11 +32,13 @@ pub enum Reason {
     ConnectTimeout,
     /// The request asks for something that the gateway does not do.
     NotImplemented,
+    /// A limit on the rate of requests is reached.
+    RateLimited,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::NoEndpoint,
@@ -45,6 +47,7 @@ impl Reason {
         Self::Timeout,
         Self::ConnectTimeout,
         Self::NotImplemented,
+        Self::RateLimited,
     ];
 
     /// The name used in metrics, logs and the `reason` member of the problem document.
@@ -59,6 +62,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::ConnectTimeout => "connect_timeout",
             Self::NotImplemented => "not_implemented",
+            Self::RateLimited => "rate_limited",
         }
     }
 
@@ -72,6 +76,7 @@ impl Reason {
             Self::Upstream => StatusCode::BAD_GATEWAY,
             Self::Timeout | Self::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -82,6 +87,7 @@ impl Reason {
             Self::BadRequest => 13,                     // INTERNAL
             Self::NoRoute | Self::NotImplemented => 12, // UNIMPLEMENTED
             Self::Timeout => 4,                         // DEADLINE_EXCEEDED
+            Self::RateLimited => 8,                     // RESOURCE_EXHAUSTED
             // UNAVAILABLE: clients may try again.
             Self::NoEndpoint | Self::Upstream | Self::Overloaded | Self::ConnectTimeout => 14,
         }
@@ -143,24 +149,26 @@ impl Refusal {
     #[must_use]
     pub fn into_response<B: From<Bytes>>(self, dialect: Dialect) -> Response<B> {
         let mut response = match dialect {
-            Dialect::Http => self.problem(),
+            Dialect::Http => return self.into_problem(""),
             Dialect::Grpc => self.trailers_only(),
         };
         response.extensions_mut().insert(self);
         response
     }
 
-    fn problem<B: From<Bytes>>(&self) -> Response<B> {
+    /// The problem document with further members, each as JSON with a comma in front.
+    pub(crate) fn into_problem<B: From<Bytes>>(self, members: &str) -> Response<B> {
         let status = self.reason.status();
         let mut json = String::with_capacity(128);
         json.push_str(r#"{"title":"#);
-        push_json(&mut json, status.canonical_reason().unwrap_or_default());
+        json_string(&mut json, status.canonical_reason().unwrap_or_default());
         json.push_str(r#","status":"#);
         json.push_str(status.as_str());
         json.push_str(r#","reason":"#);
-        push_json(&mut json, self.reason.as_str());
+        json_string(&mut json, self.reason.as_str());
         json.push_str(r#","detail":"#);
-        push_json(&mut json, &self.detail);
+        json_string(&mut json, &self.detail);
+        json.push_str(members);
         json.push('}');
 
         let mut response = Response::new(B::from(Bytes::from(json)));
@@ -169,6 +177,7 @@ impl Refusal {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        response.extensions_mut().insert(self);
         response
     }
 
@@ -211,7 +220,7 @@ impl Refusals {
 }
 
 /// Appends `text` as a JSON string (RFC 8259 section 7).
-fn push_json(json: &mut String, text: &str) {
+pub(crate) fn json_string(json: &mut String, text: &str) {
     json.push('"');
     for character in text.chars() {
         match character {

@@ -1,9 +1,9 @@
-//! The one read of the monotonic clock.
+//! The one read of the monotonic clock, and of the time of day.
 //!
-//! It is tokio's clock, so paused tests and simulations drive it. Decisions never read it:
-//! they take `now` as their last argument.
+//! The monotonic clock is tokio's, so paused tests and simulations drive it. Decisions never read
+//! it: they take `now` as their last argument.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The current instant of the monotonic clock.
 #[allow(
@@ -23,4 +23,13 @@ pub(crate) fn after(now: Instant, span: Duration) -> Instant {
 /// A sleep that ends at `deadline`.
 pub(crate) fn sleep_until(deadline: Instant) -> tokio::time::Sleep {
     tokio::time::sleep_until(deadline.into())
+}
+
+/// The current time of day. Only what follows a calendar asks for it.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the wall clock"
+)]
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Admin, Readiness, clusters::health};
-use crate::{cluster::Cluster, failover::Stats, load::DURATION_BUCKETS, time};
+use crate::{cluster::Cluster, failover::Stats, limit::Limiter, load::DURATION_BUCKETS, time};
 
 /// Endpoints of a cluster that have series of their own; the others are added up.
 const ENDPOINTS: usize = 200;
@@ -46,6 +46,7 @@ pub(super) fn render(admin: &Admin) -> String {
         page.sample("refusals_total", &[("reason", reason.as_str())], count);
     }
 
+    limits(&mut page, &admin.shared.limiters.load());
     let clusters = admin.shared.clusters.load();
     requests(&mut page, &clusters);
     durations(&mut page, &clusters);
@@ -55,6 +56,35 @@ pub(super) fn render(admin: &Admin) -> String {
     failovers(&mut page, &admin.shared.failovers.load());
     discovery(&mut page, &clusters);
     page.text
+}
+
+fn limits(page: &mut Page, limiters: &[Limiter]) {
+    let name = "ratelimit_decisions_total";
+    page.family(name, "counter", "Decisions of limits, and who decided.");
+    for limit in limiters.iter().flat_map(Limiter::limits) {
+        for (verdict, source, count) in limit.decisions() {
+            let labels = [
+                ("policy", &**limit.name()),
+                ("decision", verdict.as_str()),
+                ("source", source.as_str()),
+            ];
+            page.sample(name, &labels, count);
+        }
+    }
+    let mut stores: Vec<&Limiter> = Vec::new();
+    for limiter in limiters {
+        if !stores.iter().any(|store| store.shares_store(limiter)) {
+            stores.push(limiter);
+        }
+    }
+    let errors: u64 = stores.iter().map(|limiter| limiter.store_errors()).sum();
+    let name = "ratelimit_errors_total";
+    page.family(
+        name,
+        "counter",
+        "How often a store of limits could not be asked.",
+    );
+    page.sample(name, &[], errors);
 }
 
 fn requests(page: &mut Page, clusters: &[Cluster]) {

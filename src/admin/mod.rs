@@ -12,6 +12,7 @@
 //! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining |
 //! | `GET /metrics` | Prometheus text format 0.0.4 |
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
+//! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
 //! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
@@ -40,6 +41,7 @@
 //! ```
 
 mod clusters;
+mod limits;
 mod metrics;
 mod router;
 
@@ -50,7 +52,7 @@ use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{cluster::Cluster, failover, refusal::Refusals};
+use crate::{cluster::Cluster, failover, limit::Limiter, refusal::Refusals};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -62,6 +64,7 @@ struct Shared {
     node: Mutex<String>,
     clusters: ArcSwap<Vec<Cluster>>,
     failovers: ArcSwap<Vec<Arc<failover::Stats>>>,
+    limiters: ArcSwap<Vec<Limiter>>,
     refusals: ArcSwap<Refusals>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
@@ -128,6 +131,7 @@ impl Admin {
             node: Mutex::default(),
             clusters: ArcSwap::default(),
             failovers: ArcSwap::default(),
+            limiters: ArcSwap::default(),
             refusals: ArcSwap::default(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
@@ -152,6 +156,11 @@ impl Admin {
     /// Shows what these did from now on. Those of one service, or of one fallback, are added up.
     pub fn set_failovers(&self, failovers: Vec<Arc<failover::Stats>>) {
         self.shared.failovers.store(Arc::new(failovers));
+    }
+
+    /// Shows these limits from now on, each once. Of several of one name the first is asked.
+    pub fn set_limiters(&self, limiters: Vec<Limiter>) {
+        self.shared.limiters.store(Arc::new(limiters));
     }
 
     /// Shows these counts from now on.

@@ -13,7 +13,7 @@ use axum::{
     },
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use serde_json::{Value, json};
 
@@ -26,6 +26,8 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/clusters", get(clusters))
         .route("/config", get(config))
+        .route("/limits/{name}/", limit())
+        .route("/limits/{name}/{*key}", limit())
         .route("/drain", post(drain))
         .route("/suspect", post(suspect))
         .layer(middleware::from_fn_with_state(admin.clone(), authorize));
@@ -35,14 +37,18 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain, POST /suspect\n";
+                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /readyz, POST /drain, POST /suspect\n";
             (StatusCode::NOT_FOUND, text)
         })
         .with_state(admin)
 }
 
+fn limit() -> MethodRouter<Admin> {
+    get(super::limits::limit).delete(super::limits::limit)
+}
+
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config, POST /drain /suspect\n"
+    "GET /healthz /readyz /metrics /clusters /config /limits/NAME/KEY, POST /drain /suspect\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -116,7 +122,7 @@ fn names(body: &[u8]) -> Option<(String, String)> {
     Some((name("cluster")?, name("endpoint")?))
 }
 
-fn json_response(value: &Value) -> Response {
+pub(super) fn json_response(value: &Value) -> Response {
     let mut response = Response::new(Body::from(format!("{value:#}\n")));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

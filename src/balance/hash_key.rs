@@ -1,11 +1,15 @@
 //! What of a request decides which endpoint it has affinity to.
 
-use std::{borrow::Cow, fmt, io::Write as _, net::IpAddr, sync::Arc};
+use std::{fmt, io::Write as _, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::COOKIE};
+use http::HeaderName;
 
-use crate::{client::ClientAddress, pick::KeyHasher};
+use crate::{
+    client::ClientAddress,
+    head::{RequestHead, cookie, field, value_of},
+    pick::KeyHasher,
+};
 
 /// What of a request decides which endpoint it has affinity to, under a policy that hashes.
 ///
@@ -52,31 +56,6 @@ enum Source {
 }
 
 type Function = dyn Fn(&RequestHead<'_>) -> Option<Bytes> + Send + Sync;
-
-/// The head of a request, for a [key of one's own](HashKey::from_fn).
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct RequestHead<'a> {
-    /// The method.
-    pub method: &'a Method,
-    /// The URI, as it came to the balancer.
-    pub uri: &'a Uri,
-    /// The header fields.
-    pub headers: &'a HeaderMap,
-    /// The extensions.
-    pub extensions: &'a Extensions,
-}
-
-impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
-    fn from(request: &'a Request<B>) -> Self {
-        Self {
-            method: request.method(),
-            uri: request.uri(),
-            headers: request.headers(),
-            extensions: request.extensions(),
-        }
-    }
-}
 
 impl HashKey {
     fn one(source: Source) -> Self {
@@ -204,28 +183,6 @@ fn with_text<T>(address: IpAddr, then: impl FnOnce(&[u8]) -> T) -> T {
     then(&text[..length])
 }
 
-fn field<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
-    let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    let mut value = Cow::Borrowed(lines.next()?);
-    for line in lines {
-        let value = value.to_mut();
-        value.extend_from_slice(b", ");
-        value.extend_from_slice(line);
-    }
-    Some(value)
-}
-
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let lines = headers.get_all(COOKIE).iter();
-    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    value_of(pairs.map(<[u8]>::trim_ascii), name)
-}
-
-/// The value of the first `name=value`.
-fn value_of<'a>(mut pairs: impl Iterator<Item = &'a [u8]>, name: &str) -> Option<&'a [u8]> {
-    pairs.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-}
-
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -258,6 +215,7 @@ impl Eq for Source {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Request;
 
     const HASHER: KeyHasher = KeyHasher::Xxh64;
 

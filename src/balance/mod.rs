@@ -60,7 +60,9 @@ mod service;
 mod sticky;
 
 pub use destination::Destination;
-pub use hash_key::{HashKey, RequestHead};
+pub use hash_key::HashKey;
 pub use layer::BalanceLayer;
 pub use service::Balance;
 pub use sticky::{InvalidCookieName, Sticky};
+
+pub use crate::head::RequestHead;

@@ -60,12 +60,12 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
-pub use check::{Check, Checks};
-pub use probe::CheckCounts;
-pub use recover::{Recovering, RecoveryAction};
 pub use aperture::{Aperture, InvalidPosition, Position};
+pub use check::{Check, Checks};
 pub(crate) use divided::Scope;
 pub use divided::SubsetSize;
+pub use probe::CheckCounts;
+pub use recover::{Recovering, RecoveryAction};
 pub use slow_start::SlowStart;
 pub use snapshot::Snapshot;
 pub use subset::{InvalidSelector, Subset, SubsetFallback, Subsets};

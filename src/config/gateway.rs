@@ -12,7 +12,8 @@ use super::{
     serve::{Backend, RequestBody, Routes, Stack, Target},
     settings::{
         CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings, FailoverSettings,
-        HealthSettings, PolicySettings, Protocol, RouteSettings, Settings, StickySettings,
+        HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings, Settings,
+        StickySettings,
     },
 };
 use crate::{
@@ -24,18 +25,37 @@ use crate::{
     },
     error_response::ErrorResponseLayer,
     failover::{self, FailoverLayer},
+    limit::{
+        Limit, Limiter, RateLimitLayer,
+        store::{Memory, Store},
+    },
     route::{Match, Table},
     timeout::TimeoutLayer,
     upstream::{TcpConnector, Upstream},
 };
 
-/// The clusters at work.
-#[derive(Debug, Default)]
+/// The clusters and limits at work.
+#[derive(Debug)]
 pub(super) struct Gateway {
     clusters: BTreeMap<String, Running>,
     failovers: Vec<RunningFailover>,
     /// By cluster and fallback: counters only grow, whatever becomes of routes.
     stats: BTreeMap<(String, Option<String>), Arc<failover::Stats>>,
+    limits: BTreeMap<String, Limit>,
+    /// What limits have counted outlives every plan.
+    store: Arc<dyn Store>,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            clusters: BTreeMap::new(),
+            failovers: Vec::new(),
+            stats: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            store: Arc::new(Memory::new()),
+        }
+    }
 }
 
 /// The attempts of one route at one cluster, with the budgets that they are out of.
@@ -101,6 +121,7 @@ impl Gateway {
             let running = running.structured(&Structure::new(settings, &plan.settings, node));
             self.clusters.insert(name.clone(), running);
         }
+        self.limits = self.limits_of(&plan.settings);
         let mut failovers = std::mem::take(&mut self.failovers);
         let mut table = Vec::new();
         for route in &plan.settings.routes {
@@ -118,6 +139,28 @@ impl Gateway {
             .collect()
     }
 
+    /// Each limit by itself.
+    pub(super) fn limiters(&self) -> Vec<Limiter> {
+        let limits = self.limits.values().cloned();
+        limits
+            .map(|limit| Limiter::shared([limit], Arc::clone(&self.store)))
+            .collect()
+    }
+
+    fn limits_of(&self, settings: &Settings) -> BTreeMap<String, Limit> {
+        let limits = settings.routes.iter().flat_map(|route| &route.rate_limit);
+        limits
+            .map(|settings| {
+                let limit = limit(settings);
+                let limit = match self.limits.get(&settings.name) {
+                    Some(known) => limit.replacing(known),
+                    None => limit,
+                };
+                (settings.name.clone(), limit)
+            })
+            .collect()
+    }
+
     /// What every route did beyond first attempts.
     pub(super) fn failover_stats(&self) -> Vec<Arc<failover::Stats>> {
         self.stats.values().cloned().collect()
@@ -125,6 +168,9 @@ impl Gateway {
 
     fn target(&mut self, route: &RouteSettings, previous: &mut Vec<RunningFailover>) -> Target {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
+        let limits = route.rate_limit.iter();
+        let limits = limits.map(|limit| self.limits[&limit.name].clone());
+        let limit = RateLimitLayer::new(Limiter::shared(limits, Arc::clone(&self.store)));
         let mut stacks = Vec::new();
         for share in &route.clusters {
             let failover = self.failover(route, &share.cluster, previous);
@@ -133,7 +179,7 @@ impl Gateway {
             let fallback = fallback.map(|name| self.clusters[name].backend(None));
             let running = &self.clusters[&share.cluster];
             let stack = running.stack(share.subset.as_ref(), failover, fallback);
-            stacks.push((timeout.layer(stack), share.weight));
+            stacks.push((timeout.layer(limit.layer(stack)), share.weight));
         }
         Target::new(stacks)
     }
@@ -353,6 +399,18 @@ fn failover_layer(settings: Option<&FailoverSettings>) -> FailoverLayer {
         layer.attempt_header()
     } else {
         layer
+    }
+}
+
+fn limit(settings: &LimitSettings) -> Limit {
+    let limit = Limit::new(&*settings.name, settings.quota)
+        .key(settings.key.clone())
+        .cost(settings.cost)
+        .on_store_failure(settings.on_store_failure);
+    if settings.shadow {
+        limit.shadow()
+    } else {
+        limit
     }
 }
 

@@ -226,6 +226,7 @@ impl State {
         self.admin.set_node(id);
         self.admin.set_clusters(gateway.clusters());
         self.admin.set_failovers(gateway.failover_stats());
+        self.admin.set_limiters(gateway.limiters());
         let next = &plan.settings.node;
         let current = self.node.load();
         // A token belongs to its address: the one that is bound must not lose it.

@@ -19,6 +19,7 @@ use crate::{
     edge,
     error_response::ErrorResponse,
     failover::{self, Failover},
+    limit::{self, RateLimit},
     pick::{Schedule, Sequence},
     refusal::{Dialect, Reason, Refusal},
     route::{self, Table},
@@ -32,8 +33,11 @@ type ClientBody = edge::body::RequestBody<Incoming>;
 /// The request body as endpoints get it.
 pub(super) type RequestBody = failover::body::RequestBody<TimeoutBody<ClientBody>>;
 
-pub(super) type ResponseBody =
-    TimeoutBody<balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>>;
+pub(super) type ResponseBody = TimeoutBody<
+    limit::body::ResponseBody<
+        balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>,
+    >,
+>;
 
 /// What asks one endpoint of a cluster.
 pub(super) type Backend = Balance<Upstream<RequestBody>>;
@@ -41,16 +45,19 @@ pub(super) type Backend = Balance<Upstream<RequestBody>>;
 /// The layers of a cluster.
 pub(super) type Stack = ErrorResponse<Failover<Backend>>;
 
+/// The layers of a route over those of its cluster.
+pub(super) type Limited = Timeout<RateLimit<Stack>>;
+
 /// What a route does with its requests.
 pub(super) struct Target {
-    stacks: Box<[Timeout<Stack>]>,
+    stacks: Box<[Limited]>,
     schedule: Schedule,
     sequence: Sequence,
 }
 
 impl Target {
     /// Splits requests among these stacks in proportion to their weights.
-    pub(super) fn new(shares: impl IntoIterator<Item = (Timeout<Stack>, u32)>) -> Self {
+    pub(super) fn new(shares: impl IntoIterator<Item = (Limited, u32)>) -> Self {
         let shares = shares.into_iter();
         let (stacks, weights): (Vec<_>, Vec<_>) = shares
             .map(|(stack, weight)| (stack, f64::from(weight)))
@@ -62,7 +69,7 @@ impl Target {
         }
     }
 
-    fn choose(&self) -> Option<&Timeout<Stack>> {
+    fn choose(&self) -> Option<&Limited> {
         match &*self.stacks {
             [one] => Some(one),
             several => several.get(self.schedule.next(&self.sequence)?),
@@ -135,7 +142,7 @@ pin_project! {
     #[project = RouteProj]
     pub(super) enum RouteFuture {
         // The stack of a cluster answers.
-        Found { #[pin] inner: <Timeout<Stack> as Service<Request<ClientBody>>>::Future },
+        Found { #[pin] inner: <Limited as Service<Request<ClientBody>>>::Future },
         // No route takes the request.
         NoRoute { dialect: Dialect },
     }

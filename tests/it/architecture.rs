@@ -12,7 +12,9 @@ use std::{
 /// The top-level modules by rank. Modules of one rank do not import each other.
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
-    &["body", "client", "endpoint", "etcd", "outcome", "yaml"],
+    &[
+        "body", "client", "endpoint", "etcd", "head", "outcome", "yaml",
+    ],
     &[
         "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
     ],
@@ -83,7 +85,21 @@ const PURE: &[&str] = &[
     "failover/hedge.rs",
     "failover/plan.rs",
     "health/",
+    "head.rs",
     "hop.rs",
+    "limit/answer.rs",
+    "limit/ask.rs",
+    "limit/calendar.rs",
+    "limit/cell.rs",
+    "limit/field.rs",
+    "limit/fingerprint.rs",
+    "limit/gcra.rs",
+    "limit/key.rs",
+    "limit/quota.rs",
+    "limit/slots.rs",
+    "limit/status.rs",
+    "limit/table.rs",
+    "limit/window.rs",
     "load/report.rs",
     "outcome/",
     "pick/",

@@ -23,10 +23,13 @@ use tower_gateway::{
     error::{BoxError, TransportError, TransportErrorKind},
     error_response::ErrorResponseLayer,
     failover::FailoverLayer,
+    limit::{Limit, Limiter, Quota, RateLimitLayer},
     pick::RoundRobin,
     timeout::TimeoutLayer,
 };
 use tower_test::mock;
+
+use super::limit::Elsewhere;
 
 type Body = Full<Bytes>;
 
@@ -148,6 +151,14 @@ where
     }
 }
 
+fn limiter() -> Limiter {
+    Limiter::new(Limit::new("all", Quota::per_second(1000)))
+}
+
+fn limit() -> RateLimitLayer {
+    RateLimitLayer::new(limiter())
+}
+
 async fn waits<L>(name: &str, layer: L)
 where
     L: Layer<Strict>,
@@ -174,6 +185,13 @@ async fn every_layer_calls_the_instance_that_was_ready() {
     )
     .await;
     drive("edge", EdgeLayer::new().layer(Strict::default())).await;
+    drive("rate limit", limit().layer(Strict::default())).await;
+    let elsewhere = RateLimitLayer::new(limiter().store(Elsewhere::new()));
+    drive(
+        "rate limit by a store elsewhere",
+        elsewhere.layer(Strict::default()),
+    )
+    .await;
     drive("timeout", timeout.layer(Strict::default())).await;
     drive(
         "error response",
@@ -192,6 +210,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
     let all = ServiceBuilder::new()
         .layer(EdgeLayer::new())
         .layer(timeout)
+        .layer(limit())
         .layer(ErrorResponseLayer::new())
         .layer(FailoverLayer::new())
         .layer(BalanceLayer::new(cluster()))
@@ -203,6 +222,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
 async fn every_layer_is_as_ready_as_its_inner_service() {
     waits("balance", BalanceLayer::new(cluster())).await;
     waits("edge", EdgeLayer::new()).await;
+    waits("rate limit", limit()).await;
     waits(
         "timeout",
         TimeoutLayer::new(std::time::Duration::from_secs(5)),

@@ -24,6 +24,7 @@ mod health;
 mod http1;
 mod http2;
 mod layers;
+mod limit;
 mod load_report;
 mod nginx;
 mod outlier;

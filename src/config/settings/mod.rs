@@ -6,6 +6,7 @@ mod dns;
 mod etcd;
 mod failover;
 mod health;
+mod limit;
 mod node;
 mod outlier;
 mod place;
@@ -30,6 +31,7 @@ pub use dns::DnsSettings;
 pub use etcd::EtcdSettings;
 pub use failover::FailoverSettings;
 pub use health::{CheckSettings, HealthSettings};
+pub use limit::LimitSettings;
 pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
@@ -117,6 +119,9 @@ impl Reader<'_> {
         let routes = fields.optional("routes", |routes| {
             routes.list(|route| route::read(route, known))
         });
+        for contradiction in limit::contradictions(routes.as_deref().unwrap_or_default()) {
+            fields.keep::<()>(Err(contradiction.into()));
+        }
         let settings = node.map(|node| Settings {
             node,
             clusters: clusters.unwrap_or_default(),

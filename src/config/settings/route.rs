@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Method, header};
 use super::{
     ClusterSettings,
     failover::{self, FailoverSettings},
+    limit::{self, LimitSettings},
     structure::subset_of,
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
 /// # Defaults
 ///
 /// - `timeout`, `idle_timeout`: 60 s
+/// - `rate_limit`: none
 /// - `failover`: none, which stands for requests that were never written alone
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -36,6 +38,8 @@ pub struct RouteSettings {
     pub timeout: Duration,
     /// The longest time without a byte of a body, either way.
     pub idle_timeout: Duration,
+    /// The limits, of which all must admit a request.
+    pub rate_limit: Vec<LimitSettings>,
     /// When requests are sent again, beyond those that were never written.
     pub failover: Option<FailoverSettings>,
 }
@@ -98,6 +102,7 @@ pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings,
     };
     let timeout = fields.optional("timeout", positive_duration);
     let idle_timeout = fields.optional("idle_timeout", positive_duration);
+    let rate_limit = fields.optional("rate_limit", limit::read);
     let failover = fields.optional("failover", |value| {
         failover::read(value, known, shares.as_deref().unwrap_or_default())
     });
@@ -108,6 +113,7 @@ pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings,
             clusters,
             timeout: timeout.unwrap_or(Duration::from_secs(60)),
             idle_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
+            rate_limit: rate_limit.unwrap_or_default(),
             failover,
         });
     fields.finish(route)

@@ -16,6 +16,7 @@ use crate::{
     endpoint::Endpoint,
     failover::{Backoff, Budget, Hedge},
     health::{FailurePercentage, Outlier, Percent, SuccessFloor, SuccessRate},
+    limit::{LimitKey, OnStoreFailure, Quota},
     pick::LoadFactor,
     route::Match,
 };
@@ -87,6 +88,14 @@ routes:
       fallback: files
       replay_limit: 16KiB
       attempt_header: true
+    rate_limit:
+      - name: per-client
+        rate: 100/s
+        burst: 20
+        key: [client_ip, "header:x-tenant"]
+        cost: 2
+        on_store_failure: closed
+        shadow: true
   - match: {}
     clusters:
       - { name: users, weight: 95, subset: { version: v2, stage: prod } }
@@ -310,6 +319,16 @@ fn a_file_with_every_key_is_read() {
                     replay_limit: 16 * 1024,
                     attempt_header: true,
                 }),
+                rate_limit: vec![LimitSettings {
+                    name: "per-client".into(),
+                    quota: Quota::per_second(100).burst(20),
+                    key: LimitKey::client_ip()
+                        .and(LimitKey::header(HeaderName::from_static("x-tenant"))),
+                    cost: 2,
+                    on_store_failure: OnStoreFailure::Closed,
+                    shadow: true,
+                    place: Place::default(),
+                }],
             },
             RouteSettings {
                 matching: Match::any(),
@@ -328,6 +347,7 @@ fn a_file_with_every_key_is_read() {
                 timeout: Duration::from_secs(60),
                 idle_timeout: Duration::from_secs(60),
                 failover: None,
+                rate_limit: Vec::new(),
             },
         ]
     );
@@ -1067,6 +1087,145 @@ fn a_session_needs_a_cookie_that_can_be_set() {
     );
 }
 
+fn limits(rate_limit: &str) -> Vec<LimitSettings> {
+    let text = format!(
+        "node: {{ listen: 127.0.0.1:0 }}\n\
+         clusters: {{ users: {{ discovery: {{ type: file, path: a }} }} }}\n\
+         routes: [ {{ match: {{}}, cluster: users, rate_limit: {rate_limit} }} ]\n"
+    );
+    let settings = parse(&text).unwrap_or_else(|error| panic!("{error}"));
+    settings.routes.into_iter().next().unwrap().rate_limit
+}
+
+#[test]
+fn limits_are_read() {
+    let one = &limits("{ rate: 100/s }")[0];
+    assert_eq!(one.name, "default");
+    assert_eq!(one.quota, Quota::per_second(100));
+    assert_eq!(one.key, LimitKey::client_ip());
+    assert_eq!((one.cost, one.shadow), (1, false));
+    assert_eq!(one.on_store_failure, OnStoreFailure::LocalShare);
+    let several = limits(
+        "[ { name: a, rate: 1000/m, burst: 7, cost: 7, key: \"cookie:sid\" }, \
+           { name: b, rate: 5000/h, key: global, on_store_failure: open }, \
+           { name: c, rate: 1/d, key: [path, \"header:X-Tenant\"] } ]",
+    );
+    assert_eq!(several[0].quota, Quota::per_minute(1000).burst(7));
+    assert_eq!(
+        (several[0].cost, &several[0].key),
+        (7, &LimitKey::cookie("sid"))
+    );
+    assert_eq!(several[1].quota, Quota::per_hour(5000));
+    assert_eq!(several[1].key, LimitKey::global());
+    assert_eq!(several[1].on_store_failure, OnStoreFailure::Open);
+    let tenant = LimitKey::header(HeaderName::from_static("x-tenant"));
+    assert_eq!(several[2].key, LimitKey::path().and(tenant));
+}
+
+#[test]
+fn limits_are_checked() {
+    let route = "match: {}\ncluster: users\nrate_limit:";
+    for (limit, mistake) in [
+        (
+            "{ name: a }",
+            "rate: expected a rate such as 100/s, 1000/m, 5000/h or 10000/d, found nothing",
+        ),
+        (
+            "{ rate: 100 }",
+            "rate: expected a rate such as 100/s, 1000/m, 5000/h or 10000/d, found \"100\"",
+        ),
+        (
+            "{ rate: 1.5/s }",
+            "rate: expected a rate such as 100/s, 1000/m, 5000/h or 10000/d, found \"1.5/s\"",
+        ),
+        (
+            "{ rate: 0/s }",
+            "rate: expected a rate from 1 to 4294967295, found \"0/s\"",
+        ),
+        (
+            "{ rate: 1/s, burst: 0 }",
+            "burst: expected a number from 1 to 4294967295, found \"0\"",
+        ),
+        (
+            "{ rate: 1/d, burst: 401 }",
+            "burst: expected a burst so that a quota is full again within 400 days, found \"401\"",
+        ),
+        (
+            "{ rate: 100/s, burst: 20, cost: 21 }",
+            "cost: expected a cost of at most the burst, which is 20, found \"21\"",
+        ),
+        (
+            "{ rate: 1/s, cost: 2 }",
+            "cost: expected a cost of at most the burst, which is 1, found \"2\"",
+        ),
+        (
+            "{ rate: 1/s, key: ip }",
+            "key: expected client_ip, path, global, \"header:NAME\" or \"cookie:NAME\", found \"ip\"",
+        ),
+        (
+            "{ rate: 1/s, key: \"header:a b\" }",
+            "key: expected header: and the name of a header field, found the quoted \"header:a b\"",
+        ),
+        (
+            "{ rate: 1/s, key: \"cookie:\" }",
+            "key: expected client_ip, path, global, \"header:NAME\" or \"cookie:NAME\", found the quoted \"cookie:\"",
+        ),
+        (
+            "{ rate: 1/s, key: [] }",
+            "key: expected at least one key, found an empty list",
+        ),
+        (
+            "{ rate: 1/s, name: \"a/b\" }",
+            "name: expected a name of at most 64 letters, digits, hyphens, underscores and dots, found the quoted \"a/b\"",
+        ),
+        (
+            "{ rate: 1/s, on_store_failure: close }",
+            "on_store_failure: expected one of open, closed, local_share, found \"close\"; did you mean \"closed\"?",
+        ),
+        (
+            "{ rate: 1/s, bursts: 2 }",
+            "bursts: expected one of name, rate, burst, key, cost, on_store_failure, shadow, found the unknown key \"bursts\"; did you mean \"burst\"?",
+        ),
+    ] {
+        let mistake = format!("gateway.yaml:8: routes[0].rate_limit.{mistake}");
+        refused_route(&format!("{route} {limit}"), &[&mistake]);
+    }
+    let many = ["{ rate: 1/s }"; 9].join(", ");
+    refused_route(
+        &format!("{route} [ {many} ]"),
+        &["gateway.yaml:8: routes[0].rate_limit: expected at most 8 limits, found 9"],
+    );
+}
+
+#[test]
+fn a_limit_has_one_meaning_in_a_file() {
+    let routes = |routes: &str| {
+        format!(
+            "node: {{ listen: 127.0.0.1:0 }}\n\
+             clusters: {{ users: {{ discovery: {{ type: file, path: a }} }} }}\n\
+             routes:\n{routes}"
+        )
+    };
+    let route =
+        |limit: &str| format!("  - {{ match: {{}}, cluster: users, rate_limit: [ {limit} ] }}\n");
+    let same = route("{ name: a, rate: 1/s }") + &route("{ rate: 1/s, name: a, cost: 1 }");
+    assert!(parse(&routes(&same)).is_ok());
+    let other = route("{ name: a, rate: 1/s }") + &route("{ name: a, rate: 2/s }");
+    assert_eq!(
+        refused(&routes(&other)),
+        [
+            "gateway.yaml:5: routes[1].rate_limit[0]: expected another name, or the settings that \"a\" has above, found others"
+        ]
+    );
+    let twice = route("{ name: a, rate: 1/s }, { name: a, rate: 1/s }");
+    assert_eq!(
+        refused(&routes(&twice)),
+        [
+            "gateway.yaml:4: routes[0].rate_limit[1]: expected each limit once in a route, found \"a\" again"
+        ]
+    );
+}
+
 /// A key that is not built yet must not look as if it worked.
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
@@ -1089,9 +1248,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
             "gateway.yaml:5: clusters.users.breaker: expected one of discovery, balance, sticky, outlier, panic_threshold, health, slow_start, zone_aware, subsets, subset_size, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"breaker\"",
         ],
     );
-    for key in ["rate_limit", "cache"] {
+    for key in ["cache"] {
         let mistake = format!(
-            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, subset, timeout, idle_timeout, failover, found the unknown key \"{key}\""
+            "gateway.yaml:8: routes[0].{key}: expected one of match, cluster, clusters, subset, timeout, idle_timeout, rate_limit, failover, found the unknown key \"{key}\""
         );
         refused_route(
             &format!("match: {{}}\ncluster: users\n{key}: {{}}"),

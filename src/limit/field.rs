@@ -1,0 +1,242 @@
+//! What a client is told in fields: `RateLimit-Policy` and `RateLimit` as lists
+//! (draft-ietf-httpapi-ratelimit-headers-10), and the older `X-RateLimit-*`.
+
+use std::{fmt::Write as _, time::Duration};
+
+use http::{HeaderName, HeaderValue};
+
+use super::{
+    ask::Level,
+    quota::{Quota, Rule},
+};
+
+pub(super) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(super) const STATE: HeaderName = HeaderName::from_static("ratelimit");
+pub(super) const LEGACY_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+pub(super) const LEGACY_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+pub(super) const LEGACY_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// `"per-client";q=20;w=1`: how much there can be, and in how many seconds it comes back.
+pub(super) fn policy<'a>(limits: impl IntoIterator<Item = (&'a str, &'a Quota)>) -> HeaderValue {
+    let mut field = String::new();
+    for (name, quota) in limits {
+        item(&mut field, name);
+        match quota.rule() {
+            Rule::Concurrency => {
+                write!(field, ";q={};qu=\"concurrent-requests\"", quota.capacity())
+            }
+            _ => {
+                let window = seconds(quota.refill()).max(1);
+                write!(field, ";q={};w={window}", quota.capacity())
+            }
+        }
+        .expect("a string takes every write");
+    }
+    value(field)
+}
+
+/// `"per-client";r=19;t=1`: how much there is, and when there is more.
+pub(super) fn state<'a>(
+    limits: impl IntoIterator<Item = (&'a str, &'a Quota, &'a Level)>,
+) -> HeaderValue {
+    let mut field = String::with_capacity(48);
+    for (name, quota, level) in limits {
+        item(&mut field, name);
+        let remaining = level.remaining;
+        match quota.rule() {
+            Rule::Concurrency => write!(field, ";r={remaining}"),
+            _ => write!(field, ";r={remaining};t={}", seconds(until(level))),
+        }
+        .expect("a string takes every write");
+    }
+    value(field)
+}
+
+/// The limit with the least left, in the older fields: the capacity, what is left, and the seconds
+/// until there is more.
+pub(super) fn legacy<'a>(
+    levels: impl IntoIterator<Item = &'a Level>,
+) -> Option<[(HeaderName, HeaderValue); 3]> {
+    let tightest = levels
+        .into_iter()
+        .min_by_key(|level| (level.decision.admits(), level.remaining))?;
+    Some([
+        (LEGACY_LIMIT, HeaderValue::from(tightest.limit)),
+        (LEGACY_REMAINING, HeaderValue::from(tightest.remaining)),
+        (LEGACY_RESET, HeaderValue::from(seconds(until(tightest)))),
+    ])
+}
+
+/// Whole seconds, never too few.
+pub(super) fn seconds(span: Duration) -> u64 {
+    span.as_secs() + u64::from(span.subsec_nanos() > 0)
+}
+
+/// Whoever is denied may come back before all is there again; `Retry-After` must not say less than
+/// this does.
+fn until(level: &Level) -> Duration {
+    level.decision.retry_after().unwrap_or(level.reset)
+}
+
+/// Begins an item: a String (RFC 9651 section 3.3.3). What cannot stand in one is percent-encoded.
+fn item(field: &mut String, name: &str) {
+    if !field.is_empty() {
+        field.push_str(", ");
+    }
+    field.push('"');
+    for byte in name.bytes() {
+        match byte {
+            b'"' | b'\\' => {
+                field.push('\\');
+                field.push(char::from(byte));
+            }
+            b' '..=b'~' => field.push(char::from(byte)),
+            _ => write!(field, "%{byte:02X}").expect("a string takes every write"),
+        }
+    }
+    field.push('"');
+}
+
+fn value(field: String) -> HeaderValue {
+    HeaderValue::try_from(field).expect("it is visible ASCII and spaces")
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use crate::limit::{ask::Decision, calendar::Calendar};
+    use proptest::{collection::vec, prelude::*};
+    use sfv::{BareItem, List, ListEntry, Parser};
+
+    /// The name and the parameters of each item, as a parser of RFC 9651 reads them.
+    fn parsed(field: &HeaderValue) -> Vec<(String, Vec<(String, BareItem)>)> {
+        let list: List = Parser::new(field.as_bytes()).parse().unwrap();
+        let items = list.into_iter().map(|entry| {
+            let ListEntry::Item(item) = entry else {
+                panic!("an inner list");
+            };
+            let BareItem::String(name) = item.bare_item else {
+                panic!("no string");
+            };
+            let params = item.params.into_iter();
+            let params = params.map(|(key, value)| (key.as_str().to_owned(), value));
+            (name.as_str().to_owned(), params.collect())
+        });
+        items.collect()
+    }
+
+    fn integer(key: &str, value: u64) -> (String, BareItem) {
+        let value = i64::try_from(value).unwrap();
+        (key.to_owned(), BareItem::Integer(value.try_into().unwrap()))
+    }
+
+    fn level(quota: &Quota, remaining: u32, reset: Duration) -> Level {
+        Level {
+            remaining,
+            reset,
+            ..Level::full(quota)
+        }
+    }
+
+    #[test]
+    fn fields_are_those_of_the_draft() {
+        let burst = Quota::per_second(100).burst(20);
+        let daily = Quota::calendar(1000, Calendar::day());
+        let slots = Quota::concurrent(50);
+        assert_eq!(
+            policy([("burst", &burst), ("daily", &daily), ("slots", &slots)]),
+            "\"burst\";q=20;w=1, \"daily\";q=1000;w=86400, \
+             \"slots\";q=50;qu=\"concurrent-requests\""
+        );
+        let millis = Duration::from_millis;
+        let levels = [
+            level(&burst, 19, millis(10)),
+            level(&daily, 7, millis(30_001)),
+            level(&slots, 0, Duration::ZERO),
+        ];
+        let quotas = [("burst", &burst), ("daily", &daily), ("slots", &slots)];
+        let items = quotas.iter().zip(&levels);
+        let items = items.map(|((name, quota), level)| (*name, *quota, level));
+        assert_eq!(
+            state(items),
+            "\"burst\";r=19;t=1, \"daily\";r=7;t=31, \"slots\";r=0"
+        );
+        let fields = legacy(&levels[..2]).unwrap();
+        assert_eq!(fields[0].1, "1000");
+        assert_eq!(fields[1].1, "7");
+        assert_eq!(fields[2].1, "31");
+    }
+
+    #[test]
+    fn the_window_is_what_refills_the_burst() {
+        for (quota, window) in [
+            (Quota::per_second(3), 1),
+            (Quota::per_second(3).burst(4), 2),
+            (Quota::per_second(1000).burst(1), 1),
+            (Quota::per_minute(60).burst(90), 90),
+            (Quota::per_day(7), 86_400),
+        ] {
+            let items = parsed(&policy([("a", &quota)]));
+            assert_eq!(items[0].1[1], integer("w", window));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_parser_of_structured_fields_reads_what_was_meant(
+            limits in vec(("\\PC{0,9}", 1..=u32::MAX, 1..=86_400_u64, any::<u32>(), any::<u32>()), 1..8),
+        ) {
+            let plain = |name: &str| -> String {
+                let byte = |byte: u8| match byte {
+                    b' '..=b'~' => char::from(byte).to_string(),
+                    other => format!("%{other:02X}"),
+                };
+                name.bytes().map(byte).collect()
+            };
+            let quotas: Vec<Quota> = limits
+                .iter()
+                .map(|(_, amount, seconds, ..)| {
+                    Quota::rate(*amount, Duration::from_secs(*seconds), *amount).unwrap()
+                })
+                .collect();
+            let levels: Vec<Level> = limits
+                .iter()
+                .zip(&quotas)
+                .map(|((.., remaining, millis), quota)| {
+                    level(quota, *remaining, Duration::from_millis((*millis).into()))
+                })
+                .collect();
+            let names = || limits.iter().map(|(name, ..)| name.as_str());
+            let policies = parsed(&policy(names().zip(&quotas)));
+            for (item, (name, amount, seconds, ..)) in policies.iter().zip(&limits) {
+                prop_assert_eq!(&item.0, &plain(name));
+                let expected = [integer("q", (*amount).into()), integer("w", *seconds)];
+                prop_assert_eq!(&item.1[..], &expected[..]);
+            }
+            let states = names().zip(&quotas).zip(&levels);
+            let states = parsed(&state(states.map(|((name, quota), level)| (name, quota, level))));
+            prop_assert_eq!(states.len(), limits.len());
+            for (item, (name, _, _, remaining, millis)) in states.iter().zip(&limits) {
+                prop_assert_eq!(&item.0, &plain(name));
+                let reset = u64::from(*millis).div_ceil(1000);
+                let expected = [integer("r", (*remaining).into()), integer("t", reset)];
+                prop_assert_eq!(&item.1[..], &expected[..]);
+            }
+        }
+
+        #[test]
+        fn nobody_is_sent_back_too_early(nanos in any::<u64>()) {
+            let span = Duration::from_nanos(nanos);
+            let whole = Duration::from_secs(seconds(span));
+            prop_assert!(whole >= span && whole - span < Duration::from_secs(1));
+            let quota = Quota::per_second(1);
+            let denied = Level {
+                decision: Decision::Deny { retry_after: span },
+                ..level(&quota, 0, Duration::MAX)
+            };
+            let items = parsed(&state([("a", &quota, &denied)]));
+            prop_assert_eq!(&items[0].1[1], &integer("t", seconds(span)));
+        }
+    }
+}

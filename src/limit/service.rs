@@ -1,0 +1,211 @@
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Body;
+use tower::Service;
+
+use super::{
+    Limiter,
+    body::ResponseBody,
+    field,
+    future::{Admission, ResponseFuture},
+    layer::Fields,
+    limiter::View,
+    permit::Permit,
+    store::MAX_ASKS,
+};
+use crate::{refusal::Dialect, time};
+
+/// The service of [`RateLimitLayer`](super::RateLimitLayer).
+#[derive(Clone, Debug)]
+pub struct RateLimit<S> {
+    inner: S,
+    limiter: Limiter,
+    options: Arc<Options>,
+}
+
+/// What is the same for all requests.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) fields: Fields,
+    pub(super) patience: Duration,
+    pub(super) permits: Permits,
+    /// `RateLimit-Policy` when every limit counts the request by its own quota.
+    policy: Option<HeaderValue>,
+}
+
+/// Whether requests carry their permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permits {
+    Hidden,
+    Shown,
+}
+
+impl Options {
+    pub(super) fn new(limiter: &Limiter) -> Self {
+        let is_fixed = limiter.limits().iter().all(|limit| limit.is_fixed());
+        let quotas = limiter.limits().iter();
+        let quotas = quotas.map(|limit| (&**limit.name(), limit.quota()));
+        Self {
+            fields: Fields::default(),
+            patience: Duration::ZERO,
+            permits: Permits::Hidden,
+            policy: is_fixed.then(|| field::policy(quotas)),
+        }
+    }
+
+    /// The fields that tell of a decision.
+    pub(super) fn told(&self, view: View<'_>) -> Told {
+        let (ietf, legacy) = match self.fields {
+            Fields::Ietf => (true, false),
+            Fields::Legacy => (false, true),
+            Fields::Both => (true, true),
+            Fields::Nothing => (false, false),
+        };
+        if view.asks.is_empty() {
+            return Told::default();
+        }
+        let limits = view
+            .limits()
+            .map(|(limit, ask, level)| (&**limit.name(), &ask.quota, level));
+        let quotas = || limits.clone().map(|(name, quota, _)| (name, quota));
+        Told {
+            ietf: ietf.then(|| {
+                let policy = self.policy.clone();
+                let policy = policy.unwrap_or_else(|| field::policy(quotas()));
+                (policy, field::state(limits.clone()))
+            }),
+            legacy: legacy
+                .then(|| field::legacy(view.levels))
+                .flatten()
+                .map(Box::new),
+        }
+    }
+
+    /// What becomes of a request by what was decided.
+    pub(super) fn admission<R: From<Bytes>>(
+        &self,
+        view: View<'_>,
+        dialect: Dialect,
+    ) -> Admission<R> {
+        let told = self.told(view);
+        if view.decision.admits() {
+            let needed = self.permits == Permits::Shown || view.holds_slots();
+            return Admission::Admit {
+                told,
+                permit: needed.then(|| view.permit()),
+            };
+        }
+        let mut response = super::answer::refuse(view, dialect);
+        told.tell(response.headers_mut());
+        Admission::Refuse { response }
+    }
+
+    /// Lets the request show its permit.
+    pub(super) fn show<B>(&self, request: &mut Request<B>, permit: Option<&Permit>) {
+        if let (Permits::Shown, Some(permit)) = (self.permits, permit) {
+            request.extensions_mut().insert(permit.clone());
+        }
+    }
+}
+
+/// The fields that tell a client of its limits.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    ietf: Option<(HeaderValue, HeaderValue)>,
+    legacy: Option<Box<[(http::HeaderName, HeaderValue); 3]>>,
+}
+
+impl Told {
+    /// What is there already stays, from a gateway behind this one: both fields are lists.
+    pub(super) fn tell(self, headers: &mut HeaderMap) {
+        if let Some((policy, state)) = self.ietf {
+            headers.append(field::POLICY, policy);
+            headers.append(field::STATE, state);
+        }
+        for (name, value) in self.legacy.into_iter().flat_map(|fields| *fields) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+impl<S> RateLimit<S> {
+    pub(super) fn new(inner: S, limiter: Limiter, options: Arc<Options>) -> Self {
+        Self {
+            inner,
+            limiter,
+            options,
+        }
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limiter(&self) -> &Limiter {
+        &self.limiter
+    }
+
+    fn decide<const N: usize, B, R>(&mut self, mut request: Request<B>) -> ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+        R: From<Bytes>,
+    {
+        let now = time::now();
+        let dialect = Dialect::of(request.headers());
+        let subject = (&request).into();
+        let patience = self.options.patience;
+        let first = self.limiter.ask_now::<N>(subject, patience, now);
+        let first = match first {
+            Ok(answer) if answer.is_final(patience) => {
+                let view = answer.view(&self.limiter);
+                return match self.options.admission(view, dialect) {
+                    Admission::Admit { told, permit } => {
+                        self.options.show(&mut request, permit.as_ref());
+                        ResponseFuture::admitted(self.inner.call(request), told, permit)
+                    }
+                    Admission::Refuse { response } => ResponseFuture::refused(response),
+                };
+            }
+            Ok(answer) => Ok(answer.outcome()),
+            Err(slow) => Err(slow),
+        };
+        // The instance that was ready is the one to call.
+        let clone = self.inner.clone();
+        let ready = std::mem::replace(&mut self.inner, clone);
+        let limiter = self.limiter.clone();
+        let options = Arc::clone(&self.options);
+        let deciding = async move {
+            let outcome = limiter.admit(first, patience, now).await;
+            options.admission(outcome.view(&limiter), dialect)
+        };
+        let options = Arc::clone(&self.options);
+        ResponseFuture::deciding(deciding.boxed(), ready, request, options)
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for RateLimit<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    R: Body + From<Bytes> + Send + 'static,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        match self.limiter.limits().len() {
+            0 => ResponseFuture::admitted(self.inner.call(request), Told::default(), None),
+            1 => self.decide::<1, B, R>(request),
+            _ => self.decide::<MAX_ASKS, B, R>(request),
+        }
+    }
+}
