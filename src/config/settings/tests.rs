@@ -1286,7 +1286,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 58);
+    assert_eq!(tried, 71);
 }
 
 proptest! {
