@@ -25,7 +25,7 @@ clusters:
   none: {{ discovery: {{ type: static, endpoints: [] }} }}
 routes:
   - {{ match: {{ path_prefix: /none }}, cluster: none }}
-  - {{ match: {{ path_prefix: /api }}, cluster: users }}
+  - {{ match: {{ path_prefix: /api }}, cluster: users, failover: {{ retries: 0 }} }}
 ",
         backend.address
     )

@@ -90,7 +90,8 @@ fn balanced(extension: Option<Attempt>) -> u64 {
         }
         let allocations = measure(|| {
             let mut cx = Context::from_waker(Waker::noop());
-            assert!(service.poll_ready(&mut cx).is_ready());
+            let ready = Service::<Request<Empty<Bytes>>>::poll_ready(&mut service, &mut cx);
+            assert!(ready.is_ready());
             let mut response = pin!(service.call(request));
             assert!(response.as_mut().poll(&mut cx).is_ready());
         });
