@@ -23,7 +23,6 @@ use crate::{
 const SPARE: usize = 32;
 const SPARE_BYTES: usize = 16 * 1024;
 
-#[expect(clippy::vec_box, reason = "what is kept is large and is handed around")]
 type Pool = Vec<Box<Kept>>;
 
 thread_local! {

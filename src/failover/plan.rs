@@ -160,8 +160,9 @@ impl Plan {
         self.retries += 1;
     }
 
-    /// Takes note of an attempt that failed while another one goes on.
-    pub(super) fn note(&mut self, ended: &Ended, now: Instant) {
+    /// Takes note of an attempt that failed; returns whether its endpoint had been tried before.
+    pub(super) fn note(&mut self, ended: &Ended, now: Instant) -> bool {
+        let before = self.tried.len();
         if let (Ending::Unsent | Ending::Failed(_), Some((endpoint, _))) =
             (ended.ending, &ended.choice)
         {
@@ -170,11 +171,14 @@ impl Plan {
                 _ => Duration::ZERO,
             };
             self.tried.retain(|tried| tried.endpoint != *endpoint);
+            let is_known = self.tried.len() < before;
             self.tried.push(Tried {
                 endpoint: endpoint.clone(),
                 quiet_until: now + quiet,
             });
+            return is_known;
         }
+        false
     }
 
     /// What comes after the last attempt of those that were under way. `random` is of `0.0..1.0`.
@@ -185,7 +189,7 @@ impl Plan {
         random: f64,
         now: Instant,
     ) -> Next {
-        self.note(ended, now);
+        let is_repeated = self.note(ended, now);
         let (is_unsent, quiet) = match ended.ending {
             Ending::Answered => return Next::Stand,
             Ending::NoEndpoint => {
@@ -207,7 +211,8 @@ impl Plan {
         }
         let candidates = ended.choice.as_ref().map(|(_, candidates)| *candidates);
         let others = match candidates {
-            Some(candidates) if self.tried.len() < candidates => Others::Left,
+            // A request that is for one endpoint alone gets it again.
+            Some(candidates) if self.tried.len() < candidates && !is_repeated => Others::Left,
             Some(_) => Others::None,
             None => Others::Unknown,
         };
@@ -431,6 +436,26 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_that_is_picked_again_is_not_asked_at_once() {
+        let now = crate::time::now();
+        let limits = Limits {
+            retries: 3,
+            scope: Scope::Failed,
+            backoff: Backoff::default(),
+        };
+        let mut plan = Plan::new(limits, true, None);
+        for wait in [0, 50] {
+            let choice = Some((EndpointId::from("a"), 3));
+            let ending = Ending::Unsent;
+            let next = plan.next(&Ended { ending, choice }, Replay::Possible, 1.0, now);
+            let at = now + Duration::from_millis(wait);
+            let charge = Charge::Free;
+            assert_eq!(next, Next::Retry { at, charge });
+            plan.retried();
+        }
+    }
+
+    #[test]
     fn the_fallback_is_tried_at_every_endpoint_that_refuses() {
         let now = crate::time::now();
         let limits = Limits {
@@ -447,9 +472,9 @@ mod tests {
             plan.next(&Ended { ending, choice }, Replay::Possible, 1.0, now)
         };
         let failed = Ending::Failed(Quiet::Unsaid);
-        assert_eq!(next("a", failed), Next::Fallback);
         let charge = Charge::Free;
         assert_eq!(next("a", Ending::Unsent), Next::Retry { at: now, charge });
+        assert_eq!(next("b", failed), Next::Fallback);
         assert_eq!(next("b", Ending::Unsent), Next::Fallback);
     }
 }

@@ -1,6 +1,11 @@
 //! The rules of failover, one by one, over a service that does as it is told and a clock that does
 //! not wait.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long it took is what is asked"
+)]
+
 use std::{
     convert::Infallible,
     pin::Pin,

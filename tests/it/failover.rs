@@ -1,6 +1,11 @@
 //! Requests that are sent again, over real sockets: what clients see of endpoints that fail, and
 //! what endpoints see of it.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long it took is what is asked"
+)]
+
 use std::{
     net::SocketAddr,
     sync::{

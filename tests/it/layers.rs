@@ -100,7 +100,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if self.calls.fetch_add(1, SeqCst) % 2 == 0 {
+        if self.calls.fetch_add(1, SeqCst).is_multiple_of(2) {
             assert!(std::mem::take(&mut self.inner.is_ready));
             let error = TransportError::new(TransportErrorKind::Connect);
             return Box::pin(std::future::ready(Err(error.into())));
