@@ -105,6 +105,24 @@ pub(crate) fn endpoint(entry: &Value<'_>) -> Result<Endpoint, Mistakes> {
     fields.finish(endpoint)
 }
 
+/// An endpoint as JSON, in the words that [`endpoint`] reads.
+pub(crate) fn json(endpoint: &Endpoint) -> serde_json::Value {
+    let metadata = endpoint.metadata.iter();
+    let metadata = metadata.map(|(key, value)| (key.to_string(), (**value).into()));
+    let mut json = serde_json::json!({
+        "id": endpoint.id.as_str(),
+        "address": endpoint.address.as_str(),
+        "weight": endpoint.weight,
+        "priority": endpoint.priority,
+        "metadata": metadata.collect::<serde_json::Map<_, _>>(),
+        "draining": endpoint.draining,
+    });
+    if let Some(zone) = &endpoint.zone {
+        json["zone"] = (**zone).into();
+    }
+    json
+}
+
 fn address(value: &Value<'_>) -> Result<Address, Mistakes> {
     text(value)
         .ok()
@@ -194,6 +212,14 @@ mod tests {
         assert_eq!(read(ALL_KEYS), (all_keys(), vec![]));
         let tree = parse(ALL_KEYS).unwrap();
         assert_eq!(every_endpoint(&Value::root(&tree)), Ok(all_keys()));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for endpoint in all_keys() {
+            let tree = parse(&json(&endpoint).to_string()).unwrap();
+            assert_eq!(super::endpoint(&Value::root(&tree)), Ok(endpoint));
+        }
     }
 
     #[test]

@@ -14,9 +14,9 @@ const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
     &["body", "client", "endpoint", "etcd", "outcome", "yaml"],
     &[
-        "attempt", "discover", "event", "health", "hop", "load", "refusal",
+        "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
     ],
-    &["member"],
+    &["member", "register"],
     &["pick"],
     &["cluster"],
     &[

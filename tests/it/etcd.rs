@@ -11,6 +11,8 @@ use tower_gateway::{
         conformance::{self, Able, Change, Fixture},
     },
     etcd::Etcd,
+    register::{EtcdRegistry, Registry},
+    store::{self, Config, EtcdStore, StateStore},
 };
 
 use crate::support::{
@@ -266,4 +268,97 @@ async fn a_gateway_follows_the_keys() {
     .await;
     let clusters = get(gateway.admin, "/clusters").await.1;
     assert!(clusters.contains("\"live\""), "{clusters}");
+}
+
+#[tokio::test]
+async fn etcd_is_a_store() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let store = |prefix: &str| {
+        let etcd = Etcd::new([server.url()]).unwrap();
+        EtcdStore::new(etcd).prefix(prefix)
+    };
+    let state: Arc<dyn StateStore> = Arc::new(store("/state/"));
+    store::conformance::state_store(&state).await;
+    store::conformance::config_store(&store("/config/")).await;
+    let listed = StateStore::list(&store("/config/"), "app").await.unwrap();
+    let keys: Vec<_> = listed.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["app", "app-b"], "keys are plain");
+}
+
+#[tokio::test]
+async fn a_configuration_in_etcd_is_followed_through_an_outage() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    server.put("limit", "7").await;
+    let store = EtcdStore::new(Etcd::new([server.url()]).unwrap());
+    let limit: Config<u32> = Config::follow(Arc::new(store), "limit", |text| {
+        Ok(std::str::from_utf8(text)?.parse()?)
+    });
+    let is = async |value| {
+        until("the value", async || {
+            limit.current().as_deref() == Some(&value)
+        })
+        .await;
+    };
+    is(7).await;
+    server.stop();
+    until("the outage", async || limit.outage().is_some()).await;
+    is(7).await;
+    server.restart().await;
+    server.put("limit", "8").await;
+    is(8).await;
+    server.put("limit", "eight").await;
+    until("the refusal", async || limit.refused() == 1).await;
+    is(8).await;
+    server.compact().await;
+    server.put("limit", "9").await;
+    is(9).await;
+    assert_eq!((limit.refusal(), limit.outage()), (None, None));
+}
+
+#[tokio::test]
+async fn instances_are_known_by_etcd_while_they_live() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    let etcd = Etcd::new([server.url()]).unwrap();
+    let mut watch = Discovery::new(EtcdPrefix::new(etcd.clone(), "/services/"))
+        .debounce(Duration::from_millis(10))
+        .watch(&"api".into());
+    let registry = Registry::new(EtcdRegistry::new(etcd, "/services/"))
+        .ttl(Duration::from_secs(2))
+        .heartbeat(Duration::from_millis(500));
+    let first = registry.register("api", endpoint(1).weight(3));
+    let second = registry.register("api", endpoint(2));
+    says(&mut watch, "live 1,2").await;
+    assert_eq!(watch.current().endpoints[0].weight, 3);
+
+    // One that is deleted by somebody is there again after a heartbeat.
+    let lost = first.lost();
+    server.delete("/services/api/1").await;
+    within("the loss", lost).await;
+    says(&mut watch, "live 1,2").await;
+    assert_eq!((first.losses(), second.losses()), (1, 0));
+
+    // A process that starts again at the same address is not ended by the one before it.
+    let again = registry.register("api", endpoint(1).weight(9));
+    again.registered().await;
+    first.deregister().await.unwrap();
+    until("the new record", async || {
+        watch.current().endpoints[0].weight == 9
+    })
+    .await;
+
+    // Leases outlive a restart.
+    server.restart().await;
+    drop(second);
+    says(&mut watch, "live 1").await;
+    again.deregister().await.unwrap();
+    says(&mut watch, "live ").await;
 }

@@ -31,6 +31,7 @@ mod readme;
 mod reload;
 mod smuggling;
 mod sticky;
+mod store;
 mod stream;
 mod support;
 mod tls;

@@ -7,10 +7,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
-    discover::ServiceName,
+    discover::{ServiceName, listing},
     endpoint::{Address, Endpoint},
 };
 
@@ -39,7 +39,10 @@ pub(super) fn seal<E: AsRef<Endpoint>>(
     now: SystemTime,
 ) -> Vec<u8> {
     let saved = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let endpoints: Vec<_> = endpoints.iter().map(|e| written(e.as_ref())).collect();
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|e| listing::json(e.as_ref()))
+        .collect();
     let list = json!({ "service": service.as_str(), "saved": saved, "endpoints": endpoints });
     let checksum = format!("{:016x}", checksum(list.to_string().as_bytes()));
     let record = json!({ "tower-gateway": VERSION, "checksum": checksum, "list": list });
@@ -79,20 +82,6 @@ pub(super) fn open(
         .map(|endpoint| read(endpoint).ok_or(Refusal::Endpoint));
     let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
     Ok((endpoints, age))
-}
-
-fn written(endpoint: &Endpoint) -> Value {
-    let metadata = endpoint.metadata.iter();
-    let metadata = metadata.map(|(key, value)| (key.to_string(), Value::from(&**value)));
-    json!({
-        "id": endpoint.id.as_str(),
-        "address": endpoint.address.as_str(),
-        "weight": endpoint.weight,
-        "zone": endpoint.zone.as_deref(),
-        "priority": endpoint.priority,
-        "metadata": metadata.collect::<Map<_, _>>(),
-        "draining": endpoint.draining,
-    })
 }
 
 fn read(written: &Value) -> Option<Endpoint> {

@@ -121,7 +121,7 @@ impl DiscoveryBackend for EtcdPrefix {
                 return Err(BackendError::Unsupported);
             }
             let range = self.etcd.list(self.prefix.as_bytes()).await;
-            let range = range.map_err(backend_error)?;
+            let range = range?;
             let names = range.pairs.iter().filter_map(|pair| {
                 let rest = pair.key.strip_prefix(self.prefix.as_bytes())?;
                 let (name, _) = std::str::from_utf8(rest).ok()?.split_once('/')?;
@@ -245,7 +245,7 @@ impl Follower {
 
     async fn watch(&self, place: Place) -> Result<Watch, BackendError> {
         let watch = self.etcd.watch(self.prefix.as_bytes(), place.revision + 1);
-        let watch = watch.await.map_err(backend_error)?;
+        let watch = watch.await?;
         place.goes_on_at(watch.cluster(), watch.revision())?;
         Ok(watch)
     }
@@ -263,7 +263,7 @@ impl Follower {
         let Ok(noticed) = timeout(left, watch.next()).await else {
             return self.read_again().await;
         };
-        match noticed.map_err(backend_error)? {
+        match noticed? {
             Noticed::Nothing => self.said.push_back(RawEvent::Alive(None)),
             Noticed::Changes(changes, revision) => {
                 // What a list has told already is told no more.
@@ -298,7 +298,7 @@ impl Follower {
 
     async fn list(&self) -> Result<Range, BackendError> {
         let range = self.etcd.list(self.prefix.as_bytes());
-        range.await.map_err(backend_error)
+        Ok(range.await?)
     }
 
     fn reset(&self, range: &Range) -> RawEvent {
@@ -312,11 +312,13 @@ impl Follower {
     }
 }
 
-fn backend_error(error: EtcdError) -> BackendError {
-    match error {
-        EtcdError::Unreachable(_) => BackendError::Transient(error.into()),
-        EtcdError::Compacted => BackendError::CursorLost,
-        EtcdError::Refused { .. } | EtcdError::Malformed(_) => BackendError::Data(error.into()),
+impl From<EtcdError> for BackendError {
+    fn from(error: EtcdError) -> Self {
+        match error {
+            EtcdError::Unreachable(_) => Self::Transient(error.into()),
+            EtcdError::Compacted => Self::CursorLost,
+            EtcdError::Refused { .. } | EtcdError::Malformed(_) => Self::Data(error.into()),
+        }
     }
 }
 
