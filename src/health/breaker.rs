@@ -13,7 +13,7 @@ use super::{
     trip::{BreakerState, Call, Ticket, Trip, TripRule},
 };
 use crate::{
-    outcome::{End, Outcome},
+    outcome::{Class, Outcome},
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
@@ -402,10 +402,11 @@ impl Drop for Pass {
 
 impl Ending {
     pub(crate) fn of(outcome: &Outcome) -> Self {
-        match (outcome.head, outcome.end) {
-            _ if outcome.is_failure() => Self::Failed,
-            (Some(head), End::Complete | End::Upgraded) => Self::Answered(head.latency),
-            _ => Self::Void,
+        match (outcome.class, outcome.head) {
+            (Class::Failure(_), _) => Self::Failed,
+            (Class::Success, Some(head)) => Self::Answered(head.latency),
+            // Who asked for fewer requests was quick to say so.
+            (Class::Success | Class::Throttled | Class::Neutral, _) => Self::Void,
         }
     }
 }

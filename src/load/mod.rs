@@ -265,6 +265,11 @@ impl Totals {
         }
     }
 
+    /// A request was refused by a bound of the cluster.
+    pub(crate) fn overloaded(&self) {
+        self.overloaded.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn no_endpoint(&self) {
         self.no_endpoint.fetch_add(1, Relaxed);
     }
@@ -308,7 +313,7 @@ pub struct Requests {
     pub failure: u64,
     /// Given up by the client, or failed by its fault.
     pub cancelled: u64,
-    /// Refused because the queue for a connection was full.
+    /// Refused because the queue for a connection was full, or by the breaker.
     pub overloaded: u64,
     /// Refused because there was no usable endpoint.
     pub no_endpoint: u64,
