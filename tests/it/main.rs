@@ -7,6 +7,7 @@ mod admin;
 mod affinity;
 mod allocations;
 mod architecture;
+mod breaker;
 mod chaos;
 mod check;
 mod clients;
