@@ -113,6 +113,14 @@ pub mod error_response;
 #[allow(dead_code, reason = "discovery and stores each use a part of it")]
 pub mod etcd;
 pub mod event;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "the upstream client uses the rest of it"
+    )
+)]
 pub mod health;
 #[cfg_attr(
     not(feature = "client"),

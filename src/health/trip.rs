@@ -137,6 +137,10 @@ pub(super) struct Trip {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a cluster has one, and the large one is the common one"
+)]
 enum Phase {
     Closed(Window),
     Open { until: Instant },

@@ -95,6 +95,8 @@ pub(super) fn adaptive(value: &Value<'_>) -> Result<AdaptiveConcurrency, Mistake
     let min = fields.optional("min", number(1..=MOST));
     let min = min.unwrap_or(default.min);
     let max = fields.optional("max", number(min..=MOST));
-    let rule = default.min(min).max(max.unwrap_or(default.max.max(min)));
+    let rule = default
+        .min(min)
+        .max(max.unwrap_or_else(|| default.max.max(min)));
     fields.finish(Some(rule))
 }
