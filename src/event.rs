@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     discover::State,
     endpoint::Endpoint,
-    health::{Cause, Standing},
+    health::{BreakerState, Cause, Standing},
 };
 
 /// A change in a cluster. Receivers that fall behind lose the oldest events, never the state.
@@ -28,6 +28,13 @@ pub enum Event {
         to: Standing,
         /// Why, in words.
         reason: Arc<str>,
+    },
+    /// The breaker lets in more or less than before.
+    Breaker {
+        /// The state that it was in.
+        from: BreakerState,
+        /// The state that it is in now.
+        to: BreakerState,
     },
     /// An endpoint was ejected, for the first time or again after its request on trial failed.
     Ejected {

@@ -120,6 +120,14 @@ pub mod etcd;
 pub mod event;
 pub mod failover;
 mod head;
+#[cfg_attr(
+    not(feature = "client"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "the upstream client uses the rest of it"
+    )
+)]
 pub mod health;
 #[cfg_attr(
     not(feature = "client"),

@@ -15,7 +15,7 @@ use crate::{
     attempt::Overdue,
     endpoint::Endpoint,
     error::TransportErrorKind,
-    health::{Counts, Health, LONGEST_QUIET, Oversight, Permit, Standing},
+    health::{Admission, Counts, Ending, Health, LONGEST_QUIET, Oversight, Permit, Standing},
     load::{Load, PENALTY, Totals},
     outcome::{Class, End, Fault, Head, Outcome},
     time,
@@ -150,6 +150,7 @@ impl Member {
             overdue: None,
             is_counted: false,
             trial: None,
+            admission: None,
         }
     }
 
@@ -265,9 +266,16 @@ pub(crate) struct Lease {
     is_counted: bool,
     /// The right to be the one request on trial; given back at the end if it was not used.
     trial: Option<Permit>,
+    /// Its place among what the cluster has in hand.
+    admission: Option<Admission>,
 }
 
 impl Lease {
+    /// Keeps its place among what the cluster has in hand, to its end.
+    pub(crate) fn admitted(&mut self, admission: Option<Admission>) {
+        self.admission = admission;
+    }
+
     /// Sets when the endpoint has had its time.
     pub(crate) fn overdue(&mut self, overdue: Overdue) {
         self.overdue = Some(overdue);
@@ -398,6 +406,12 @@ impl Lease {
                 Class::Throttled => health.fail_trial(&permit, None, oversight, time::now()),
                 _ => health.give_back_trial(&permit),
             }
+        }
+        if let Some(admission) = self.admission.take()
+            && admission.is_heard()
+            && admission.end(Ending::of(&outcome), time::now())
+        {
+            oversight.bell().ring();
         }
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Admin, Readiness, clusters::health};
-use crate::{cluster::Cluster, failover::Stats, limit::Limiter, load::DURATION_BUCKETS, time};
+use crate::{
+    cluster::Cluster, failover::Stats, health::Resource, limit::Limiter, load::DURATION_BUCKETS,
+    time,
+};
 
 /// Endpoints of a cluster that have series of their own; the others are added up.
 const ENDPOINTS: usize = 200;
@@ -54,6 +57,7 @@ pub(super) fn render(admin: &Admin) -> String {
     ejections(&mut page, &clusters);
     checks(&mut page, &clusters);
     failovers(&mut page, &admin.shared.failovers.load());
+    breakers(&mut page, &clusters);
     discovery(&mut page, &clusters);
     page.text
 }
@@ -217,6 +221,45 @@ fn checks(page: &mut Page, clusters: &[Cluster]) {
             let labels = [("service", &**cluster.name()), ("result", result)];
             page.sample("health_checks_total", &labels, count);
         }
+    }
+}
+
+fn breakers(page: &mut Page, clusters: &[Cluster]) {
+    let state = "1 for the state that the breaker is in.";
+    page.family("breaker_state", "gauge", state);
+    for cluster in clusters {
+        let state = cluster.breaker().state().as_str();
+        let labels = [("service", &**cluster.name()), ("state", state)];
+        page.sample("breaker_state", &labels, 1);
+    }
+    let usages: Vec<_> = clusters
+        .iter()
+        .flat_map(|cluster| {
+            Resource::ALL.map(|resource| {
+                let labels = [
+                    ("service", &**cluster.name()),
+                    ("resource", resource.as_str()),
+                ];
+                (labels, cluster.breaker().usage(resource))
+            })
+        })
+        .collect();
+    let used = "What a cluster has in hand, as far as the breaker counts it.";
+    page.family("breaker_used", "gauge", used);
+    for (labels, usage) in &usages {
+        page.sample("breaker_used", labels, usage.used);
+    }
+    let limit = "What a cluster may have in hand; absent without a limit.";
+    page.family("breaker_limit", "gauge", limit);
+    for (labels, usage) in &usages {
+        if let Some(limit) = usage.limit {
+            page.sample("breaker_limit", labels, limit);
+        }
+    }
+    let refused = "How often there was no more to have.";
+    page.family("breaker_refused_total", "counter", refused);
+    for (labels, usage) in &usages {
+        page.sample("breaker_refused_total", labels, usage.refused);
     }
 }
 

@@ -12,12 +12,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::{body::ResponseBody, layer::LoadReports};
+use super::{body::ResponseBody, layer::LoadReports, service::Refused};
 use crate::{
     error::{TransportError, TransportErrorKind},
     member::Lease,
     outcome::{Class, Classifier, End},
-    refusal::{Dialect, Refusal},
+    refusal::Dialect,
     time,
 };
 
@@ -42,7 +42,7 @@ pin_project! {
             classifier: Option<Arc<dyn Classifier>>,
         },
         // There was no endpoint to ask.
-        Refused { refusal: Option<(Refusal, Dialect)> },
+        Refused { refused: Option<(Refused, Dialect)> },
     }
 }
 
@@ -65,10 +65,10 @@ impl<F> ResponseFuture<F> {
         }
     }
 
-    pub(super) fn refused(refusal: Refusal, dialect: Dialect) -> Self {
+    pub(super) fn refused(refused: Refused, dialect: Dialect) -> Self {
         Self {
             state: State::Refused {
-                refusal: Some((refusal, dialect)),
+                refused: Some((refused, dialect)),
             },
         }
     }
@@ -120,9 +120,16 @@ where
                     }
                 })
             }
-            StateProj::Refused { refusal } => {
-                let (refusal, dialect) = refusal.take().expect("polled after it was ready");
-                Poll::Ready(Ok(refusal.into_response(dialect)))
+            StateProj::Refused { refused } => {
+                let (refused, dialect) = refused.take().expect("polled after it was ready");
+                let mut response = refused.refusal.into_response(dialect);
+                if let Some(wait) = refused.retry_after {
+                    // Whole seconds, and not too early.
+                    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                    let headers = response.headers_mut();
+                    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+                }
+                Poll::Ready(Ok(response))
             }
         }
     }

@@ -1,7 +1,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::{
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     attempt::{Attempt, Terms},
     cluster::{Cluster, Scope, Snapshot, Subset},
+    health::Rejection,
     member::{Chosen, Lease, Member},
     outcome::Classifier,
     pick::Pick,
@@ -46,6 +47,23 @@ struct Leased {
     set_cookie: Option<HeaderValue>,
 }
 
+/// Why there is none.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    /// When it may be another answer.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            retry_after: None,
+        }
+    }
+}
+
 impl<S> Balance<S> {
     pub(super) fn new(inner: S, layer: &BalanceLayer) -> Self {
         Self {
@@ -66,8 +84,12 @@ impl<S> Balance<S> {
         &self.cluster
     }
 
-    fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refusal> {
+    fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refused> {
         let now = time::now();
+        let attempts = request.extensions().get::<Attempt>();
+        let attempts = attempts.map_or(0, |attempt| attempt.number);
+        let admission = self.cluster.admit(attempts, now);
+        let admission = admission.map_err(|rejection| self.rejected(rejection))?;
         let snapshot = self.cluster.snapshot();
         let pick = Pick::new(fastrand::u64(..), now);
         let pick = match request.extensions().get::<Attempt>() {
@@ -93,6 +115,7 @@ impl<S> Balance<S> {
             (None, None) => choice.picked(choice.scope()),
         };
         let mut leased = leased?;
+        leased.lease.admitted(admission);
         if let Some(terms) = request.extensions().get::<Terms>() {
             let endpoint = &leased.member.endpoint().id;
             terms.chosen(endpoint, || snapshot.candidates().count());
@@ -101,6 +124,25 @@ impl<S> Balance<S> {
             }
         }
         Ok(leased)
+    }
+
+    fn rejected(&self, rejection: Rejection) -> Refused {
+        let name = self.cluster.name();
+        let (detail, retry_after) = match rejection {
+            Rejection::Full(resource) => {
+                let resource = resource.as_str();
+                let detail = format!("cluster {name} has as many {resource} as it may have");
+                (detail, None)
+            }
+            Rejection::Open { retry_after } => {
+                let detail = format!("the breaker of cluster {name} is open");
+                (detail, Some(retry_after))
+            }
+        };
+        Refused {
+            refusal: Refusal::new(Reason::Overloaded, detail),
+            retry_after,
+        }
     }
 }
 
@@ -201,9 +243,12 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let leased = match self.lease(&request) {
             Ok(leased) => leased,
-            Err(refusal) => {
-                self.cluster.totals().no_endpoint();
-                return ResponseFuture::refused(refusal, Dialect::of(request.headers()));
+            Err(refused) => {
+                match refused.refusal.reason() {
+                    Reason::Overloaded => self.cluster.totals().overloaded(),
+                    _ => self.cluster.totals().no_endpoint(),
+                }
+                return ResponseFuture::refused(refused, Dialect::of(request.headers()));
             }
         };
         let Leased {

@@ -36,7 +36,7 @@ const METHOD: &str = "/grpc.health.v1.Health/Check";
 #[derive(Clone, Debug)]
 pub struct GrpcCheck<S> {
     asker: Asker<S>,
-    host: Option<HeaderValue>,
+    host: Option<Authority>,
     /// The framed message.
     message: Bytes,
 }
@@ -68,9 +68,8 @@ impl<S> GrpcCheck<S> {
 
     /// Sets what `:authority` says.
     #[must_use]
-    pub fn host(mut self, host: &Authority) -> Self {
-        let host = HeaderValue::from_str(host.as_str());
-        self.host = Some(host.expect("an authority is a header value"));
+    pub fn host(mut self, host: Authority) -> Self {
+        self.host = Some(host);
         self
     }
 
@@ -89,7 +88,8 @@ impl<S> GrpcCheck<S> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
         if let Some(host) = &self.host {
-            headers.insert(HOST, host.clone());
+            let host = HeaderValue::from_str(host.as_str());
+            headers.insert(HOST, host.expect("an authority is a header value"));
         }
         request
     }

@@ -35,7 +35,7 @@ pub(super) const AGENT: HeaderValue = HeaderValue::from_static("tower-gateway-ch
 pub struct HttpCheck<S> {
     asker: Asker<S>,
     path: PathAndQuery,
-    host: Option<HeaderValue>,
+    host: Option<Authority>,
     statuses: RangeInclusive<u16>,
     prefix: Bytes,
 }
@@ -62,9 +62,8 @@ impl<S> HttpCheck<S> {
 
     /// Sets what `Host` says, or `:authority`.
     #[must_use]
-    pub fn host(mut self, host: &Authority) -> Self {
-        let host = HeaderValue::from_str(host.as_str());
-        self.host = Some(host.expect("an authority is a header value"));
+    pub fn host(mut self, host: Authority) -> Self {
+        self.host = Some(host);
         self
     }
 
@@ -94,7 +93,8 @@ impl<S> HttpCheck<S> {
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, AGENT);
         if let Some(host) = &self.host {
-            headers.insert(HOST, host.clone());
+            let host = HeaderValue::from_str(host.as_str());
+            headers.insert(HOST, host.expect("an authority is a header value"));
         }
         request
     }

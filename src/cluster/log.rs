@@ -40,6 +40,10 @@ pub(super) fn log(cluster: &str, event: &Event) {
                 "discovery changed its state"
             );
         }
+        Event::Breaker { from, to } => {
+            let (from, to) = (from.as_str(), to.as_str());
+            tracing::warn!(event = "breaker", cluster, from, to, "breaker turned");
+        }
         Event::Ejected {
             endpoint,
             cause,

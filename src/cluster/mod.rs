@@ -75,7 +75,10 @@ use crate::{
     discover::{self, ServiceWatch, State},
     endpoint::{Endpoint, EndpointId},
     event::Event,
-    health::{Outlier, Oversight, Percent, Standing, Turn, Verdict},
+    health::{
+        AdaptiveConcurrency, Admission, Breaker, Limits, Outlier, Oversight, Percent, Rejection,
+        Standing, TripRule, Turn, Verdict,
+    },
     load::Totals,
     member::Member,
     pick::Policy,
@@ -113,6 +116,7 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     writer: Mutex<Writer>,
     totals: Arc<Totals>,
+    breaker: Breaker,
     probes: probe::Counters,
     oversight: Arc<Oversight>,
     events: broadcast::Sender<Event>,
@@ -195,6 +199,7 @@ impl Cluster {
                 epoch: 0,
             }),
             totals: Arc::default(),
+            breaker: Breaker::new(),
             probes: probe::Counters::default(),
             oversight: Arc::default(),
             events: broadcast::Sender::new(EVENTS),
@@ -405,6 +410,53 @@ impl Cluster {
         self.shared.probes.counts()
     }
 
+    /// Bounds what the cluster has in hand at once, or does not any more; there are no bounds by
+    /// default. Counts go on. Connections are bounded in an upstream client that was
+    /// [given](crate::upstream::Upstream::breaker) the [breaker](Self::breaker).
+    pub fn set_limits(&self, limits: Option<Limits>) {
+        self.shared.breaker.set_limits(limits);
+    }
+
+    /// Lets the breaker trip by this rule from now on, or not any more; it never does by default.
+    /// By the rule that it had before, it goes on as it is.
+    pub fn set_trip(&self, rule: Option<TripRule>) {
+        self.shared.breaker.set_trip(rule, time::now());
+        let mut writer = self.shared.writer.lock();
+        self.shared.oversee(&mut writer);
+        drop(writer);
+        self.shared.oversight.bell().ring();
+    }
+
+    /// Lets the limit on requests in flight find itself, or not any more. Limits that are
+    /// [set](Self::set_limits) hold too.
+    pub fn set_adaptive_concurrency(&self, rule: Option<AdaptiveConcurrency>) {
+        self.shared.breaker.set_adaptive(rule);
+    }
+
+    /// The breaker: what the cluster has in hand, and how much it may have.
+    #[must_use]
+    pub fn breaker(&self) -> &Breaker {
+        &self.shared.breaker
+    }
+
+    /// Lets in a request of which there were so many attempts before.
+    pub(crate) fn admit(
+        &self,
+        attempts: u32,
+        now: Instant,
+    ) -> Result<Option<Admission>, Rejection> {
+        let admitted = self.shared.breaker.admit(attempts, now);
+        // The first one after a time of rest turns it.
+        let is_heard = admitted.as_ref().is_ok_and(|admission| {
+            let admission = admission.as_ref();
+            admission.is_some_and(Admission::is_heard)
+        });
+        if is_heard && self.shared.breaker.has_turned() {
+            self.shared.oversight.bell().ring();
+        }
+        admitted
+    }
+
     /// Publishes a change of the rules, which is no news of any endpoint.
     fn hush(&self) {
         let mut writer = self.shared.writer.lock();
@@ -524,6 +576,9 @@ impl Shared {
     /// Ejects who is an outlier, tells who stands otherwise than before, and publishes it. Returns
     /// when to look again, though nobody rings.
     fn review(&self, now: Instant) -> Option<Instant> {
+        if let Some((from, to)) = self.breaker.turn() {
+            self.tell(Event::Breaker { from, to });
+        }
         let mut writer = self.writer.lock();
         let members = Arc::clone(self.snapshot.load().members());
         let look = self.outlier_review(&mut writer, &members, now);

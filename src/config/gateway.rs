@@ -234,13 +234,15 @@ impl Running {
         cluster.set_panic_threshold(settings.panic_threshold);
         cluster.set_outlier(settings.outlier.clone());
         cluster.set_checks(checks(settings, plan.tls.as_ref()));
+        bound(&cluster, settings);
+        let upstream = upstream(settings, plan.tls.as_ref()).breaker(cluster.breaker());
         Self {
             settings: settings.clone(),
             snapshot_dir: all.node.snapshot_dir.clone(),
             tls: plan.tls.clone(),
             structure: Structure::default(),
             cluster,
-            upstream: upstream(settings, plan.tls.as_ref()),
+            upstream,
         }
     }
 
@@ -269,11 +271,13 @@ impl Running {
         if self.settings.outlier != settings.outlier {
             self.cluster.set_outlier(settings.outlier.clone());
         }
+        bound(&self.cluster, settings);
         let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
         let connects_alike =
             self.settings.connects_like(settings) && texts(&self.tls) == texts(&plan.tls);
         if !connects_alike {
-            self.upstream = upstream(settings, plan.tls.as_ref());
+            let breaker = self.cluster.breaker();
+            self.upstream = upstream(settings, plan.tls.as_ref()).breaker(breaker);
         }
         if !connects_alike || self.settings.health != settings.health {
             self.cluster.set_checks(checks(settings, plan.tls.as_ref()));
@@ -438,6 +442,13 @@ fn resolved(dns: Dns, settings: &DnsSettings) -> Dns {
         .allow_empty(settings.allow_empty)
 }
 
+/// Sets what a cluster may have in hand. What did not change goes on as it is.
+fn bound(cluster: &Cluster, settings: &ClusterSettings) {
+    cluster.set_limits(settings.breaker.map(|breaker| breaker.limits));
+    cluster.set_trip(settings.breaker.and_then(|breaker| breaker.trip));
+    cluster.set_adaptive_concurrency(settings.adaptive_concurrency);
+}
+
 /// The checks of a cluster, over connections like those of its requests.
 fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Checks> {
     let health = settings.health.as_ref()?;
@@ -458,7 +469,7 @@ fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Checks> {
                 .expect_status(expect_status.clone())
                 .expect_body(expect_body.clone());
             if let Some(host) = host {
-                check = check.host(host);
+                check = check.host(host.clone());
             }
             if let Some(port) = health.port {
                 check = check.port(port);
@@ -474,7 +485,7 @@ fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Checks> {
             let client = check_client(health, Protocol::Http2, tls);
             let mut check = GrpcCheck::new(client).scheme(scheme).service(service);
             if let Some(host) = host {
-                check = check.host(host);
+                check = check.host(host.clone());
             }
             if let Some(port) = health.port {
                 check = check.port(port);

@@ -12,10 +12,12 @@
 //! the one writer of a cluster is called by a bell and decides.
 
 mod bell;
+mod breaker;
 mod cause;
 mod detector;
 mod finding;
 mod gate;
+mod gradient;
 mod outlier;
 mod oversight;
 mod percent;
@@ -23,6 +25,7 @@ mod rise_fall;
 mod schedule;
 mod standing;
 mod streak;
+mod trip;
 mod window;
 
 use std::{
@@ -33,12 +36,15 @@ use std::{
 use parking_lot::Mutex;
 
 pub(crate) use bell::Bell;
+pub(crate) use breaker::{Admission, Ending, Pass, Rejection};
+pub use breaker::{Breaker, Limits, Resource, Usage};
 pub use cause::Cause;
 use detector::Part;
 pub(crate) use detector::{Occasion, Subject, outliers};
 pub use finding::Finding;
 use gate::Gate;
 pub(crate) use gate::Permit;
+pub use gradient::AdaptiveConcurrency;
 pub use outlier::{FailurePercentage, Outlier, SuccessFloor, SuccessRate};
 pub(crate) use oversight::Oversight;
 pub use percent::Percent;
@@ -56,6 +62,7 @@ use crate::{
 
 /// The longest `Retry-After` that is believed: 300 s, as linkerd has it.
 pub(crate) const LONGEST_QUIET: Duration = Duration::from_secs(300);
+pub use trip::{BreakerState, TripRule};
 
 /// What is known of the health of one endpoint; it survives every update of the list that keeps
 /// the endpoint's identity.

@@ -269,6 +269,8 @@ pub struct Totals {
     failure: AtomicU64,
     cancelled: AtomicU64,
     overloaded: AtomicU64,
+    /// Refused before an endpoint was picked.
+    refused: AtomicU64,
     no_endpoint: AtomicU64,
     /// Upgraded connections that have ended.
     upgraded: AtomicU64,
@@ -315,6 +317,11 @@ impl Totals {
         ended.iter().map(|counter| counter.load(Relaxed)).sum()
     }
 
+    /// A request was refused by a bound of the cluster.
+    pub(crate) fn overloaded(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn no_endpoint(&self) {
         self.no_endpoint.fetch_add(1, Relaxed);
     }
@@ -326,7 +333,7 @@ impl Totals {
             success: self.success.load(Relaxed),
             failure: self.failure.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
-            overloaded: self.overloaded.load(Relaxed),
+            overloaded: self.overloaded.load(Relaxed) + self.refused.load(Relaxed),
             no_endpoint: self.no_endpoint.load(Relaxed),
         }
     }
@@ -358,7 +365,7 @@ pub struct Requests {
     pub failure: u64,
     /// Given up by the client, or failed by its fault.
     pub cancelled: u64,
-    /// Refused because the queue for a connection was full.
+    /// Refused because the queue for a connection was full, or by the breaker.
     pub overloaded: u64,
     /// Refused because there was no usable endpoint.
     pub no_endpoint: u64,

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     endpoint::Address,
     error::{TransportError, TransportErrorKind},
+    health::{Pass, Resource},
     time,
 };
 
@@ -186,7 +187,7 @@ impl<B: SendBody> Connection<B> {
     pub(super) fn park(mut self: Box<Self>) {
         self.is_reused = true;
         if self.settle()
-            && let Some(pool) = self.slot.0.upgrade()
+            && let Some(pool) = self.slot.pool.upgrade()
         {
             pool.put(self);
         }
@@ -225,18 +226,30 @@ enum Turn<B: SendBody> {
 }
 
 /// The right to have one connection open.
-pub(super) struct Slot<B: SendBody>(Weak<Pool<B>>);
+pub(super) struct Slot<B: SendBody> {
+    pool: Weak<Pool<B>>,
+    /// It is one of the cluster's; none once it was handed on.
+    pass: Option<Pass>,
+}
 
 impl<B: SendBody> Drop for Slot<B> {
     fn drop(&mut self) {
-        let Some(pool) = self.0.upgrade() else { return };
+        let Some(pool) = self.pool.upgrade() else {
+            return;
+        };
         let mut state = pool.state.lock();
         while let Some(waiting) = state.waiting.pop_front() {
-            let slot = Self(Weak::clone(&self.0));
+            let slot = Self {
+                pool: Weak::clone(&self.pool),
+                pass: self.pass.take(),
+            };
             match waiting.send(Turn::Slot(slot)) {
                 Ok(()) => return,
                 // It went away; its slot must not be released while the lock is held.
-                Err(Turn::Slot(mut slot)) => slot.0 = Weak::new(),
+                Err(Turn::Slot(mut slot)) => {
+                    slot.pool = Weak::new();
+                    self.pass = slot.pass.take();
+                }
                 Err(Turn::Connection(_)) => unreachable!("a slot was sent"),
             }
         }
@@ -282,28 +295,53 @@ impl<B: SendBody> Pool<B> {
                 // It was put back since the request looked: at the limit, nobody may come to hand
                 // it on.
                 Ok(Turn::Connection(connection))
-            } else if state.open < self.settings.max_connections {
+            } else if let Some(pass) = self.pass(state.open) {
                 state.open += 1;
-                Ok(Turn::Slot(Slot(Arc::downgrade(&self))))
+                Ok(Turn::Slot(Slot {
+                    pool: Arc::downgrade(&self),
+                    pass: Some(pass),
+                }))
             } else {
                 state.waiting.retain(|waiting| !waiting.is_closed());
-                if state.waiting.len() >= self.settings.max_pending {
+                let pending = self.settings.breaker.enter(Resource::Pending);
+                let (Ok(pending), true) =
+                    (pending, state.waiting.len() < self.settings.max_pending)
+                else {
                     return Err(TransportError::new(TransportErrorKind::Overloaded));
-                }
+                };
                 let (turn, next) = oneshot::channel();
                 state.waiting.push_back(turn);
-                Err(next)
+                Err((next, pending))
             }
         };
         let turn = match turn {
             Ok(turn) => turn,
-            Err(next) => next
-                .await
-                .map_err(|_| TransportError::new(TransportErrorKind::Overloaded))?,
+            Err((next, pending)) => {
+                let turn = next.await;
+                drop(pending);
+                turn.map_err(|_| TransportError::new(TransportErrorKind::Overloaded))?
+            }
         };
         match turn {
             Turn::Connection(connection) => Ok(connection),
             Turn::Slot(slot) => Connection::open(&self, slot).await,
+        }
+    }
+
+    /// The right to one more connection beside so many. The first one may always be made: without
+    /// it, nobody would ever hand a connection to those who wait here.
+    fn pass(&self, open: usize) -> Option<Pass> {
+        let Settings {
+            max_connections,
+            breaker,
+            ..
+        } = &*self.settings;
+        if open >= *max_connections {
+            return None;
+        }
+        match breaker.enter(Resource::Connections) {
+            Ok(pass) => Some(pass),
+            Err(connections) => (open == 0).then(|| breaker.force(connections)),
         }
     }
 

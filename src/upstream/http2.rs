@@ -25,6 +25,7 @@ use super::{
 use crate::{
     endpoint::Address,
     error::{TransportError, TransportErrorKind},
+    health::{Pass, Resource},
 };
 
 /// How often a connection with requests in flight is pinged, and how long the answer may take.
@@ -88,6 +89,7 @@ struct Connection<B> {
     streams: AtomicUsize,
     /// Sweeps since there was a stream.
     idle: AtomicUsize,
+    _pass: Pass,
 }
 
 impl<B: SendBody> State<B> {
@@ -101,20 +103,27 @@ impl<B: SendBody> State<B> {
 }
 
 impl<B> Connection<B> {
-    fn stream(self: &Arc<Self>) -> Stream<B> {
+    /// One more stream, which shares the connection with too many when it is pending.
+    fn stream(self: &Arc<Self>, pending: Option<Pass>) -> Stream<B> {
         // A connection in use is not idle, even if no sweep ever sees a stream.
         self.idle.store(0, Relaxed);
         self.streams.fetch_add(1, Relaxed);
-        Stream(Arc::clone(self))
+        Stream {
+            connection: Arc::clone(self),
+            _pending: pending,
+        }
     }
 }
 
 /// A request's share of a connection, held to the end of the response body.
-pub(super) struct Stream<B>(Arc<Connection<B>>);
+pub(super) struct Stream<B> {
+    connection: Arc<Connection<B>>,
+    _pending: Option<Pass>,
+}
 
 impl<B> Drop for Stream<B> {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Relaxed);
+        self.connection.streams.fetch_sub(1, Relaxed);
     }
 }
 
@@ -148,7 +157,7 @@ impl<B: SendBody> Pool<B> {
         loop {
             dispatches += 1;
             let stream = self.stream().await?;
-            let mut sender = stream.0.sender.clone();
+            let mut sender = stream.connection.sender.clone();
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     return Ok(
@@ -157,7 +166,7 @@ impl<B: SendBody> Pool<B> {
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if dispatches < DISPATCHES => {
-                        self.forget(&stream.0);
+                        self.forget(&stream.connection);
                         request = unsent;
                     }
                     unsent => {
@@ -180,10 +189,18 @@ impl<B: SendBody> Pool<B> {
                     // One whose task is gone, by a panic of the connector, is not waited for.
                     Some(connecting) if connecting.has_changed().is_ok() => connecting.clone(),
                     _ => {
+                        let pass = match self.settings.breaker.enter(Resource::Connections) {
+                            Ok(pass) => pass,
+                            Err(resource) => match state.least_busy().map(Arc::clone) {
+                                Some(least) => return self.join(&state, &least),
+                                // Each endpoint may have one.
+                                None => self.settings.breaker.force(resource),
+                            },
+                        };
                         let (made, connecting) = watch::channel(Connecting::Yes);
                         state.connecting = Some(connecting.clone());
                         // A task of its own: the request that began it may go away.
-                        tokio::spawn(Arc::clone(self).connect(made));
+                        tokio::spawn(Arc::clone(self).connect(made, pass));
                         connecting
                     }
                 }
@@ -227,19 +244,23 @@ impl<B: SendBody> Pool<B> {
             max_pending,
             ..
         } = *self.settings;
+        let mut pending = None;
         if least.streams.load(Relaxed) >= max_streams {
+            let overloaded = || TransportError::new(TransportErrorKind::Overloaded);
+            let entered = self.settings.breaker.enter(Resource::Pending);
+            pending = Some(entered.map_err(|_| overloaded())?);
             let beyond = |connection: &Arc<Connection<B>>| {
                 connection.streams.load(Relaxed).saturating_sub(max_streams)
             };
             if state.connections.iter().map(beyond).sum::<usize>() >= max_pending {
-                return Err(TransportError::new(TransportErrorKind::Overloaded));
+                return Err(overloaded());
             }
         }
-        Ok(least.stream())
+        Ok(least.stream(pending))
     }
 
-    async fn connect(self: Arc<Self>, made: watch::Sender<Connecting>) {
-        let outcome = self.open().await;
+    async fn connect(self: Arc<Self>, made: watch::Sender<Connecting>, pass: Pass) {
+        let outcome = self.open(pass).await;
         let mut state = self.state.lock();
         state.connecting = None;
         let connecting = match outcome {
@@ -268,7 +289,7 @@ impl<B: SendBody> Pool<B> {
         made.send_replace(connecting);
     }
 
-    async fn open(&self) -> Result<Arc<Connection<B>>, TransportError> {
+    async fn open(&self, pass: Pass) -> Result<Arc<Connection<B>>, TransportError> {
         let Settings {
             connector,
             connect_timeout,
@@ -291,6 +312,7 @@ impl<B: SendBody> Pool<B> {
             sender,
             streams: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
+            _pass: pass,
         }))
     }
 

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     error::{TransportError, TransportErrorKind},
+    health::Breaker,
     member::{Chosen, Owner},
 };
 
@@ -45,6 +46,7 @@ pub enum Protocol {
 /// - `max_pending`: 1024 requests an endpoint; it matters with `max_connections`, or
 ///   when no further connection can be made
 /// - `max_streams`: 100 a connection, HTTP/2 only
+/// - `breaker`: none
 pub struct Upstream<B> {
     settings: Arc<Settings>,
     /// Pools are attached to endpoints in its name, and go when the last clone is gone.
@@ -62,6 +64,7 @@ pub(super) struct Settings {
     pub(super) max_connections: usize,
     pub(super) max_pending: usize,
     pub(super) max_streams: usize,
+    pub(super) breaker: Breaker,
 }
 
 impl<B> Upstream<B> {
@@ -77,6 +80,7 @@ impl<B> Upstream<B> {
             max_connections: usize::MAX,
             max_pending: 1024,
             max_streams: 100,
+            breaker: Breaker::new(),
         };
         Self {
             settings: Arc::new(settings),
@@ -135,6 +139,14 @@ impl<B> Upstream<B> {
     #[must_use]
     pub fn max_streams(self, streams: usize) -> Self {
         self.with(|settings| settings.max_streams = streams.max(1))
+    }
+
+    /// Keeps to the bounds of a cluster as well: on its connections, of which each endpoint may have
+    /// one whatever the others have, and on the requests that wait for one, counted as for
+    /// `max_pending`.
+    #[must_use]
+    pub fn breaker(self, breaker: &Breaker) -> Self {
+        self.with(|settings| settings.breaker = breaker.clone())
     }
 
     /// Other settings mean other pools.

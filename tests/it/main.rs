@@ -8,6 +8,7 @@ mod affinity;
 mod allocations;
 mod architecture;
 mod attempts;
+mod breaker;
 mod chaos;
 mod check;
 mod clients;

@@ -25,7 +25,7 @@ fn text(endpoints: &[SocketAddr], cluster: &str) -> String {
     format!(
         "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\", drain: 5s }}\n\
          clusters: {{ web: {{ discovery: {{ type: static, endpoints: [ {} ] }}, {cluster} }} }}\n\
-         routes: [ {{ match: {{}}, cluster: web }} ]\n",
+         routes: [ {{ match: {{}}, cluster: web, failover: {{ retries: 0 }} }} ]\n",
         endpoints.join(", ")
     )
 }

@@ -5,7 +5,9 @@ use std::{num::NonZeroUsize, time::Duration};
 use rustls::pki_types::ServerName;
 
 use super::{
-    HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret, ZoneSettings,
+    BreakerSettings, HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret,
+    ZoneSettings,
+    breaker::{adaptive, breaker},
     dns::{self, DnsSettings},
     etcd::{self, EtcdSettings},
     health::health,
@@ -18,7 +20,7 @@ use crate::{
     cluster::{Cluster, Subsets},
     discover::{DnsName, listing::every_endpoint},
     endpoint::Endpoint,
-    health::{Outlier, Percent},
+    health::{AdaptiveConcurrency, Outlier, Percent},
     yaml::{Mistakes, Value, boolean, number, one_of, positive_duration, text},
 };
 
@@ -34,6 +36,7 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 /// - `outlier`: none is ejected; with the key, the defaults of [`Outlier`]
 /// - `panic_threshold`: 50 %
 /// - `health`: no checks
+/// - `breaker`, `adaptive_concurrency`: none
 /// - `slow_start`: none
 /// - `zones`, `subsets`, `subset_size`: none
 /// - `protocol`: HTTP/1.1
@@ -57,6 +60,10 @@ pub struct ClusterSettings {
     pub panic_threshold: Percent,
     /// How they are checked, if they are.
     pub health: Option<HealthSettings>,
+    /// What the cluster may have in hand at once, over all its endpoints.
+    pub breaker: Option<BreakerSettings>,
+    /// The limit on requests in flight that finds itself.
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
     /// How long an endpoint that joins takes to get its whole share.
     pub slow_start: Option<Duration>,
     /// How requests prefer the zone of the node: `zone_aware`.
@@ -177,7 +184,8 @@ pub struct Identity {
     pub key: NamedFile,
 }
 
-/// A bound on the connections to one endpoint, and on the requests that wait for one.
+/// A bound on the connections to one endpoint, and on the requests that wait for one. The bounds of
+/// a whole cluster are those of its [breaker](BreakerSettings); both hold.
 ///
 /// # Defaults
 ///
@@ -200,6 +208,8 @@ impl Reader<'_> {
         let outlier = fields.optional("outlier", outlier);
         let panic_threshold = fields.optional("panic_threshold", share);
         let health = fields.optional("health", health);
+        let breaker = fields.optional("breaker", breaker);
+        let adaptive_concurrency = fields.optional("adaptive_concurrency", adaptive);
         let slow_start = fields.optional("slow_start", positive_duration);
         let zones = fields.optional("zone_aware", |value| self.zone_aware(value));
         let subsets = fields.optional("subsets", subsets);
@@ -228,6 +238,8 @@ impl Reader<'_> {
             outlier,
             panic_threshold: panic_threshold.unwrap_or(Cluster::PANIC_THRESHOLD),
             health,
+            breaker,
+            adaptive_concurrency,
             slow_start,
             zones: zones.flatten(),
             subsets,

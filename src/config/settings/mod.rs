@@ -1,6 +1,7 @@
 //! What the configuration file says, as plain data.
 
 mod affinity;
+mod breaker;
 mod cluster;
 mod dns;
 mod etcd;
@@ -23,6 +24,7 @@ use std::{
 };
 
 pub use affinity::{AffinityPolicy, AffinitySettings};
+pub use breaker::BreakerSettings;
 pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
     TlsSettings,

@@ -15,7 +15,10 @@ use crate::{
     cluster::{Subset, SubsetFallback, Subsets},
     endpoint::Endpoint,
     failover::{Backoff, Budget, Hedge},
-    health::{FailurePercentage, Outlier, Percent, SuccessFloor, SuccessRate},
+    health::{
+        AdaptiveConcurrency, FailurePercentage, Limits, Outlier, Percent, SuccessFloor,
+        SuccessRate, TripRule,
+    },
     limit::{LimitKey, OnStoreFailure, Quota},
     pick::LoadFactor,
     route::Match,
@@ -55,6 +58,8 @@ clusters:
       success_floor: { below: 99.5%, min_requests: 10 }
     panic_threshold: 40%
     health: { type: tcp, port: 9100, interval: 7s, fast_interval: 500ms, timeout: 2s, rise: 4, fall: 5, concurrency: 6 }
+    breaker: { max_requests: 9, max_pending: 8, max_connections: 7, max_retries: 6, failure_ratio: 40%, slow_ratio: 60%, slow: 2s, window: 5s, open: 1m, min_requests: 11, trials: 4 }
+    adaptive_concurrency: { min: 3, max: 30 }
     slow_start: 30s
     zone_aware: { min_endpoints: 4, nodes: { a: 3, b: 2 } }
     subsets: { by: [ version, [ version, stage ] ], fallback: { version: v1 } }
@@ -223,6 +228,22 @@ fn a_file_with_every_key_is_read() {
                 fall: 5.try_into().unwrap(),
                 concurrency: 6.try_into().unwrap(),
             }),
+            breaker: Some(BreakerSettings {
+                limits: Limits::default()
+                    .max_requests(9)
+                    .max_pending(8)
+                    .max_connections(7)
+                    .max_retries(6),
+                trip: Some(
+                    TripRule::new(Percent::new(40.0))
+                        .slow(Duration::from_secs(2), Percent::new(60.0))
+                        .window(Duration::from_secs(5))
+                        .open(Duration::from_secs(60))
+                        .min_requests(11)
+                        .trials(4.try_into().unwrap())
+                ),
+            }),
+            adaptive_concurrency: Some(AdaptiveConcurrency::default().min(3).max(30)),
             slow_start: Some(Duration::from_secs(30)),
             zones: Some(ZoneSettings {
                 min_endpoints: 4,
@@ -279,7 +300,7 @@ fn a_file_with_every_key_is_read() {
         .collect();
     assert_eq!(name, "least_loaded");
     assert_eq!(*hash_key, Some(HashKey::path()));
-    assert_eq!(options, [("window", "10s", 47), ("sample", "2", 47)]);
+    assert_eq!(options, [("window", "10s", 49), ("sample", "2", 49)]);
 
     assert_eq!(
         settings.routes,
@@ -385,6 +406,8 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
             outlier: None,
             panic_threshold: Percent::new(50.0),
             health: None,
+            breaker: None,
+            adaptive_concurrency: None,
             slow_start: None,
             zones: None,
             subsets: None,
@@ -1243,9 +1266,9 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
         ],
     );
     refused_cluster(
-        "breaker: {}",
+        "mirror: {}",
         &[
-            "gateway.yaml:5: clusters.users.breaker: expected one of discovery, balance, sticky, outlier, panic_threshold, health, slow_start, zone_aware, subsets, subset_size, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"breaker\"",
+            "gateway.yaml:5: clusters.users.mirror: expected one of discovery, balance, sticky, outlier, panic_threshold, health, breaker, adaptive_concurrency, slow_start, zone_aware, subsets, subset_size, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"mirror\"",
         ],
     );
     for key in ["cache"] {
@@ -1286,7 +1309,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 71);
+    assert_eq!(tried, 90);
 }
 
 proptest! {
@@ -1394,4 +1417,49 @@ fn checks_are_read() {
         let mistake = format!("gateway.yaml:5: clusters.users.health.{mistake}");
         refused_cluster(&format!("health: {{ {keys} }}"), &[&mistake]);
     }
+}
+
+#[test]
+fn breakers_are_read() {
+    let cluster = |text: &str| parse(&with_cluster(text)).unwrap().clusters["users"].clone();
+    let settings = BreakerSettings::default();
+    assert_eq!(cluster("breaker: {}").breaker, Some(settings));
+    let limits = Limits::default();
+    let all = (
+        limits.max_requests,
+        limits.max_pending,
+        limits.max_connections,
+        limits.max_retries,
+    );
+    assert_eq!(all, (1024, 1024, 1024, 3));
+    let rule = cluster("breaker: { failure_ratio: 50% }")
+        .breaker
+        .unwrap()
+        .trip;
+    assert_eq!(rule, Some(TripRule::new(Percent::new(50.0))));
+    let adaptive = cluster("adaptive_concurrency: { min: 300 }").adaptive_concurrency;
+    assert_eq!(
+        adaptive,
+        Some(AdaptiveConcurrency::default().min(300).max(300))
+    );
+    for key in [
+        "slow_ratio: 5%",
+        "slow: 1s",
+        "window: 1s",
+        "open: 1s",
+        "min_requests: 5",
+        "trials: 1",
+    ] {
+        let (name, _) = key.split_once(':').unwrap();
+        let mistake = format!(
+            "gateway.yaml:5: clusters.users.breaker.{name}: expected failure_ratio beside it, found none"
+        );
+        refused_cluster(&format!("breaker: {{ {key} }}"), &[&mistake]);
+    }
+    refused_cluster(
+        "adaptive_concurrency: { min: 5, max: 4 }",
+        &[
+            "gateway.yaml:5: clusters.users.adaptive_concurrency.max: expected a number from 5 to 1000000, found \"4\"",
+        ],
+    );
 }
