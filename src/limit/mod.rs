@@ -1,7 +1,7 @@
 //! Limits on the rate of requests: by client, by tenant, over all.
 //!
 //! A [`Limit`] is a name, a [`Quota`] and a [`LimitKey`]. A [`Limiter`] has some of them and the
-//! [store](store) that keeps their counts; it admits a request by all of its limits or charges none.
+//! [store] that keeps their counts; it admits a request by all of its limits or charges none.
 //! [`RateLimitLayer`] refuses what is not admitted: 429 with `Retry-After`, or for gRPC
 //! RESOURCE_EXHAUSTED with `RetryInfo` and `grpc-retry-pushback-ms`. `RateLimit-Policy` and
 //! `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10) tell every client how it stands, also those

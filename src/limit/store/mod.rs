@@ -26,8 +26,8 @@
 //! - **Dropped futures lose nothing.** A charge that a dropped [`decide`](Store::decide) has
 //!   brought about may stay, never more than once; slots that nobody got to know of are given back.
 //! - **Patience.** An ask may say how long its caller waits for tokens. A store that can book
-//!   ahead answers [`Decision::Wait`](super::Decision::Wait), in the order in which it was asked;
-//!   for any other [`Decision::Deny`](super::Decision::Deny) is right, and the caller asks again.
+//!   ahead answers [`Decision::Wait`], in the order in which it was asked;
+//!   for any other [`Decision::Deny`] is right, and the caller asks again.
 //! - **The quota is that of the ask.** Another ask for the same fingerprint may have another one,
 //!   after a reload or by a dynamic quota: what was taken stays taken, no lowered limit leaves a
 //!   key beyond the new time from empty to full, and a raised one holds at once.
