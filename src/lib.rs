@@ -99,6 +99,8 @@
 pub mod admin;
 pub mod attempt;
 pub mod balance;
+#[cfg(feature = "cache")]
+pub mod cache;
 pub mod client;
 pub mod cluster;
 #[cfg(feature = "config")]
