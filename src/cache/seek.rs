@@ -33,6 +33,15 @@ pub(super) enum Local<V> {
     Nothing,
 }
 
+/// What is known of the view that level 1 is looked at by.
+#[derive(Clone, Copy)]
+pub(super) enum View {
+    /// It is as new as the last news that came by themselves.
+    Followed,
+    /// It was asked for during this lookup.
+    Asked,
+}
+
 /// What a lookup has found so far that is not fresh.
 struct Held<V> {
     hit: Option<Hit<V>>,
@@ -78,18 +87,17 @@ impl<V: Value> TieredCache<V> {
     ///
     /// A lookup that is dropped leaves nothing behind but a lease that runs out.
     pub async fn lookup(&self, key: &Key, judge: impl Fn(&Hit<V>) -> Verdict) -> Lookup<V> {
-        let start = time::now();
         let shared = &*self.shared;
         shared.sight.follow();
         let mut held = Held::nothing();
         for _ in 0..MOST_WAITS {
-            let mut local = self.local(key, start, time::now());
+            let mut local = self.local(key, View::Followed, time::now());
             if matches!(local, Local::Unconfirmed) {
                 let (number, _) = shared.sight.of(key);
                 if shared.sight.confirm(number).await.is_err() {
                     return self.lookup_alone(key, held, &judge).await;
                 }
-                local = self.local(key, start, time::now());
+                local = self.local(key, View::Asked, time::now());
             }
             match local {
                 Local::Found(hit) => {
@@ -124,8 +132,8 @@ impl<V: Value> TieredCache<V> {
         }
     }
 
-    /// Looks into level 1, for a request that began at `start`.
-    pub(super) fn local(&self, key: &Key, start: Instant, now: Instant) -> Local<V> {
+    /// Looks into level 1.
+    pub(super) fn local(&self, key: &Key, view: View, now: Instant) -> Local<V> {
         let shared = &*self.shared;
         let entry = match shared.level1.get(key) {
             Some(Slot::Entry(entry)) => entry,
@@ -133,12 +141,14 @@ impl<V: Value> TieredCache<V> {
             Some(Slot::Pass(_)) | None => return Local::Nothing,
         };
         let (_, shard) = shared.sight.of(key);
-        // Before the version: see `Watermark`.
-        let confirmed = shard.watermark.confirmed();
-        let limit = self.bound.min(shard.watermark.promised());
-        let is_confirmed = confirmed.is_some_and(|confirmed| {
-            confirmed >= start || now.saturating_duration_since(confirmed) < limit
-        });
+        let is_confirmed = match view {
+            View::Asked => true,
+            // Before the version: see `Watermark`.
+            View::Followed => shard.watermark.confirmed().is_some_and(|confirmed| {
+                let limit = self.bound.min(shard.watermark.promised());
+                now.saturating_duration_since(confirmed) < limit
+            }),
+        };
         if !is_confirmed {
             return Local::Unconfirmed;
         }

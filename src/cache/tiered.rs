@@ -7,7 +7,7 @@ use super::{
     flight::Flights,
     key::Key,
     level1::Level1,
-    seek::Local,
+    seek::{Local, View},
     sight::Sight,
     store::{Level2, Memory},
     value::Value,
@@ -138,8 +138,7 @@ impl<V: Value> TieredCache<V> {
     /// `None` says nothing about the key: [`lookup`](Self::lookup) does.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Hit<V>> {
-        let now = time::now();
-        match self.local(key, now, now) {
+        match self.local(key, View::Followed, time::now()) {
             Local::Found(hit) => Some(hit),
             Local::Unconfirmed | Local::Pass | Local::Nothing => None,
         }
