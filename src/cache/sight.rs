@@ -27,7 +27,7 @@ use crate::{
 
 /// The pause between news when nothing hints at any: a third of the smallest bound, and no less.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
-/// Tombstones in a shard, at most, before the older half is forgotten.
+/// Tombstones in a shard, at most, before the oldest are forgotten.
 const MOST_TOMBSTONES: usize = 100_000;
 
 /// The views of all shards, and the tasks that keep them new.
@@ -156,7 +156,7 @@ impl Sight {
         if news.kept > MOST_TOMBSTONES {
             let upto = Stamp {
                 epoch: news.epoch,
-                sequence: news.floor + (news.sequence - news.floor) / 2,
+                sequence: news.floor + (news.sequence - news.floor).div_ceil(8),
             };
             self.store.trim(number, upto).await?;
         }

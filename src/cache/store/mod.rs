@@ -1,6 +1,8 @@
 //! Level 2: what the nodes of a cluster share.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod shard;
 
 use std::{fmt, time::Duration};
@@ -9,6 +11,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 pub use self::memory::Memory;
+#[cfg(feature = "redis")]
+pub use self::redis::Redis;
 #[cfg(test)]
 pub(super) use self::shard::Shard;
 use super::{
