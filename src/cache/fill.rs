@@ -86,7 +86,6 @@ pub struct Fill<V: Value> {
     shared: Arc<Shared<V>>,
     lead: Option<Lead<V>>,
     shard: u16,
-    id: u64,
     begun: u64,
     origin: Origin,
     started: Instant,
@@ -99,7 +98,6 @@ pub struct Fill<V: Value> {
 pub(super) struct Ticket<V> {
     pub(super) lead: Lead<V>,
     pub(super) shard: u16,
-    pub(super) id: u64,
     pub(super) begun: u64,
     pub(super) origin: Origin,
     pub(super) stale: Option<Hit<V>>,
@@ -168,7 +166,6 @@ impl<V: Value> Fill<V> {
             shared,
             lead: Some(ticket.lead),
             shard: ticket.shard,
-            id: ticket.id,
             begun: ticket.begun,
             origin: ticket.origin,
             started: time::now(),
@@ -215,6 +212,7 @@ impl<V: Value> Fill<V> {
         let meta = keep.meta(V::VERSION, took);
         let own = [Scope::key(lead.key().primary()), Scope::all()];
         let scopes: Box<[Scope]> = own.into_iter().chain(scopes).collect();
+        let id = fastrand::u64(..);
         let is_stored = match self.origin {
             Origin::Stamp(stamp) => {
                 let store = &self.shared.sight.store;
@@ -224,7 +222,8 @@ impl<V: Value> Fill<V> {
                     Encoded::default()
                 };
                 let put = Put {
-                    id: self.id,
+                    id,
+                    holder: self.shared.sight.node,
                     stamp,
                     scopes: scopes.to_vec(),
                     meta,
@@ -241,7 +240,7 @@ impl<V: Value> Fill<V> {
             meta,
             origin: self.origin,
             scopes,
-            id: self.id,
+            id,
             begun: self.begun,
             came: time::now(),
             age: Duration::ZERO,
@@ -271,7 +270,7 @@ impl<V: Value> Fill<V> {
         let lead = self.lead.take().expect("it is there until the fill ends");
         let until = time::after(time::now(), span);
         self.shared.level1.pass(lead.key(), until);
-        self.shared.release(self.shard, lead.key(), self.id);
+        self.shared.release(self.shard, lead.key());
         lead.land(Landing::Pass);
     }
 }
@@ -280,7 +279,7 @@ impl<V: Value> Drop for Fill<V> {
     fn drop(&mut self) {
         // Others on this node ask again, and those on other nodes need not wait for the lease.
         if let Some(lead) = self.lead.take() {
-            self.shared.release(self.shard, lead.key(), self.id);
+            self.shared.release(self.shard, lead.key());
         }
     }
 }
@@ -318,14 +317,14 @@ impl<V: Value> Shared<V> {
     }
 
     /// Gives back a lease in the background; at worst it runs out.
-    pub(super) fn release(&self, shard: u16, key: &Key, id: u64) {
+    pub(super) fn release(&self, shard: u16, key: &Key) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
         let store = Arc::clone(&self.sight.store);
-        let key = key.clone();
+        let (key, holder) = (key.clone(), self.sight.node);
         let mut release = Box::pin(async move {
-            if let Err(unavailable) = store.release(shard, &key, id).await {
+            if let Err(unavailable) = store.release(shard, &key, holder).await {
                 tracing::debug!(error = %unavailable, "a lease runs out by itself");
             }
         });

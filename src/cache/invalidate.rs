@@ -82,6 +82,9 @@ impl<V: Value> TieredCache<V> {
         acknowledge: Acknowledge,
     ) -> Result<Acknowledged, NotAcknowledged> {
         self.shared.sight.follow();
+        if scopes.is_empty() {
+            return Ok(Acknowledged { level: acknowledge });
+        }
         let replicas = match acknowledge {
             Acknowledge::Replicated(replicas) => replicas,
             Acknowledge::Stored | Acknowledge::Everywhere => 0,

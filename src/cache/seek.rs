@@ -182,7 +182,7 @@ impl<V: Value> TieredCache<V> {
             shared.sight.confirm(number).await?;
         }
         let lease = Lease {
-            id: fastrand::u64(..),
+            holder: shared.sight.node,
             span: self.lease,
         };
         let patience = time::after(time::now(), self.lease);
@@ -217,7 +217,7 @@ impl<V: Value> TieredCache<V> {
                 }
             };
             let origin = Origin::Stamp(stamp);
-            return Ok(self.filled_by(lead, held, lease.id, begun, origin));
+            return Ok(self.filled_by(lead, held, begun, origin));
         }
     }
 
@@ -225,7 +225,6 @@ impl<V: Value> TieredCache<V> {
         &self,
         lead: Lead<V>,
         held: &mut Held<V>,
-        id: u64,
         begun: u64,
         origin: Origin,
     ) -> Lookup<V> {
@@ -235,7 +234,6 @@ impl<V: Value> TieredCache<V> {
         let ticket = Ticket {
             lead,
             shard,
-            id,
             begun,
             origin,
             stale,
@@ -273,7 +271,7 @@ impl<V: Value> TieredCache<V> {
                         generation: shard.generation(),
                         since: time::now(),
                     };
-                    return self.filled_by(lead, &mut held, fastrand::u64(..), begun, origin);
+                    return self.filled_by(lead, &mut held, begun, origin);
                 }
                 Turn::Join(join) => {
                     if let Some(lookup) = join_flight(join, &mut held, judge).await {

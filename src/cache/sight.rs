@@ -35,7 +35,7 @@ const MOST_TOMBSTONES: usize = 100_000;
 pub(super) struct Sight {
     pub(super) store: Arc<dyn Level2>,
     /// Names this node; random.
-    node: u64,
+    pub(super) node: u64,
     shards: Box<[Shard]>,
     /// Milliseconds that some handle serves for without being confirmed, at most.
     serves: AtomicU64,

@@ -104,7 +104,10 @@ async fn two_nodes_fill_once() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_died_filling_is_waited_for_no_longer_than_its_lease() {
     let store = Memory::with_capacity(1 << 20);
-    let (one, other) = (node(&store).lease(seconds(3)), node(&store));
+    let (one, other) = (
+        node(&store).lease(seconds(9)),
+        node(&store).lease(seconds(3)),
+    );
     let dead = fill(&one).await;
     let start = tokio::time::Instant::now();
     drop(fill(&other).await);

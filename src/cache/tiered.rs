@@ -23,7 +23,7 @@ use crate::time;
 /// - level 2: this process alone
 /// - staleness bound of level 1: 1 s
 /// - on partition: bypass
-/// - lease of a fill: 5 s
+/// - lease of a fill: 3 s
 pub struct TieredCache<V: Value> {
     pub(super) shared: Arc<Shared<V>>,
     pub(super) bound: Duration,
@@ -83,7 +83,7 @@ impl<V: Value> TieredCache<V> {
             }),
             bound,
             partition: Partition::Bypass,
-            lease: Duration::from_secs(5),
+            lease: Duration::from_secs(3),
         }
     }
 
@@ -104,7 +104,7 @@ impl<V: Value> TieredCache<V> {
         self
     }
 
-    /// For how long other nodes wait for a fill of this handle, at most. Default: 5 s.
+    /// For how long other nodes wait for a fill of this handle, at most. Default: 3 s.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;

@@ -123,12 +123,6 @@ impl Tombstones {
             .map(|(scope, purge, at)| (scope.clone(), purge, *at))
             .collect()
     }
-
-    /// The highest number, or the floor.
-    pub(super) fn highest(&self) -> u64 {
-        let all = self.hard.values().chain(self.soft.values());
-        all.copied().max().unwrap_or(0).max(self.floor)
-    }
 }
 
 /// What a node has to hear of a shard.
@@ -168,7 +162,7 @@ mod tests {
         tombs.raise_floor(9);
         tombs.raise_floor(7);
         tombs.add(&a, Purge::Hard, 8);
-        assert_eq!((tombs.floor(), tombs.len(), tombs.highest()), (9, 0, 9));
+        assert_eq!((tombs.floor(), tombs.len()), (9, 0));
     }
 
     #[test]

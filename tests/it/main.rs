@@ -7,6 +7,7 @@ mod admin;
 mod affinity;
 mod allocations;
 mod architecture;
+mod cache;
 mod chaos;
 mod clients;
 mod destination;

@@ -103,9 +103,9 @@ impl Level2 for Memory {
         &'a self,
         _shard: u16,
         key: &'a Key,
-        id: u64,
+        holder: u64,
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
-        self.step(|shard| shard.release(key, id))
+        self.step(|shard| shard.release(key, holder))
     }
 
     fn invalidate<'a>(

@@ -68,7 +68,7 @@ pub(super) mod sealed {
             &'a self,
             shard: u16,
             key: &'a Key,
-            id: u64,
+            holder: u64,
         ) -> BoxFuture<'a, Result<(), Unavailable>>;
 
         /// Invalidates scopes, and waits until so many replicas have it.
@@ -121,10 +121,13 @@ impl Unavailable {
     }
 }
 
-/// Who wants to fill, and for how long nobody else should.
+/// Which node wants to fill, and for how long no other should.
+///
+/// A node that asks again gets its own lease again: the answer to its first question was lost, or
+/// its fill was given up.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
-    pub(super) id: u64,
+    pub(super) holder: u64,
     pub(super) span: Duration,
 }
 
@@ -180,6 +183,8 @@ pub struct Meta {
 #[derive(Clone, Debug)]
 pub struct Put {
     pub(super) id: u64,
+    /// Whose lease ends with it.
+    pub(super) holder: u64,
     pub(super) stamp: Stamp,
     pub(super) scopes: Vec<Scope>,
     pub(super) meta: Meta,

@@ -92,7 +92,7 @@ impl Shard {
         }
         let stamp = self.stamp();
         match self.leases.get(key) {
-            Some((_, until)) if *until > now => Read::Wait {
+            Some((holder, until)) if *holder != lease.holder && *until > now => Read::Wait {
                 stamp,
                 left: *until - now,
             },
@@ -101,7 +101,7 @@ impl Shard {
                     self.leases.retain(|_, (_, until)| *until > now);
                 }
                 self.leases
-                    .insert(key.clone(), (lease.id, now + lease.span));
+                    .insert(key.clone(), (lease.holder, now + lease.span));
                 Read::Fill { stamp }
             }
         }
@@ -132,7 +132,7 @@ impl Shard {
     }
 
     pub(in crate::cache) fn store(&mut self, key: &Key, put: Put, now: Instant) -> Stored {
-        self.release(key, put.id);
+        self.release(key, put.holder);
         if self.validity(put.stamp, &put.scopes) != Validity::Valid {
             return Stored::Refused;
         }
@@ -156,12 +156,8 @@ impl Shard {
         Stored::Stored
     }
 
-    pub(in crate::cache) fn release(&mut self, key: &Key, id: u64) {
-        if self
-            .leases
-            .get(key)
-            .is_some_and(|(holder, _)| *holder == id)
-        {
+    pub(in crate::cache) fn release(&mut self, key: &Key, holder: u64) {
+        if self.leases.get(key).is_some_and(|(of, _)| *of == holder) {
             self.leases.remove(key);
         }
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use fred::{
-    clients::Client,
+    clients::{Client, WithOptions},
     interfaces::ClientLike as _,
     types::{ClusterHash, CustomCommand, Value},
 };
@@ -53,7 +53,9 @@ impl Connection {
         let client = options.client(options.timeout());
         client.connect();
         let gate = Arc::new(Gate::new());
-        tokio::spawn(probe(client.clone(), Arc::downgrade(&gate)));
+        let mut probing = fred::types::config::Options::default();
+        probing.timeout = Some(options.probe_timeout());
+        tokio::spawn(probe(client.with_options(&probing), Arc::downgrade(&gate)));
         Self {
             shared: Arc::new(Shared {
                 client,
@@ -200,7 +202,7 @@ impl Drop for Shared {
 }
 
 /// Opens the gate whenever the server answers, until the connection is dropped.
-async fn probe(client: Client, gate: Weak<Gate>) {
+async fn probe(client: WithOptions<Client>, gate: Weak<Gate>) {
     while let Some(gate) = gate.upgrade() {
         let is_answered = client.ping::<Value>(None).await.is_ok();
         if is_answered {

@@ -77,6 +77,11 @@ impl Options {
         self.config.server.is_clustered()
     }
 
+    /// How long to wait for the answer to a probe.
+    pub(super) fn probe_timeout(&self) -> Duration {
+        self.command_timeout.min(self.connect_timeout)
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         self.command_timeout
     }
@@ -95,7 +100,7 @@ impl Options {
             connection.max_command_buffer_len = 10_000;
             connection.reconnect_on_auth_error = true;
             connection.unresponsive = UnresponsiveConfig {
-                max_timeout: Some(self.connect_timeout * 2),
+                max_timeout: Some(self.connect_timeout.max(timeout) * 2),
                 interval: self.connect_timeout / 2,
             };
             connection.tcp = TcpConfig {

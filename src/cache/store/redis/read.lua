@@ -1,4 +1,4 @@
--- KEYS: S, entry, lease. ARGV: random, id, milliseconds of the lease, id of the unfit entry.
+-- KEYS: S, entry, lease. ARGV: random, holder, milliseconds of the lease, id of the unfit entry.
 local epoch, floor = state()
 local entry = redis.call('HMGET', KEYS[2], 'id', 'epoch', 'f', 'scopes', 'meta', 'head', 'body')
 if entry[1] and entry[1] ~= ARGV[4] and entry[2] == epoch then
@@ -9,7 +9,9 @@ if entry[1] and entry[1] ~= ARGV[4] and entry[2] == epoch then
     return { 'found', entry[1], epoch, tonumber(entry[3]), holds, left, entry[5], entry[6], entry[7], scopes }
   end
 end
-if redis.call('SET', KEYS[3], ARGV[2], 'NX', 'PX', ARGV[3]) then
+local holder = redis.call('GET', KEYS[3])
+if not holder or holder == ARGV[2] then
+  redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
   return { 'fill', epoch, sequence() }
 end
 return { 'wait', epoch, sequence(), redis.call('PTTL', KEYS[3]) }

@@ -1,4 +1,4 @@
--- KEYS: lease. ARGV: id.
+-- KEYS: lease. ARGV: holder.
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end

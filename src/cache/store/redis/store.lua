@@ -1,13 +1,13 @@
 -- KEYS: S, entry, body, lease. ARGV: random, id, epoch, f, meta, milliseconds to keep, head, body,
--- whether the body is in the entry, scopes...
+-- whether the body is in the entry, holder of the lease, scopes...
 local epoch, floor = state()
-if redis.call('GET', KEYS[4]) == ARGV[2] then
+if redis.call('GET', KEYS[4]) == ARGV[10] then
   redis.call('DEL', KEYS[4])
 end
 local f = tonumber(ARGV[4])
 local scopes = {}
-for i = 10, #ARGV do
-  scopes[i - 9] = ARGV[i]
+for i = 11, #ARGV do
+  scopes[i - 10] = ARGV[i]
 end
 if epoch ~= ARGV[3] or validity(f, floor, scopes) < 2 then
   return 0

@@ -36,8 +36,8 @@ const ID_LENGTH: usize = 16;
 macro_rules! script {
     ($file:literal) => {
         Script::new(concat!(
-            include_str!("redis/state.lua"),
-            include_str!(concat!("redis/", $file, ".lua"))
+            include_str!("state.lua"),
+            include_str!(concat!($file, ".lua"))
         ))
     };
 }
@@ -103,7 +103,7 @@ impl Redis {
                 scripts: Scripts {
                     read: script!("read"),
                     store: script!("store"),
-                    release: Script::new(include_str!("redis/release.lua")),
+                    release: Script::new(include_str!("release.lua")),
                     invalidate: script!("invalidate"),
                     news: script!("news"),
                     nodes: script!("nodes"),
@@ -153,7 +153,7 @@ impl Redis {
         ];
         let arguments = vec![
             random(),
-            id(lease.id),
+            id(lease.holder),
             millis(lease.span).max(1).into(),
             unfit.map_or_else(|| "".into(), id),
         ];
@@ -199,6 +199,7 @@ impl Redis {
             put.encoded.head.into(),
             put.encoded.body.into(),
             if is_inline { "1" } else { "0" }.into(),
+            id(put.holder),
         ];
         arguments.extend(put.scopes.iter().map(scope));
         let mut answer = self
@@ -328,11 +329,11 @@ impl Level2 for Redis {
         &'a self,
         shard: u16,
         key: &'a Key,
-        lease: u64,
+        holder: u64,
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
         let keys = vec![self.key(shard, 'l', key)];
         let done = async move {
-            self.run(&self.shared.scripts.release, keys, vec![id(lease)])
+            self.run(&self.shared.scripts.release, keys, vec![id(holder)])
                 .await?;
             Ok(())
         };
@@ -563,31 +564,5 @@ fn parse_meta(text: &str) -> Option<Meta> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_kept_of_an_entry_comes_back() {
-        let spans = [1, 2, 3, 4].map(Duration::from_millis);
-        let [age, fresh, keep, took] = spans;
-        let version = 9;
-        let kept = Meta {
-            version,
-            age,
-            fresh,
-            keep,
-            took,
-        };
-        assert_eq!(parse_meta(&meta(kept)), Some(kept));
-        assert_eq!(parse_meta("1:2:3"), None);
-    }
-
-    #[test]
-    fn the_body_of_another_entry_is_none() {
-        let body = |text: &'static str| Value::Bytes(Bytes::from_static(text.as_bytes()));
-        assert_eq!(body_of(10, body("000000000000000abody")).unwrap(), "body");
-        assert_eq!(body_of(11, body("000000000000000abody")), None);
-        assert_eq!(body_of(11, body("")), None);
-        assert_eq!(body_of(11, Value::Null), None);
-    }
-}
+#[cfg(not(tower_gateway_loom))]
+mod tests;
