@@ -29,7 +29,8 @@ pub enum Acknowledge {
     /// them.
     Replicated(u32),
     /// As `Stored`, and the level 1 of every node obeys it. A node that is silent delays it for as
-    /// long as it may serve without having heard.
+    /// long as it may serve without having heard, and so does a store that lost its numbers: nodes
+    /// that it forgot may serve for as long as those that it knows.
     Everywhere,
 }
 
@@ -140,6 +141,9 @@ impl<V: Value> TieredCache<V> {
     ///
     /// A node serves for so long, as it told the store, after the last news that it asked for. If
     /// those were before the invalidation it stops within that time of it, by anybody's clock.
+    ///
+    /// A new epoch does not know the nodes that serve by the one before it. They stop within the
+    /// same time of the change, which was before this node heard of it.
     async fn everywhere(&self, number: u16, done: Invalidated) -> Result<(), NotAcknowledged> {
         let sight = &self.shared.sight;
         let start = time::now();
@@ -157,7 +161,13 @@ impl<V: Value> TieredCache<V> {
                 .iter()
                 .filter(is_behind)
                 .partition(|node| waited > with_drift(node.serves));
-            if behind.is_empty() {
+            let longest = nodes.seen.iter().map(|node| node.serves).max();
+            let longest = longest.unwrap_or_default().max(sight.serves());
+            let known = sight.shard(number).view.lock().known_since(nodes.epoch);
+            let is_settled = known.is_some_and(|known| {
+                time::now().saturating_duration_since(known) > with_drift(longest)
+            });
+            if behind.is_empty() && is_settled {
                 for node in silent {
                     // At worst the next one waits for it again.
                     if let Err(unavailable) = sight.store.forget(number, node).await {

@@ -79,6 +79,8 @@ mod lookup;
 mod scope;
 mod seek;
 mod sight;
+#[cfg(all(test, not(tower_gateway_loom)))]
+mod simulation;
 pub mod store;
 #[cfg(all(test, not(tower_gateway_loom)))]
 mod tests;

@@ -126,7 +126,7 @@ impl Sight {
     /// Asks for news, so that the view is that of the store at some time since now.
     pub(super) async fn confirm(&self, number: u16) -> Result<IsNew, Unavailable> {
         let shard = self.shard(number);
-        let serves = Duration::from_millis(self.serves.load(Relaxed));
+        let serves = self.serves();
         let asked = time::now();
         let node = Node {
             id: self.node,
@@ -142,7 +142,7 @@ impl Sight {
         };
         let is_new = {
             let mut view = shard.view.lock();
-            let is_new = view.learn(&news, asked);
+            let is_new = view.learn(&news, asked, time::now());
             if is_new {
                 shard.watermark.advance();
             }
@@ -163,7 +163,12 @@ impl Sight {
         Ok(if is_new { IsNew::Yes } else { IsNew::No })
     }
 
-    /// Whether these numbers are this node's own invalidation, it is taken at once.
+    /// For how long a handle of this node serves without being confirmed, at most.
+    pub(super) fn serves(&self) -> Duration {
+        Duration::from_millis(self.serves.load(Relaxed))
+    }
+
+    /// Takes an invalidation of this node's own at once.
     pub(super) fn invalidated(&self, number: u16, stamp: Stamp, scopes: &[Scope], purge: Purge) {
         let shard = self.shard(number);
         {

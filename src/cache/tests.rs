@@ -186,6 +186,8 @@ async fn everywhere_means_level_1_of_every_node() {
     let store = Memory::with_capacity(1 << 20);
     let (one, other) = (node(&store), node(&store));
     put(&one, "a").await;
+    // Nodes of an epoch before this one would have to be waited for.
+    tokio::time::sleep(seconds(2)).await;
     hit(&other).await;
     let start = tokio::time::Instant::now();
     everywhere(&one).await.unwrap();

@@ -19,6 +19,8 @@ pub(super) struct View {
     tombs: Tombstones,
     /// When the last news that counts were asked for.
     asked: Option<Instant>,
+    /// When the first news of the epoch came.
+    since: Option<Instant>,
     drops: Drops,
 }
 
@@ -45,11 +47,16 @@ impl View {
         })
     }
 
-    /// Takes news that were asked for at `asked`. Whether anything is new.
+    /// Since when this node knows an epoch, if it is the current one.
+    pub(super) fn known_since(&self, epoch: Epoch) -> Option<Instant> {
+        self.since.filter(|_| self.epoch == Some(epoch))
+    }
+
+    /// Takes news that were asked for at `asked` and came at `now`. Whether anything is new.
     ///
     /// Late news of the same epoch say nothing wrong, they only say less. Late news of another
     /// epoch would turn the node back to numbers that are lost.
-    pub(super) fn learn(&mut self, news: &News, asked: Instant) -> bool {
+    pub(super) fn learn(&mut self, news: &News, asked: Instant, now: Instant) -> bool {
         let is_late = self.asked.is_some_and(|last| asked < last);
         let is_other = self.epoch != Some(news.epoch);
         if is_other && is_late {
@@ -60,6 +67,7 @@ impl View {
             self.epoch = Some(news.epoch);
             self.tombs = Tombstones::default();
             self.applied = news.sequence;
+            self.since = Some(now);
         }
         for (scope, purge, sequence) in &news.tombstones {
             self.tombs.add(scope, *purge, *sequence);
@@ -140,6 +148,10 @@ mod tests {
         }
     }
 
+    fn now() -> Instant {
+        crate::time::now()
+    }
+
     fn stamp(epoch: Epoch, sequence: u64) -> Stamp {
         Stamp { epoch, sequence }
     }
@@ -149,7 +161,7 @@ mod tests {
         let mut view = View::default();
         let begun = view.begin();
         assert_eq!(view.validity(stamp(OLD, 0), begun, &[]), Validity::Gone);
-        view.learn(&news(OLD, 0, &[]), crate::time::now());
+        view.learn(&news(OLD, 0, &[]), now(), now());
         assert_eq!(view.validity(stamp(OLD, 0), begun, &[]), Validity::Valid);
     }
 
@@ -158,9 +170,9 @@ mod tests {
         let start = crate::time::now();
         let later = start + Duration::from_millis(1);
         let mut view = View::default();
-        view.learn(&news(OLD, 0, &[]), start);
-        assert!(view.learn(&news(NEW, 0, &[]), later));
-        assert!(!view.learn(&news(OLD, 7, &[]), start));
+        view.learn(&news(OLD, 0, &[]), start, later);
+        assert!(view.learn(&news(NEW, 0, &[]), later, later));
+        assert!(!view.learn(&news(OLD, 7, &[]), start, later));
         assert_eq!(view.epoch(), Some(NEW));
         let begun = view.begin();
         assert_eq!(view.validity(stamp(OLD, 7), begun, &[]), Validity::Gone);
@@ -169,7 +181,7 @@ mod tests {
     #[test]
     fn an_invalidation_of_ones_own_is_not_all_that_there_is_to_hear() {
         let mut view = View::default();
-        view.learn(&news(OLD, 3, &[]), crate::time::now());
+        view.learn(&news(OLD, 3, &[]), now(), now());
         let (mine, other) = (Scope::tag("mine"), Scope::tag("other"));
         let begun = view.begin();
         let holds = |view: &mut View, scope: &Scope| {
@@ -178,14 +190,14 @@ mod tests {
         view.invalidate(stamp(OLD, 5), std::slice::from_ref(&mine), Purge::Hard);
         assert!(!holds(&mut view, &mine));
         assert_eq!(view.applied(), Some(stamp(OLD, 3)));
-        view.learn(&news(OLD, 5, &[(&other, 4)]), crate::time::now());
+        view.learn(&news(OLD, 5, &[(&other, 4)]), now(), now());
         assert!(!holds(&mut view, &other));
     }
 
     #[test]
     fn what_is_dropped_here_is_gone_and_can_be_filled_again() {
         let mut view = View::default();
-        view.learn(&news(OLD, 0, &[]), crate::time::now());
+        view.learn(&news(OLD, 0, &[]), now(), now());
         let scope = [Scope::tag("a")];
         let before = view.begin();
         view.drop_here(&scope);

@@ -21,7 +21,7 @@ use crate::cache::{
 const MOST_LEASES: usize = 4096;
 
 /// The numbers, the entries and the leases of a shard.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::cache) struct Shard {
     epoch: Epoch,
     sequence: u64,
@@ -219,6 +219,37 @@ impl Shard {
             for node in self.nodes.values_mut() {
                 node.applied = node.applied.max(self.tombs.floor());
             }
+        }
+    }
+}
+
+/// What happens to a store in a simulation.
+#[cfg(test)]
+impl Shard {
+    /// The numbers are lost; entries and leases may not be.
+    pub(in crate::cache) fn restart(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.sequence = 0;
+        self.tombs = Tombstones::default();
+        self.nodes.clear();
+    }
+
+    pub(in crate::cache) fn evict(&mut self, key: &Key) {
+        self.entries.remove(key);
+    }
+
+    pub(in crate::cache) fn oldest(&self) -> Option<u64> {
+        let tombs = self.tombs.above(0);
+        tombs.iter().map(|(.., sequence)| *sequence).min()
+    }
+
+    pub(in crate::cache) fn forget_tombstones(&mut self, upto: u64) {
+        let kept = self.tombs.above(upto);
+        let floor = self.tombs.floor();
+        self.tombs = Tombstones::default();
+        self.tombs.raise_floor(floor);
+        for (scope, purge, sequence) in kept {
+            self.tombs.add(&scope, purge, sequence);
         }
     }
 }
