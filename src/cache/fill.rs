@@ -187,6 +187,10 @@ impl<V: Value> Fill<V> {
         self.stale.as_ref()
     }
 
+    fn take_lead(&mut self) -> Lead<V> {
+        self.lead.take().expect("it is there until the fill ends")
+    }
+
     fn lead(&self) -> &Lead<V> {
         self.lead.as_ref().expect("it is there until the fill ends")
     }
@@ -205,7 +209,7 @@ impl<V: Value> Fill<V> {
         scopes: impl IntoIterator<Item = Scope>,
         keep: Keep,
     ) -> Filled<V> {
-        let lead = self.lead.take().expect("it is there until the fill ends");
+        let lead = self.take_lead();
         // Whoever comes from here on might have seen an invalidation that this value has not.
         lead.close();
         let took = time::now().saturating_duration_since(self.started);
@@ -267,7 +271,7 @@ impl<V: Value> Fill<V> {
     /// What came is shared with nobody: those who wait ask the origin each for themselves, and so
     /// does everybody for the time given (hit-for-miss).
     pub fn pass(mut self, span: Duration) {
-        let lead = self.lead.take().expect("it is there until the fill ends");
+        let lead = self.take_lead();
         let until = time::after(time::now(), span);
         self.shared.level1.pass(lead.key(), until);
         self.shared.release(self.shard, lead.key());

@@ -79,10 +79,12 @@ mod lookup;
 mod scope;
 mod seek;
 mod sight;
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod simulation;
 pub mod store;
-#[cfg(all(test, not(tower_gateway_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests;
 mod tiered;
 mod value;

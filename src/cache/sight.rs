@@ -236,9 +236,10 @@ async fn follow(sight: Weak<Sight>, number: u16) {
         let sleep = std::pin::pin!(time::sleep_until(until));
         let nudged = std::pin::pin!(nudge.notified());
         let hinted = std::pin::pin!(hints.changed());
-        match select(sleep, select(nudged, hinted)).await {
-            Either::Right((Either::Right((Err(_), _)), sleep)) => sleep.await,
-            _ => {}
+        let first = select(sleep, select(nudged, hinted)).await;
+        if let Either::Right((Either::Right((Err(_), _)), sleep)) = first {
+            // Nobody hints any more.
+            sleep.await;
         }
     }
 }

@@ -109,7 +109,7 @@ async fn large_bodies_come_back_whole() {
     let (one, other) = (node(&server).await, node(&server).await);
     for size in [0, 1, 16 << 10, (16 << 10) + 1, 3 << 20] {
         let key = Key::new("size").variant(&size.to_string());
-        let body: Bytes = (0..size).map(|at: usize| (at * 31 >> 3) as u8).collect();
+        let body: Bytes = (0..size).map(|at: usize| ((at * 31) >> 3) as u8).collect();
         let make = async || Ok::<_, Infallible>(Answer::new(body.clone(), Keep::new(HOUR)));
         one.get_or_fill(&key, make).await.unwrap();
         let never = async || Err::<Answer<Bytes>, _>("it was filled");

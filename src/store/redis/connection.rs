@@ -53,8 +53,10 @@ impl Connection {
         let client = options.client(options.timeout());
         client.connect();
         let gate = Arc::new(Gate::new());
-        let mut probing = fred::types::config::Options::default();
-        probing.timeout = Some(options.probe_timeout());
+        let probing = fred::types::config::Options {
+            timeout: Some(options.probe_timeout()),
+            ..fred::types::config::Options::default()
+        };
         tokio::spawn(probe(client.with_options(&probing), Arc::downgrade(&gate)));
         Self {
             shared: Arc::new(Shared {
@@ -191,11 +193,12 @@ impl Connection {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let clients = std::iter::once(&self.client).chain(self.waiting.get());
+        let clients = [Some(&self.client), self.waiting.get()];
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        for client in clients.cloned() {
+        for client in clients.into_iter().flatten() {
+            let client = client.clone();
             runtime.spawn(async move { client.quit().await });
         }
     }
