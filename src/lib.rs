@@ -90,6 +90,8 @@
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
+//! | `cache` | | `cache`: two levels of cache whose invalidations hold |
+//! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
@@ -104,6 +106,8 @@
 pub mod admin;
 pub mod attempt;
 pub mod balance;
+#[cfg(feature = "cache")]
+pub mod cache;
 pub mod check;
 pub mod client;
 pub mod cluster;

@@ -242,10 +242,8 @@ impl Keeper {
                 }
             };
             let next: Instant = time::after(time::now(), pause);
-            tokio::select! {
-                () = time::sleep_until(next) => {}
-                () = self.shared.rewrite.notified() => {}
-            }
+            // An error says that it is time again.
+            drop(tokio::time::timeout_at(next.into(), self.shared.rewrite.notified()).await);
         }
     }
 

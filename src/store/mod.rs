@@ -40,6 +40,8 @@ mod etcd;
 mod files;
 mod lock;
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod state;
 mod version;
 

@@ -9,6 +9,7 @@ mod allocations;
 mod architecture;
 mod attempts;
 mod breaker;
+mod cache;
 mod chaos;
 mod check;
 mod clients;

@@ -5,6 +5,7 @@ mod backend;
 pub(crate) mod dns;
 pub(crate) mod etcd;
 mod gateway;
+pub(crate) mod redis;
 mod wire;
 
 use std::{process::Command, time::Duration};

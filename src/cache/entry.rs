@@ -1,0 +1,202 @@
+//! A value in level 1, and what a lookup says of it.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{early, scope::Scope, store::Meta, version::Stamp};
+use crate::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time,
+};
+
+/// A value with what it was stored under.
+pub(super) struct Entry<V> {
+    pub(super) value: V,
+    pub(super) meta: Meta,
+    pub(super) origin: Origin,
+    pub(super) scopes: Box<[Scope]>,
+    /// One a fill: what a reader found unfit it does not want to find again.
+    pub(super) id: u64,
+    /// The number, on this node, of the fill or of the read that brought it.
+    pub(super) begun: u64,
+    /// When it came here, and how long it was stored by then.
+    pub(super) came: Instant,
+    pub(super) age: Duration,
+    /// The version of the node's view under which it was last found to hold.
+    checked: AtomicU64,
+}
+
+/// What an entry was filled under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Stamp(Stamp),
+    /// While the store could not be asked, in this time of being alone.
+    Island {
+        generation: u64,
+        since: Instant,
+    },
+}
+
+/// What came with a value.
+#[derive(Debug)]
+pub(super) struct Provenance {
+    pub(super) meta: Meta,
+    pub(super) origin: Origin,
+    pub(super) scopes: Box<[Scope]>,
+    pub(super) id: u64,
+    pub(super) begun: u64,
+    pub(super) came: Instant,
+    pub(super) age: Duration,
+}
+
+impl<V> Entry<V> {
+    pub(super) fn new(value: V, from: Provenance) -> Self {
+        Self {
+            value,
+            meta: from.meta,
+            origin: from.origin,
+            scopes: from.scopes,
+            id: from.id,
+            begun: from.begun,
+            came: from.came,
+            age: from.age,
+            // A view has no version 0.
+            checked: AtomicU64::new(0),
+        }
+    }
+
+    /// Since it was stored.
+    fn stored_for(&self, now: Instant) -> Duration {
+        self.age + now.saturating_duration_since(self.came)
+    }
+
+    pub(super) fn is_kept(&self, now: Instant) -> bool {
+        self.stored_for(now) < self.meta.keep
+    }
+
+    /// The version of the view under which it was last found to hold.
+    pub(super) fn checked(&self) -> u64 {
+        // What was known under a version is read under the lock of the view.
+        self.checked.load(Relaxed)
+    }
+
+    /// It holds under this version.
+    pub(super) fn check(&self, version: u64) {
+        self.checked.store(version, Relaxed);
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Level {
+    /// This node had it.
+    One,
+    /// The shared store had it.
+    Two,
+    /// It was filled for another request of this node, which this one waited for.
+    Joined,
+    /// It was filled for this request.
+    Origin,
+}
+
+/// A value, and what is known of it. Clones share the value.
+pub struct Hit<V> {
+    pub(super) entry: Arc<Entry<V>>,
+    pub(super) level: Level,
+    pub(super) is_confirmed: bool,
+    pub(super) is_purged: bool,
+}
+
+impl<V> Hit<V> {
+    /// The value.
+    #[must_use]
+    pub fn value(&self) -> &V {
+        &self.entry.value
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// How old it is: what the filler said it was when it was stored, and the time since then by
+    /// the clock of the store, or by the monotonic one of this node.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.age_at(time::now())
+    }
+
+    pub(super) fn age_at(&self, now: Instant) -> Duration {
+        self.entry.meta.age + self.entry.stored_for(now)
+    }
+
+    /// How long it is fresh, as its filler said; nothing once it is stale.
+    #[must_use]
+    pub fn fresh_for(&self) -> Duration {
+        self.entry.meta.fresh.saturating_sub(self.age())
+    }
+
+    /// How long its fill took.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.entry.meta.took
+    }
+
+    /// Whether it is known to hold within the staleness bound. It is not while the store cannot
+    /// be asked and the policy lets it be served.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.is_confirmed
+    }
+
+    /// Whether a soft purge took it: it may only stand in for an origin that fails, or be served
+    /// while it is confirmed.
+    #[must_use]
+    pub fn is_purged(&self) -> bool {
+        self.is_purged
+    }
+
+    /// Whether to fill it again now although `left` of its freshness remain, by the dice of XFetch:
+    /// the more slowly it is made, the earlier.
+    #[must_use]
+    pub fn is_due_early(&self, left: Duration) -> bool {
+        early::is_due(left, self.entry.meta.took, fastrand::f64())
+    }
+}
+
+impl<V> Clone for Hit<V> {
+    fn clone(&self) -> Self {
+        Self {
+            entry: Arc::clone(&self.entry),
+            level: self.level,
+            is_confirmed: self.is_confirmed,
+            is_purged: self.is_purged,
+        }
+    }
+}
+
+impl<V> fmt::Debug for Entry<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("meta", &self.meta)
+            .field("origin", &self.origin)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<V> fmt::Debug for Hit<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hit")
+            .field("level", &self.level)
+            .field("is_confirmed", &self.is_confirmed)
+            .field("is_purged", &self.is_purged)
+            .field("entry", &self.entry)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,93 @@
+//! What an invalidation takes. PURE.
+
+use std::{fmt, sync::Arc};
+
+/// A set of entries that one invalidation takes: those of a primary key, of a tag, of a host, or
+/// all.
+///
+/// An invalidation of a scope costs the same whether it has one entry or a million: it leaves one
+/// tombstone. Clones share the text.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scope(Arc<str>);
+
+impl Scope {
+    /// All variants of a primary key. Every entry has this scope of its own accord.
+    #[must_use]
+    pub fn key(primary: &str) -> Self {
+        Self::with('k', primary)
+    }
+
+    /// All entries with this tag: a surrogate key, or a cache group of RFC 9875.
+    #[must_use]
+    pub fn tag(tag: &str) -> Self {
+        Self::with('t', tag)
+    }
+
+    /// All entries of a host.
+    #[must_use]
+    pub fn host(host: &str) -> Self {
+        Self::with('h', host)
+    }
+
+    /// Everything. Every entry has this scope of its own accord.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::with('*', "")
+    }
+
+    fn with(kind: char, name: &str) -> Self {
+        let mut text = String::with_capacity(1 + name.len());
+        text.push(kind);
+        text.push_str(name);
+        Self(text.into())
+    }
+
+    /// The scope of this text, as [`as_str`](Self::as_str) gives it.
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(dead_code, reason = "a store elsewhere writes scopes as text")
+    )]
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        matches!(text.as_bytes().first()?, b'k' | b't' | b'h' | b'*').then(|| Self(text.into()))
+    }
+
+    /// A letter for the kind, then the name.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The primary key, of a scope that has one.
+    pub(super) fn primary(&self) -> Option<&str> {
+        self.0.strip_prefix('k')
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.0.get(1..).unwrap_or_default();
+        match self.0.as_bytes().first() {
+            Some(b'k') => write!(f, "key {name:?}"),
+            Some(b't') => write!(f, "tag {name:?}"),
+            Some(b'h') => write!(f, "host {name:?}"),
+            _ => f.write_str("all"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_do_not_meet() {
+        let scopes = [Scope::key("a"), Scope::tag("a"), Scope::host("a")];
+        for (at, scope) in scopes.iter().enumerate() {
+            assert_eq!(scopes.iter().position(|one| one == scope), Some(at));
+            assert_eq!(Scope::parse(scope.as_str()).as_ref(), Some(scope));
+        }
+        assert_eq!(Scope::parse(""), None);
+        assert_eq!(Scope::parse("\u{1}node"), None);
+        assert_eq!(scopes[0].primary(), Some("a"));
+        assert_eq!(scopes[1].primary(), None);
+    }
+}

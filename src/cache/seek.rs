@@ -1,0 +1,400 @@
+//! How a lookup goes.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    entry::{Entry, Hit, Level, Origin, Provenance},
+    fill::{Fill, Ticket},
+    flight::{Join, Landing, Lead, Turn},
+    key::Key,
+    level1::Slot,
+    lookup::{Bypass, Lookup, Verdict},
+    store::{Found, Lease, Read, Unavailable},
+    tiered::{Partition, Shared, TieredCache},
+    value::Value,
+    version::Validity,
+};
+use crate::time;
+
+/// Fills of others that a request waits for, at most, before it goes alone.
+const MOST_WAITS: u32 = 4;
+/// The first and the longest pause between two looks at a fill of another node.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+/// What level 1 says.
+pub(super) enum Local<V> {
+    Found(Hit<V>),
+    /// An entry that would do if the view were newer.
+    Unconfirmed,
+    Pass,
+    Nothing,
+}
+
+/// What is known of the view that level 1 is looked at by.
+#[derive(Clone, Copy)]
+pub(super) enum View {
+    /// It is as new as the last news that came by themselves.
+    Followed,
+    /// It was asked for during this lookup.
+    Asked,
+}
+
+/// What a lookup has found so far that is not fresh.
+struct Held<V> {
+    hit: Option<Hit<V>>,
+    /// Whether it serves while it is filled again.
+    is_served: bool,
+}
+
+impl<V> Held<V> {
+    fn nothing() -> Self {
+        Self {
+            hit: None,
+            is_served: false,
+        }
+    }
+
+    /// Takes a hit that does not end the lookup, or gives it back.
+    fn weigh(&mut self, hit: Hit<V>, judge: &impl Fn(&Hit<V>) -> Verdict) -> Option<Hit<V>> {
+        match judge(&hit) {
+            // What a soft purge took is never fresh, whatever the caller says.
+            Verdict::Fresh if !hit.is_purged => return Some(hit),
+            Verdict::Refresh => self.is_served = true,
+            Verdict::Fresh | Verdict::Stale => self.is_served = false,
+        }
+        self.hit = Some(hit);
+        None
+    }
+
+    /// What serves while somebody else fills.
+    fn served(&mut self) -> Option<Hit<V>> {
+        self.hit.take_if(|_| self.is_served)
+    }
+}
+
+impl<V: Value> TieredCache<V> {
+    /// Finds an entry that `judge` finds fresh, or whose turn it is to fill it.
+    ///
+    /// Level 1 is looked at, then fills under way in this process, then level 2, then fills under
+    /// way on other nodes. `judge` sees every entry that holds, and is asked again for each.
+    ///
+    /// A lookup does not wait for a store that is known to be out of reach.
+    ///
+    /// # Cancel safety
+    ///
+    /// A lookup that is dropped leaves nothing behind but a lease that runs out.
+    pub async fn lookup(&self, key: &Key, judge: impl Fn(&Hit<V>) -> Verdict) -> Lookup<V> {
+        let shared = &*self.shared;
+        shared.sight.follow();
+        let mut held = Held::nothing();
+        for _ in 0..MOST_WAITS {
+            let mut local = self.local(key, View::Followed, time::now());
+            if matches!(local, Local::Unconfirmed) {
+                let (number, _) = shared.sight.of(key);
+                if shared.sight.confirm(number).await.is_err() {
+                    return self.lookup_alone(key, held, &judge).await;
+                }
+                local = self.local(key, View::Asked, time::now());
+            }
+            match local {
+                Local::Found(hit) => {
+                    if let Some(hit) = held.weigh(hit, &judge) {
+                        return Lookup::Fresh(hit);
+                    }
+                }
+                Local::Pass => {
+                    let reason = Bypass::HitForMiss;
+                    return Lookup::Bypass {
+                        reason,
+                        stale: held.hit,
+                    };
+                }
+                Local::Unconfirmed | Local::Nothing => {}
+            }
+            match shared.flights.turn(key) {
+                Turn::Lead(lead) => match self.ask(lead, &mut held, &judge).await {
+                    Ok(lookup) => return lookup,
+                    Err(_) => return self.lookup_alone(key, held, &judge).await,
+                },
+                Turn::Join(join) => {
+                    if let Some(lookup) = join_flight(join, &mut held, &judge).await {
+                        return lookup;
+                    }
+                }
+            }
+        }
+        Lookup::Bypass {
+            reason: Bypass::Contended,
+            stale: held.hit,
+        }
+    }
+
+    /// Looks into level 1.
+    pub(super) fn local(&self, key: &Key, view: View, now: Instant) -> Local<V> {
+        let shared = &*self.shared;
+        let entry = match shared.level1.get(key) {
+            Some(Slot::Entry(entry)) => entry,
+            Some(Slot::Pass(until)) if now < until => return Local::Pass,
+            Some(Slot::Pass(_)) | None => return Local::Nothing,
+        };
+        let (_, shard) = shared.sight.of(key);
+        let is_confirmed = match view {
+            View::Asked => true,
+            // Before the version: see `Watermark`.
+            View::Followed => shard.watermark.confirmed().is_some_and(|confirmed| {
+                let limit = self.bound.min(shard.watermark.promised());
+                now.saturating_duration_since(confirmed) < limit
+            }),
+        };
+        if !is_confirmed {
+            return Local::Unconfirmed;
+        }
+        match shared.check(key, &entry, now) {
+            Validity::Gone => {
+                shared.level1.remove(key, &entry);
+                Local::Nothing
+            }
+            validity => Local::Found(Hit {
+                entry,
+                level: Level::One,
+                is_confirmed: true,
+                is_purged: validity == Validity::Purged,
+            }),
+        }
+    }
+
+    /// Asks level 2 until there is an entry that serves, or a fill to make.
+    async fn ask(
+        &self,
+        lead: Lead<V>,
+        held: &mut Held<V>,
+        judge: &impl Fn(&Hit<V>) -> Verdict,
+    ) -> Result<Lookup<V>, Unavailable> {
+        let shared = &self.shared;
+        let key = lead.key().clone();
+        let (number, shard) = shared.sight.of(&key);
+        let has_view = shard.view.lock().epoch().is_some();
+        if !has_view {
+            // The first request: nothing could be kept without a view.
+            shared.sight.confirm(number).await?;
+        }
+        let lease = Lease {
+            holder: shared.sight.node,
+            span: self.lease,
+        };
+        let patience = time::after(time::now(), self.lease);
+        let mut pause = PAUSES.0;
+        let mut unfit = held.hit.as_ref().map(|hit| hit.entry.id);
+        loop {
+            let begun = shard.view.lock().begin();
+            let stamp = match shared.sight.store.read(number, &key, lease, unfit).await? {
+                Read::Found(found) => {
+                    unfit = Some(found.id);
+                    if let Some(hit) = shared.promote(number, &key, found, begun)
+                        && let Some(hit) = held.weigh(hit, judge)
+                    {
+                        return Ok(Lookup::Fresh(hit));
+                    }
+                    continue;
+                }
+                Read::Fill { stamp } => stamp,
+                Read::Wait { stamp, left } => {
+                    if let Some(hit) = held.served() {
+                        return Ok(Lookup::Refresh(hit, None));
+                    }
+                    let now = time::now();
+                    if now < patience {
+                        let until = time::after(now, pause.min(left)).min(patience);
+                        pause = (pause * 2).min(PAUSES.1);
+                        time::sleep_until(until).await;
+                        continue;
+                    }
+                    // Leases only spare the origin.
+                    stamp
+                }
+            };
+            let origin = Origin::Stamp(stamp);
+            return Ok(self.filled_by(lead, held, begun, origin));
+        }
+    }
+
+    fn filled_by(
+        &self,
+        lead: Lead<V>,
+        held: &mut Held<V>,
+        begun: u64,
+        origin: Origin,
+    ) -> Lookup<V> {
+        let (shard, _) = self.shared.sight.of(lead.key());
+        let stale = held.hit.take();
+        let served = stale.clone().filter(|_| held.is_served);
+        let ticket = Ticket {
+            lead,
+            shard,
+            begun,
+            origin,
+            stale,
+            island: self.bound,
+        };
+        let fill = Fill::new(Arc::clone(&self.shared), ticket);
+        match served {
+            Some(hit) => Lookup::Refresh(hit, Some(fill)),
+            None => Lookup::Fill(fill),
+        }
+    }
+
+    /// A lookup while the store cannot be asked.
+    async fn lookup_alone(
+        &self,
+        key: &Key,
+        mut held: Held<V>,
+        judge: &impl Fn(&Hit<V>) -> Verdict,
+    ) -> Lookup<V> {
+        for _ in 0..MOST_WAITS {
+            // What was found before the store was lost is as good as what is in level 1 now.
+            if let Some(hit) = self.local_alone(key, time::now())
+                && let Some(hit) = held.weigh(hit, judge)
+            {
+                return Lookup::Fresh(hit);
+            }
+            if self.partition != Partition::Island || self.bound.is_zero() {
+                break;
+            }
+            match self.shared.flights.turn(key) {
+                Turn::Lead(lead) => {
+                    let (_, shard) = self.shared.sight.of(key);
+                    let begun = shard.view.lock().begin();
+                    let origin = Origin::Island {
+                        generation: shard.generation(),
+                        since: time::now(),
+                    };
+                    return self.filled_by(lead, &mut held, begun, origin);
+                }
+                Turn::Join(join) => {
+                    if let Some(lookup) = join_flight(join, &mut held, judge).await {
+                        return lookup;
+                    }
+                }
+            }
+        }
+        match held.served() {
+            Some(hit) => Lookup::Refresh(hit, None),
+            None => Lookup::Bypass {
+                reason: Bypass::Unavailable,
+                stale: held.hit,
+            },
+        }
+    }
+
+    /// What level 1 has that the policy lets be served unconfirmed.
+    fn local_alone(&self, key: &Key, now: Instant) -> Option<Hit<V>> {
+        let shared = &*self.shared;
+        let Some(Slot::Entry(entry)) = shared.level1.get(key) else {
+            return None;
+        };
+        let (_, shard) = shared.sight.of(key);
+        let confirmed = shard.watermark.confirmed();
+        let validity = shared.check(key, &entry, now);
+        let is_served = match (self.partition, entry.origin) {
+            (Partition::ServeStale(_), Origin::Stamp(_)) => {
+                let limit = self.serves().min(shard.watermark.promised());
+                confirmed.is_some_and(|confirmed| now.saturating_duration_since(confirmed) < limit)
+            }
+            (Partition::Island, Origin::Island { since, .. }) => {
+                now.saturating_duration_since(since) < self.bound
+            }
+            _ => false,
+        };
+        (is_served && validity != Validity::Gone).then(|| Hit {
+            entry,
+            level: Level::One,
+            is_confirmed: false,
+            is_purged: validity == Validity::Purged,
+        })
+    }
+}
+
+/// Waits for somebody else's fill, unless what is held serves meanwhile. `None`: ask again.
+async fn join_flight<V: Value>(
+    join: Join<V>,
+    held: &mut Held<V>,
+    judge: &impl Fn(&Hit<V>) -> Verdict,
+) -> Option<Lookup<V>> {
+    if let Some(hit) = held.served() {
+        return Some(Lookup::Refresh(hit, None));
+    }
+    match join.landing().await {
+        Landing::Stored(entry) => {
+            let is_confirmed = matches!(entry.origin, Origin::Stamp(_));
+            let hit = Hit {
+                entry,
+                level: Level::Joined,
+                is_confirmed,
+                is_purged: false,
+            };
+            held.weigh(hit, judge).map(Lookup::Fresh)
+        }
+        Landing::Again | Landing::No => None,
+        Landing::Pass => Some(Lookup::Bypass {
+            reason: Bypass::HitForMiss,
+            stale: held.hit.take(),
+        }),
+    }
+}
+
+impl<V: Value> Shared<V> {
+    /// Whether an entry of level 1 holds by this node's view.
+    fn check(&self, key: &Key, entry: &Entry<V>, now: Instant) -> Validity {
+        if !entry.is_kept(now) {
+            return Validity::Gone;
+        }
+        let (_, shard) = self.sight.of(key);
+        if entry.checked() == shard.watermark.version() {
+            return Validity::Valid;
+        }
+        let view = shard.view.lock();
+        let validity = match entry.origin {
+            Origin::Stamp(stamp) => view.validity(stamp, entry.begun, &entry.scopes),
+            Origin::Island { generation, .. } => {
+                let is_now = generation == shard.generation();
+                if is_now && !view.is_dropped(entry.begun, &entry.scopes) {
+                    return Validity::Valid;
+                }
+                Validity::Gone
+            }
+        };
+        if validity == Validity::Valid {
+            // The version cannot rise while the view is locked.
+            entry.check(shard.watermark.version());
+        }
+        validity
+    }
+
+    /// Takes what level 2 had into level 1. `None` for what cannot be read.
+    fn promote(&self, number: u16, key: &Key, found: Found, begun: u64) -> Option<Hit<V>> {
+        if found.meta.version != V::VERSION {
+            return None;
+        }
+        let value = V::decode(found.encoded)?;
+        let provenance = Provenance {
+            meta: found.meta,
+            origin: Origin::Stamp(found.stamp),
+            scopes: found.scopes.into(),
+            id: found.id,
+            begun,
+            came: time::now(),
+            age: found.age,
+        };
+        let entry = Arc::new(Entry::new(value, provenance));
+        self.insert(number, key, &entry);
+        Some(Hit {
+            entry,
+            level: Level::Two,
+            is_confirmed: true,
+            is_purged: found.is_purged,
+        })
+    }
+}

@@ -1,0 +1,245 @@
+//! How a node keeps its view of the store's numbers, shard by shard.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{Either, select};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{
+    key::Key,
+    scope::Scope,
+    store::{Node, Unavailable, sealed::Level2},
+    version::{Purge, Stamp},
+    view::View,
+    watermark::Watermark,
+};
+use crate::{
+    sync::atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{AcqRel, Relaxed},
+    },
+    time,
+};
+
+/// The pause between news when nothing hints at any: a third of the smallest bound, and no less.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
+/// Tombstones in a shard, at most, before the oldest are forgotten.
+const MOST_TOMBSTONES: usize = 100_000;
+
+/// The views of all shards, and the tasks that keep them new.
+#[derive(Debug)]
+pub(super) struct Sight {
+    pub(super) store: Arc<dyn Level2>,
+    /// Names this node; random.
+    pub(super) node: u64,
+    shards: Box<[Shard]>,
+    /// Milliseconds that some handle serves for without being confirmed, at most.
+    serves: AtomicU64,
+    /// Milliseconds of the smallest bound of a handle that is not 0.
+    bound: AtomicU64,
+    is_followed: AtomicBool,
+}
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) view: Mutex<View>,
+    pub(super) watermark: Watermark,
+    /// Wakes the task before its time.
+    nudge: Arc<Notify>,
+    /// Whether the store did not answer when it was last asked.
+    is_alone: AtomicBool,
+    /// Rises when the store is there again: what was filled without it is dropped.
+    generation: AtomicU64,
+}
+
+impl Sight {
+    pub(super) fn new(store: Arc<dyn Level2>, now: Instant) -> Self {
+        let shards = (0..store.shards().max(1)).map(|_| Shard {
+            view: Mutex::default(),
+            watermark: Watermark::new(now),
+            nudge: Arc::default(),
+            is_alone: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+        });
+        Self {
+            shards: shards.collect(),
+            store,
+            node: fastrand::u64(..),
+            serves: AtomicU64::new(0),
+            bound: AtomicU64::new(u64::MAX),
+            is_followed: AtomicBool::new(false),
+        }
+    }
+
+    /// The shard of a primary key, the same on every node.
+    pub(super) fn shard_of(&self, primary: &str) -> u16 {
+        let shards = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
+        let shard = crc32fast::hash(primary.as_bytes()) % shards;
+        u16::try_from(shard).unwrap_or_default()
+    }
+
+    pub(super) fn of(&self, key: &Key) -> (u16, &Shard) {
+        let number = match self.shards.len() {
+            1 => 0,
+            _ => self.shard_of(key.primary()),
+        };
+        (number, self.shard(number))
+    }
+
+    pub(super) fn shard(&self, number: u16) -> &Shard {
+        &self.shards[usize::from(number)]
+    }
+
+    pub(super) fn numbers(&self) -> std::ops::Range<u16> {
+        0..u16::try_from(self.shards.len()).unwrap_or(u16::MAX)
+    }
+
+    /// A handle serves for so long without being confirmed, within this bound.
+    pub(super) fn allow(&self, bound: Duration, serves: Duration) {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        self.serves.fetch_max(millis(serves), Relaxed);
+        if !bound.is_zero() {
+            self.bound.fetch_min(millis(bound), Relaxed);
+        }
+    }
+
+    /// Starts following the news, once, where there is a runtime.
+    pub(super) fn follow(self: &Arc<Self>) {
+        if self.is_followed.load(Relaxed) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if self.is_followed.swap(true, AcqRel) {
+            return;
+        }
+        for shard in self.numbers() {
+            runtime.spawn(follow(Arc::downgrade(self), shard));
+        }
+    }
+
+    /// Asks for news, so that the view is that of the store at some time since now.
+    pub(super) async fn confirm(&self, number: u16) -> Result<IsNew, Unavailable> {
+        let shard = self.shard(number);
+        let serves = self.serves();
+        let asked = time::now();
+        let node = Node {
+            id: self.node,
+            applied: shard.view.lock().applied(),
+            serves,
+        };
+        let news = match self.store.news(number, node).await {
+            Ok(news) => news,
+            Err(unavailable) => {
+                shard.is_alone.store(true, Relaxed);
+                return Err(unavailable);
+            }
+        };
+        let is_new = {
+            let mut view = shard.view.lock();
+            let is_new = view.learn(&news, asked, time::now());
+            if is_new {
+                shard.watermark.advance();
+            }
+            shard.watermark.promise(serves);
+            shard.watermark.confirm(asked);
+            is_new
+        };
+        if shard.is_alone.swap(false, Relaxed) {
+            shard.generation.fetch_add(1, Relaxed);
+        }
+        if news.kept > MOST_TOMBSTONES {
+            let upto = Stamp {
+                epoch: news.epoch,
+                sequence: news.floor + (news.sequence - news.floor).div_ceil(8),
+            };
+            self.store.trim(number, upto).await?;
+        }
+        Ok(if is_new { IsNew::Yes } else { IsNew::No })
+    }
+
+    /// For how long a handle of this node serves without being confirmed, at most.
+    pub(super) fn serves(&self) -> Duration {
+        Duration::from_millis(self.serves.load(Relaxed))
+    }
+
+    /// Takes an invalidation of this node's own at once.
+    pub(super) fn invalidated(&self, number: u16, stamp: Stamp, scopes: &[Scope], purge: Purge) {
+        let shard = self.shard(number);
+        {
+            let mut view = shard.view.lock();
+            view.invalidate(stamp, scopes, purge);
+            shard.watermark.advance();
+        }
+        shard.nudge.notify_one();
+    }
+
+    /// Drops scopes on this node alone.
+    pub(super) fn drop_here(&self, number: u16, scopes: &[Scope]) {
+        let shard = self.shard(number);
+        let mut view = shard.view.lock();
+        view.drop_here(scopes);
+        shard.watermark.advance();
+    }
+
+    /// How long to wait for the next news without a hint.
+    fn pause(&self) -> Duration {
+        let bound = Duration::from_millis(self.bound.load(Relaxed));
+        (bound / 3).clamp(LEAST_PAUSE, Duration::from_secs(1))
+    }
+}
+
+/// Whether news had anything new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IsNew {
+    Yes,
+    No,
+}
+
+impl Shard {
+    /// Which time of being alone this is.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
+
+    /// Asks for news soon.
+    pub(super) fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+}
+
+/// Follows the news of a shard until its last cache is dropped.
+async fn follow(sight: Weak<Sight>, number: u16) {
+    let Some((mut hints, nudge)) = sight.upgrade().map(|sight| {
+        let nudge = Arc::clone(&sight.shard(number).nudge);
+        (sight.store.hints(number), nudge)
+    }) else {
+        return;
+    };
+    while let Some(sight) = sight.upgrade() {
+        hints.mark_unchanged();
+        // What was new is confirmed at once: whoever waits for every node waits for that.
+        let mut answer = sight.confirm(number).await;
+        if matches!(answer, Ok(IsNew::Yes)) {
+            answer = sight.confirm(number).await;
+        }
+        if let Err(unavailable) = answer {
+            tracing::debug!(shard = number, error = %unavailable, "no news");
+        }
+        let until = time::after(time::now(), sight.pause());
+        drop(sight);
+        let sleep = std::pin::pin!(time::sleep_until(until));
+        let nudged = std::pin::pin!(nudge.notified());
+        let hinted = std::pin::pin!(hints.changed());
+        let first = select(sleep, select(nudged, hinted)).await;
+        if let Either::Right((Either::Right((Err(_), _)), sleep)) = first {
+            // Nobody hints any more.
+            sleep.await;
+        }
+    }
+}

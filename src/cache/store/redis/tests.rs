@@ -1,0 +1,335 @@
+//! The scripts against the shard that they are a copy of.
+
+use std::time::{Duration, Instant};
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::{
+    cache::{store::shard::Shard, version::Epoch},
+    store::redis::Options,
+};
+
+#[path = "../../../../tests/it/support/redis.rs"]
+mod server;
+
+use server::RedisServer;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read {
+        key: u8,
+        holder: u64,
+        unfit: bool,
+    },
+    Store {
+        key: u8,
+        scopes: Vec<u8>,
+        back: u64,
+        holder: u64,
+        size: usize,
+    },
+    Release {
+        key: u8,
+        holder: u64,
+    },
+    Invalidate {
+        scopes: Vec<u8>,
+        purge: Purge,
+    },
+    News {
+        node: u64,
+        back: u64,
+        knows: bool,
+    },
+    Nodes,
+    Forget {
+        at: usize,
+        late: bool,
+    },
+    Trim {
+        back: u64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (key, holder) = (0..2_u8, 1..3_u64);
+    let scopes = vec(0..3_u8, 1..3);
+    let back = 0..4_u64;
+    let purge = prop_oneof![Just(Purge::Hard), Just(Purge::Soft)];
+    let size = prop_oneof![Just(0_usize), Just(5), Just(20_000)];
+    prop_oneof![
+        4 => (key.clone(), holder.clone(), any::<bool>())
+            .prop_map(|(key, holder, unfit)| Step::Read { key, holder, unfit }),
+        4 => (key.clone(), scopes.clone(), back.clone(), holder.clone(), size).prop_map(
+            |(key, scopes, back, holder, size)| Step::Store { key, scopes, back, holder, size }
+        ),
+        1 => (key, holder.clone()).prop_map(|(key, holder)| Step::Release { key, holder }),
+        3 => (scopes, purge).prop_map(|(scopes, purge)| Step::Invalidate { scopes, purge }),
+        2 => (holder, back.clone(), any::<bool>())
+            .prop_map(|(node, back, knows)| Step::News { node, back, knows }),
+        1 => Just(Step::Nodes),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(at, late)| Step::Forget { at, late }),
+        1 => back.prop_map(|back| Step::Trim { back }),
+    ]
+}
+
+fn key(key: u8) -> Key {
+    Key::new("https://example.com/").variant(&key.to_string())
+}
+
+fn scopes(scopes: &[u8]) -> Vec<Scope> {
+    let scope = |scope: &u8| match scope {
+        0 => Scope::all(),
+        1 => Scope::tag("a tag, with \"quotes\" and umlauts: ä"),
+        _ => Scope::key("https://example.com/"),
+    };
+    scopes.iter().map(scope).collect()
+}
+
+/// What a read says, without the times, and the id that it found.
+fn told(read: Read) -> (String, Option<u64>) {
+    match read {
+        Read::Found(mut found) => {
+            assert!(found.age < HOUR / 2);
+            found.age = Duration::ZERO;
+            let id = found.id;
+            (format!("{found:?}"), Some(id))
+        }
+        Read::Fill { stamp } => (format!("fill {stamp:?}"), None),
+        Read::Wait { stamp, left } => {
+            assert!(left > Duration::ZERO && left <= HOUR);
+            (format!("wait {stamp:?}"), None)
+        }
+    }
+}
+
+fn sorted(mut news: News) -> String {
+    news.tombstones.sort();
+    news.kept = 0;
+    format!("{news:?}")
+}
+
+/// Runs the steps on both, and says where they differ.
+async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), TestCaseError> {
+    let first = redis.news(0, node(0, None)).await.unwrap();
+    let mut shard = Shard::new(first.epoch, 1 << 20);
+    shard.news(node(0, None));
+    let mut last = None;
+    for (number, step) in steps.iter().enumerate() {
+        let at = |back: u64| {
+            let stamp = shard.stamp();
+            Stamp {
+                sequence: stamp.sequence.saturating_sub(back),
+                ..stamp
+            }
+        };
+        let (expected, found) = match step {
+            Step::Read {
+                key: name,
+                holder,
+                unfit,
+            } => {
+                let lease = Lease {
+                    holder: *holder,
+                    span: HOUR,
+                };
+                let (key, unfit) = (key(*name), last.filter(|_| *unfit));
+                let (expected, id) = told(shard.read(&key, lease, unfit, now));
+                last = id.or(last);
+                let found = told(redis.read(0, &key, lease, unfit).await.unwrap());
+                (expected, found.0)
+            }
+            Step::Store {
+                key: name,
+                scopes: of,
+                back,
+                holder,
+                size,
+            } => {
+                let put = Put {
+                    id: number as u64,
+                    holder: *holder,
+                    stamp: at(*back),
+                    scopes: scopes(of),
+                    meta: Meta {
+                        version: 1,
+                        age: Duration::ZERO,
+                        fresh: HOUR,
+                        keep: HOUR,
+                        took: Duration::from_millis(3),
+                    },
+                    encoded: Encoded {
+                        head: Bytes::from_static(b"\xff\x00 head"),
+                        body: vec![b'x'; *size].into(),
+                    },
+                };
+                let key = key(*name);
+                let expected = shard.store(&key, put.clone(), now);
+                let found = redis.store(0, &key, put).await.unwrap();
+                (format!("{expected:?}"), format!("{found:?}"))
+            }
+            Step::Release { key: name, holder } => {
+                shard.release(&key(*name), *holder);
+                redis.release(0, &key(*name), *holder).await.unwrap();
+                continue;
+            }
+            Step::Invalidate { scopes: of, purge } => {
+                let of = scopes(of);
+                let expected = shard.invalidate(&of, *purge);
+                let found = redis.invalidate(0, &of, *purge, 0).await.unwrap();
+                (format!("{expected:?}"), format!("{:?}", found.stamp))
+            }
+            Step::News {
+                node: id,
+                back,
+                knows,
+            } => {
+                let node = node(*id, Some(at(*back)).filter(|_| *knows));
+                let found = redis.news(0, node).await.unwrap();
+                (sorted(shard.news(node)), sorted(found))
+            }
+            Step::Nodes => {
+                let mut found = redis.nodes(0).await.unwrap();
+                found.seen.sort_by_key(|seen| seen.id);
+                (format!("{:?}", shard.nodes()), format!("{found:?}"))
+            }
+            Step::Forget { at, late } => {
+                let nodes = shard.nodes();
+                let Some(seen) = nodes.seen.get(*at) else {
+                    continue;
+                };
+                let mut seen = seen.clone();
+                seen.beat -= u64::from(*late);
+                shard.forget(&seen);
+                redis.forget(0, &seen).await.unwrap();
+                continue;
+            }
+            Step::Trim { back } => {
+                let upto = at(*back);
+                shard.trim(upto);
+                redis.trim(0, upto).await.unwrap();
+                continue;
+            }
+        };
+        prop_assert_eq!(expected, found, "step {}: {:?}", number, step);
+    }
+    Ok(())
+}
+
+fn node(id: u64, applied: Option<Stamp>) -> Node {
+    Node {
+        id,
+        applied,
+        serves: Duration::from_secs(1),
+    }
+}
+
+#[test]
+fn scripts_do_what_the_shard_does() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let Some(server) = runtime.block_on(RedisServer::start()) else {
+        return;
+    };
+    let connection = runtime.block_on(async {
+        let options = Options::new(&server.url()).unwrap();
+        let options = options.command_timeout(Duration::from_secs(10));
+        let connection = Connection::open(options);
+        let mut available = connection.availability();
+        available.wait_for(|available| *available).await.unwrap();
+        connection
+    });
+    let runs = std::cell::Cell::new(0);
+    let mut config = ProptestConfig::with_cases(60);
+    config.failure_persistence = None;
+    proptest!(config, |(steps in vec(step(), 1..60))| {
+        runs.set(runs.get() + 1);
+        runtime.block_on(async {
+            let redis = Redis::new(connection.clone(), &format!("run{}", runs.get()));
+            compare(&redis, &steps, crate::time::now()).await
+        })?;
+    });
+}
+
+#[tokio::test]
+async fn a_number_of_an_epoch_is_not_taken_in_another() {
+    let Some(mut server) = RedisServer::start_with(&["--appendonly", "yes"]).await else {
+        return;
+    };
+    let options = Options::new(&server.url()).unwrap();
+    let connection = Connection::open(options.command_timeout(Duration::from_secs(5)));
+    let mut available = connection.availability();
+    let mut is_there = async || {
+        available.wait_for(|available| *available).await.unwrap();
+    };
+    is_there().await;
+    let redis = Redis::new(connection.clone(), "epochs");
+    let lease = Lease {
+        holder: 1,
+        span: HOUR,
+    };
+    let mut epochs: Vec<Epoch> = Vec::new();
+    for round in 0..3 {
+        match round {
+            1 => drop(server.ask("FLUSHALL").unwrap()),
+            // It comes back with everything in its file.
+            2 => server.restart().await,
+            _ => {}
+        }
+        let stamp = loop {
+            match redis.read(0, &key(0), lease, None).await {
+                Ok(Read::Fill { stamp }) => break stamp,
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        assert!(!epochs.contains(&stamp.epoch));
+        epochs.push(stamp.epoch);
+        for epoch in &epochs {
+            let put = Put {
+                id: 7,
+                holder: 1,
+                stamp: Stamp {
+                    epoch: *epoch,
+                    ..stamp
+                },
+                scopes: scopes(&[0]),
+                meta: parse_meta("1:0:1000000:1000000:1").unwrap(),
+                encoded: Encoded::default(),
+            };
+            let is_last = *epoch == stamp.epoch;
+            let stored = redis.store(0, &key(0), put).await.unwrap();
+            assert_eq!(stored == Stored::Stored, is_last);
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_of_an_entry_comes_back() {
+    let spans = [1, 2, 3, 4].map(Duration::from_millis);
+    let [age, fresh, keep, took] = spans;
+    let version = 9;
+    let kept = Meta {
+        version,
+        age,
+        fresh,
+        keep,
+        took,
+    };
+    assert_eq!(parse_meta(&meta(kept)), Some(kept));
+    assert_eq!(parse_meta("1:2:3"), None);
+}
+
+#[test]
+fn the_body_of_another_entry_is_none() {
+    let body = |text: &'static str| Value::Bytes(Bytes::from_static(text.as_bytes()));
+    assert_eq!(body_of(10, body("000000000000000abody")).unwrap(), "body");
+    assert_eq!(body_of(11, body("000000000000000abody")), None);
+    assert_eq!(body_of(11, body("")), None);
+    assert_eq!(body_of(11, Value::Null), None);
+}

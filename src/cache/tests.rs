@@ -1,0 +1,356 @@
+//! The cache over a store in memory, which several caches share as nodes do.
+
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use futures_util::{FutureExt as _, future::join_all};
+
+use super::{store::Memory, *};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn since(start: std::time::Instant) -> Duration {
+    crate::time::now() - start
+}
+
+fn key() -> Key {
+    Key::new("https://example.com/")
+}
+
+fn node(store: &Memory) -> TieredCache<String> {
+    TieredCache::with_store(1 << 20, store.clone())
+}
+
+fn fresh(_: &Hit<String>) -> Verdict {
+    Verdict::Fresh
+}
+
+async fn fill(cache: &TieredCache<String>) -> Fill<String> {
+    match cache.lookup(&key(), fresh).await {
+        Lookup::Fill(fill) => fill,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn hit(cache: &TieredCache<String>) -> Hit<String> {
+    match cache.lookup(&key(), fresh).await {
+        Lookup::Fresh(hit) => hit,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn put(cache: &TieredCache<String>, value: &str) -> Filled<String> {
+    let keep = Keep::new(MINUTE).stale(MINUTE);
+    fill(cache)
+        .await
+        .store(value.to_owned(), [Scope::tag("t")], keep)
+        .await
+}
+
+async fn invalidate(cache: &TieredCache<String>, scope: Scope) {
+    let scopes = [scope];
+    let done = cache.invalidate(&scopes, Purge::Hard, Acknowledge::Stored);
+    done.await.unwrap();
+}
+
+async fn everywhere(cache: &TieredCache<String>) -> Result<Acknowledged, NotAcknowledged> {
+    let scopes = [Scope::all()];
+    let done = cache.invalidate(&scopes, Purge::Hard, Acknowledge::Everywhere);
+    done.await
+}
+
+async fn look(cache: &TieredCache<String>) -> Lookup<String> {
+    cache.lookup(&key(), fresh).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn fifty_misses_are_one_fill() {
+    let cache = node(&Memory::new());
+    let fills = AtomicUsize::new(0);
+    let get = async || {
+        let make = async || {
+            fills.fetch_add(1, Relaxed);
+            tokio::time::sleep(seconds(1)).await;
+            Ok::<_, Infallible>(Answer::new("a".to_owned(), Keep::new(MINUTE)))
+        };
+        cache.get_or_fill(&key(), make).await.unwrap()
+    };
+    let hits = join_all((0..50).map(|_| get())).await;
+    assert_eq!(fills.load(Relaxed), 1);
+    assert!(hits.iter().all(|hit| hit.value() == "a"));
+    let joined = hits.iter().filter(|hit| hit.level() == Level::Joined);
+    assert_eq!(joined.count(), 49);
+    assert_eq!(cache.peek(&key()).unwrap().level(), Level::One);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_nodes_fill_once() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store));
+    let turn = fill(&one).await;
+    let waits = look(&other);
+    let stores = async {
+        tokio::time::sleep(seconds(2)).await;
+        turn.store("a".to_owned(), [], Keep::new(MINUTE)).await
+    };
+    let (found, filled) = tokio::join!(waits, stores);
+    assert!(filled.is_stored());
+    assert!(matches!(found, Lookup::Fresh(hit) if hit.level() == Level::Two));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_died_filling_is_waited_for_no_longer_than_its_lease() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (
+        node(&store).lease(seconds(9)),
+        node(&store).lease(seconds(3)),
+    );
+    let dead = fill(&one).await;
+    let start = crate::time::now();
+    drop(fill(&other).await);
+    assert!((2900..3200).contains(&since(start).as_millis()));
+    drop(dead);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_began_before_an_invalidation_is_not_stored() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store));
+    let slow = fill(&one).await;
+    let waiter = look(&one);
+    invalidate(&other, Scope::key("https://example.com/")).await;
+    let stores = slow.store("old".to_owned(), [], Keep::new(MINUTE));
+    let (waited, filled) = tokio::join!(waiter, stores);
+    assert!(!filled.is_stored());
+    assert_eq!(filled.hit().value(), "old");
+    // Who waited asks the origin itself: it may have come after the invalidation.
+    assert!(matches!(waited, Lookup::Fill(_)), "{waited:?}");
+    assert!(one.peek(&key()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_joins_a_fill_that_is_being_stored() {
+    let cache = node(&Memory::new());
+    let turn = fill(&cache).await;
+    let mut stores = Box::pin(turn.store("a".to_owned(), [], Keep::new(MINUTE)));
+    // The store in memory answers at once.
+    assert!((&mut stores).now_or_never().is_some());
+    assert_eq!(hit(&cache).await.level(), Level::One);
+}
+
+#[tokio::test(start_paused = true)]
+async fn level_2_forgets_at_once_and_level_1_within_the_bound() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store));
+    put(&one, "a").await;
+    assert_eq!(hit(&other).await.level(), Level::Two);
+    assert_eq!(hit(&other).await.level(), Level::One);
+    for scope in [
+        Scope::key("https://example.com/"),
+        Scope::tag("t"),
+        Scope::all(),
+    ] {
+        invalidate(&one, scope).await;
+        assert!(one.peek(&key()).is_none());
+        assert!(matches!(
+            node(&store).lookup(&key(), fresh).await,
+            Lookup::Fill(_)
+        ));
+        tokio::time::sleep(seconds(1)).await;
+        assert!(other.peek(&key()).is_none());
+        put(&one, "a").await;
+        hit(&other).await;
+    }
+    invalidate(&one, Scope::tag("another")).await;
+    assert!(one.peek(&key()).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bound_of_nothing_asks_at_every_hit() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store).max_staleness(Duration::ZERO));
+    put(&one, "a").await;
+    hit(&other).await;
+    assert!(other.peek(&key()).is_none());
+    assert_eq!(hit(&other).await.level(), Level::One);
+    // Not a moment later, and the task that follows the news has not run since.
+    invalidate(&one, Scope::all()).await;
+    assert!(matches!(other.lookup(&key(), fresh).await, Lookup::Fill(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn everywhere_means_level_1_of_every_node() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store));
+    put(&one, "a").await;
+    // Nodes of an epoch before this one would have to be waited for.
+    tokio::time::sleep(seconds(2)).await;
+    hit(&other).await;
+    let start = crate::time::now();
+    everywhere(&one).await.unwrap();
+    assert!(other.peek(&key()).is_none());
+    assert!(
+        since(start) < Duration::from_millis(100),
+        "a hint is enough"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_node_delays_everywhere_for_as_long_as_it_may_serve() {
+    let store = Memory::with_capacity(1 << 20);
+    let one = node(&store);
+    put(&one, "a").await;
+    let dead = node(&store).on_partition(Partition::ServeStale(seconds(4)));
+    hit(&dead).await;
+    tokio::task::yield_now().await;
+    drop(dead);
+    for (least, most) in [(4000, 4200), (0, 100)] {
+        let start = crate::time::now();
+        everywhere(&one).await.unwrap();
+        let waited = since(start).as_millis();
+        assert!((least..most).contains(&waited), "{waited} ms");
+    }
+    let dead = node(&store).on_partition(Partition::ServeStale(MINUTE));
+    hit_or_fill(&dead).await;
+    tokio::task::yield_now().await;
+    drop(dead);
+    assert!(matches!(
+        everywhere(&one).await,
+        Err(NotAcknowledged::NotEverywhere)
+    ));
+}
+
+async fn hit_or_fill(cache: &TieredCache<String>) {
+    drop(cache.lookup(&key(), fresh).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_purged_softly_is_stale_and_no_more() {
+    let cache = node(&Memory::new());
+    put(&cache, "a").await;
+    let scopes = [Scope::tag("t")];
+    let purge = cache.invalidate(&scopes, Purge::Soft, Acknowledge::Stored);
+    purge.await.unwrap();
+    let turn = fill(&cache).await;
+    let stale = turn.stale().unwrap();
+    assert!(stale.is_purged());
+    assert_eq!(stale.value(), "a");
+    // It may be served while it is filled, if the caller says so.
+    let refresh = cache.lookup(&key(), |_| Verdict::Refresh).await;
+    assert!(matches!(refresh, Lookup::Refresh(_, None)));
+    assert!(
+        turn.store("b".to_owned(), [], Keep::new(MINUTE))
+            .await
+            .is_stored()
+    );
+    assert_eq!(hit(&cache).await.value(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_purged_hard_does_not_stand_in() {
+    let cache = node(&Memory::with_capacity(1 << 20));
+    put(&cache, "a").await;
+    invalidate(&cache, Scope::tag("t")).await;
+    assert!(fill(&cache).await.stale().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_shared_with_nobody_is_not_waited_for() {
+    let cache = node(&Memory::new());
+    let turn = fill(&cache).await;
+    let waiter = look(&cache);
+    let passes = async { turn.pass(seconds(5)) };
+    let (waited, ()) = tokio::join!(waiter, passes);
+    let is_pass = |lookup: &Lookup<String>| {
+        let reason = Bypass::HitForMiss;
+        matches!(lookup, Lookup::Bypass { reason: found, .. } if *found == reason)
+    };
+    assert!(is_pass(&waited));
+    assert!(is_pass(&cache.lookup(&key(), fresh).await));
+    tokio::time::sleep(seconds(5)).await;
+    put(&cache, "a").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_refreshes_and_the_others_are_served() {
+    let cache = node(&Memory::with_capacity(1 << 20));
+    put(&cache, "a").await;
+    let refresh = async || cache.lookup(&key(), |_| Verdict::Refresh).await;
+    let first = refresh().await;
+    assert!(matches!(first, Lookup::Refresh(_, Some(_))));
+    assert!(matches!(refresh().await, Lookup::Refresh(_, None)));
+    drop(first);
+    assert!(matches!(refresh().await, Lookup::Refresh(_, Some(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_values_stand_in_for_an_origin_that_fails() {
+    let cache = node(&Memory::new());
+    let get = async |answer: Result<&str, &'static str>| {
+        let keep = Keep::new(seconds(10)).stale(MINUTE);
+        let make = async || answer.map(|value| Answer::new(value.to_owned(), keep));
+        let hit = cache.get_or_fill(&key(), make).await;
+        hit.map(|hit| hit.value().clone())
+    };
+    assert_eq!(get(Err("down")).await, Err("down"));
+    assert_eq!(get(Ok("a")).await.unwrap(), "a");
+    tokio::time::sleep(seconds(30)).await;
+    assert_eq!(get(Err("down")).await.unwrap(), "a");
+    assert_eq!(get(Ok("b")).await.unwrap(), "b");
+    tokio::time::sleep(seconds(100)).await;
+    assert_eq!(get(Err("down")).await, Err("down"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn age_counts_from_what_the_filler_said() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store));
+    let keep = Keep::new(MINUTE).age(seconds(10));
+    fill(&one).await.store("a".to_owned(), [], keep).await;
+    tokio::time::sleep(seconds(5)).await;
+    for cache in [&one, &other] {
+        assert_eq!(hit(cache).await.age(), seconds(15));
+        assert_eq!(hit(cache).await.fresh_for(), seconds(45));
+    }
+    // It is kept no longer than it is of use.
+    tokio::time::sleep(seconds(45)).await;
+    drop(fill(&one).await);
+    drop(fill(&other).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn level_1_holds_no_more_than_it_may() {
+    let cache = TieredCache::<String>::new(100_000);
+    for number in 0..1000 {
+        let make = async || {
+            let keep = Keep::new(MINUTE);
+            Ok::<_, Infallible>(Answer::new("x".repeat(1000), keep))
+        };
+        let key = Key::new(&number.to_string());
+        cache.get_or_fill(&key, make).await.unwrap();
+    }
+    let weight = cache.weight();
+    assert!(weight.bytes <= 100_000, "{weight:?}");
+    assert!((50..=90).contains(&weight.entries), "{weight:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_dropped_stops_following() {
+    let store = Memory::new();
+    let cache = node(&store);
+    put(&cache, "a").await;
+    let sight = std::sync::Arc::downgrade(&cache.shared.sight);
+    tokio::time::sleep(seconds(1)).await;
+    drop(cache);
+    tokio::time::sleep(seconds(2)).await;
+    assert!(sight.upgrade().is_none());
+    let metrics = tokio::runtime::Handle::current().metrics();
+    assert_eq!(metrics.num_alive_tasks(), 0);
+}

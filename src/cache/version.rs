@@ -1,0 +1,187 @@
+//! The numbers that decide whether an entry still holds. PURE.
+//!
+//! No clock is among them. An invalidation takes the next number of its shard and leaves it as the
+//! tombstone of its scopes. Whoever fills an entry reads the number *before* the origin is asked,
+//! and the entry keeps it: it holds for as long as no tombstone of its scopes is higher.
+//!
+//! Tombstones that are forgotten raise the floor, under which nothing holds. A store that lost its
+//! numbers takes a new epoch, and nothing of another epoch holds. Either way too much is asked
+//! again, and nothing old is served.
+
+use std::{collections::HashMap, fmt};
+
+use super::scope::Scope;
+
+/// Which life of a shard's numbers: random, new whenever the numbers may have been lost.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(pub(super) u64);
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A number of a shard in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    pub(super) epoch: Epoch,
+    pub(super) sequence: u64,
+}
+
+/// What an invalidation leaves of the entries that it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Purge {
+    /// Nothing: they are gone.
+    Hard,
+    /// They are stale: nobody is served from them before the origin confirmed them, but they may
+    /// stand in for an origin that fails.
+    Soft,
+}
+
+/// Whether an entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Validity {
+    Valid,
+    /// After a soft purge.
+    Purged,
+    Gone,
+}
+
+/// The highest invalidation of each scope above a floor.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tombstones {
+    floor: u64,
+    hard: HashMap<Scope, u64>,
+    soft: HashMap<Scope, u64>,
+}
+
+impl Tombstones {
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.hard.len() + self.soft.len()
+    }
+
+    /// Notes an invalidation. Numbers only rise, in whatever order they are heard of.
+    pub(super) fn add(&mut self, scope: &Scope, purge: Purge, sequence: u64) {
+        if sequence <= self.floor {
+            return;
+        }
+        let of_kind = match purge {
+            Purge::Hard => &mut self.hard,
+            Purge::Soft => &mut self.soft,
+        };
+        match of_kind.get_mut(scope) {
+            Some(highest) => *highest = sequence.max(*highest),
+            None => drop(of_kind.insert(scope.clone(), sequence)),
+        }
+    }
+
+    /// Forgets what is not above the floor: nothing under it holds, whatever its scopes.
+    pub(super) fn raise_floor(&mut self, floor: u64) {
+        if floor > self.floor {
+            self.floor = floor;
+            self.hard.retain(|_, sequence| *sequence > floor);
+            self.soft.retain(|_, sequence| *sequence > floor);
+        }
+    }
+
+    /// Whether what was filled under `sequence` holds.
+    pub(super) fn validity<'a>(
+        &self,
+        sequence: u64,
+        scopes: impl IntoIterator<Item = &'a Scope>,
+    ) -> Validity {
+        if sequence < self.floor {
+            return Validity::Gone;
+        }
+        let is_above = |of_kind: &HashMap<Scope, u64>, scope| {
+            of_kind.get(scope).is_some_and(|tomb| *tomb > sequence)
+        };
+        let mut validity = Validity::Valid;
+        for scope in scopes {
+            if is_above(&self.hard, scope) {
+                return Validity::Gone;
+            }
+            if is_above(&self.soft, scope) {
+                validity = Validity::Purged;
+            }
+        }
+        validity
+    }
+
+    /// Every tombstone above `sequence`.
+    pub(super) fn above(&self, sequence: u64) -> Vec<(Scope, Purge, u64)> {
+        let hard = self.hard.iter().map(|(scope, at)| (scope, Purge::Hard, at));
+        let soft = self.soft.iter().map(|(scope, at)| (scope, Purge::Soft, at));
+        hard.chain(soft)
+            .filter(|(.., at)| **at > sequence)
+            .map(|(scope, purge, at)| (scope.clone(), purge, *at))
+            .collect()
+    }
+}
+
+/// What a node has to hear of a shard.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// The epoch in which the numbers count.
+    pub(super) epoch: Epoch,
+    pub(super) floor: u64,
+    pub(super) sequence: u64,
+    /// The tombstones that the asker does not have; all of them when it asked for another epoch.
+    pub(super) tombstones: Vec<(Scope, Purge, u64)>,
+    /// How many the store has.
+    pub(super) kept: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_filled_before_an_invalidation_does_not_hold() {
+        let mut tombs = Tombstones::default();
+        let (a, b) = (Scope::tag("a"), Scope::tag("b"));
+        tombs.add(&a, Purge::Hard, 5);
+        assert_eq!(tombs.validity(4, [&a, &b]), Validity::Gone);
+        assert_eq!(tombs.validity(5, [&a, &b]), Validity::Valid);
+        assert_eq!(tombs.validity(0, [&b]), Validity::Valid);
+    }
+
+    #[test]
+    fn late_news_lower_nothing() {
+        let mut tombs = Tombstones::default();
+        let a = Scope::tag("a");
+        tombs.add(&a, Purge::Hard, 5);
+        tombs.add(&a, Purge::Hard, 3);
+        assert_eq!(tombs.validity(4, [&a]), Validity::Gone);
+        tombs.raise_floor(9);
+        tombs.raise_floor(7);
+        tombs.add(&a, Purge::Hard, 8);
+        assert_eq!((tombs.floor(), tombs.len()), (9, 0));
+    }
+
+    #[test]
+    fn a_soft_purge_does_not_soften_a_hard_one() {
+        let mut tombs = Tombstones::default();
+        let a = Scope::tag("a");
+        tombs.add(&a, Purge::Hard, 5);
+        tombs.add(&a, Purge::Soft, 9);
+        assert_eq!(tombs.validity(4, [&a]), Validity::Gone);
+        assert_eq!(tombs.validity(5, [&a]), Validity::Purged);
+        assert_eq!(tombs.validity(9, [&a]), Validity::Valid);
+    }
+
+    #[test]
+    fn under_the_floor_nothing_holds() {
+        let mut tombs = Tombstones::default();
+        tombs.add(&Scope::tag("a"), Purge::Hard, 5);
+        tombs.raise_floor(5);
+        assert_eq!(tombs.validity(4, [&Scope::tag("b")]), Validity::Gone);
+        assert_eq!(tombs.validity(5, [&Scope::tag("a")]), Validity::Valid);
+    }
+}

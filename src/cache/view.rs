@@ -1,0 +1,213 @@
+//! What a node knows of a shard's numbers. PURE.
+
+use std::{collections::HashMap, time::Instant};
+
+use super::{
+    scope::Scope,
+    version::{Epoch, News, Purge, Stamp, Tombstones, Validity},
+};
+
+/// Scopes dropped here alone, at most; after that everything is dropped.
+const MOST_DROPS: usize = 1024;
+
+/// The numbers of a shard as a node last heard of them.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    epoch: Option<Epoch>,
+    /// Everything up to here was heard of.
+    applied: u64,
+    tombs: Tombstones,
+    /// When the last news that counts were asked for.
+    asked: Option<Instant>,
+    /// When the first news of the epoch came.
+    since: Option<Instant>,
+    drops: Drops,
+}
+
+/// Scopes that were dropped on this node alone, because the store could not be told.
+///
+/// Fills are numbered as they begin, on this node. A drop takes those that have begun.
+#[derive(Debug, Default)]
+struct Drops {
+    begun: u64,
+    floor: u64,
+    scopes: HashMap<Scope, u64>,
+}
+
+impl View {
+    pub(super) fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// What the next news may leave out.
+    pub(super) fn applied(&self) -> Option<Stamp> {
+        Some(Stamp {
+            epoch: self.epoch?,
+            sequence: self.applied,
+        })
+    }
+
+    /// Since when this node knows an epoch, if it is the current one.
+    pub(super) fn known_since(&self, epoch: Epoch) -> Option<Instant> {
+        self.since.filter(|_| self.epoch == Some(epoch))
+    }
+
+    /// Takes news that were asked for at `asked` and came at `now`. Whether anything is new.
+    ///
+    /// Late news of the same epoch say nothing wrong, they only say less. Late news of another
+    /// epoch would turn the node back to numbers that are lost.
+    pub(super) fn learn(&mut self, news: &News, asked: Instant, now: Instant) -> bool {
+        let is_late = self.asked.is_some_and(|last| asked < last);
+        let is_other = self.epoch != Some(news.epoch);
+        if is_other && is_late {
+            return false;
+        }
+        let is_new = is_other || news.sequence > self.applied || news.floor > self.tombs.floor();
+        if is_other {
+            self.epoch = Some(news.epoch);
+            self.tombs = Tombstones::default();
+            self.applied = news.sequence;
+            self.since = Some(now);
+        }
+        for (scope, purge, sequence) in &news.tombstones {
+            self.tombs.add(scope, *purge, *sequence);
+        }
+        self.tombs.raise_floor(news.floor);
+        self.applied = self.applied.max(news.sequence);
+        self.asked = self.asked.max(Some(asked));
+        is_new
+    }
+
+    /// Takes an invalidation of this node's own, before the news bring it back.
+    pub(super) fn invalidate(&mut self, stamp: Stamp, scopes: &[Scope], purge: Purge) {
+        if self.epoch != Some(stamp.epoch) {
+            // Nothing holds until there are news.
+            self.epoch = None;
+            return;
+        }
+        for scope in scopes {
+            self.tombs.add(scope, purge, stamp.sequence);
+        }
+    }
+
+    /// Numbers a fill that begins.
+    pub(super) fn begin(&mut self) -> u64 {
+        self.drops.begun += 1;
+        self.drops.begun
+    }
+
+    /// Drops scopes here alone.
+    pub(super) fn drop_here(&mut self, scopes: &[Scope]) {
+        let drops = &mut self.drops;
+        if drops.scopes.len() + scopes.len() > MOST_DROPS {
+            drops.scopes.clear();
+            drops.floor = drops.begun;
+            return;
+        }
+        let dropped = scopes.iter().map(|scope| (scope.clone(), drops.begun));
+        drops.scopes.extend(dropped);
+    }
+
+    /// Whether an entry holds that was filled under `stamp` by the fill that began as `begun`.
+    pub(super) fn validity(&self, stamp: Stamp, begun: u64, scopes: &[Scope]) -> Validity {
+        if self.epoch != Some(stamp.epoch) || self.is_dropped(begun, scopes) {
+            return Validity::Gone;
+        }
+        self.tombs.validity(stamp.sequence, scopes)
+    }
+
+    /// Whether this node dropped what was filled by the fill that began as `begun`.
+    pub(super) fn is_dropped(&self, begun: u64, scopes: &[Scope]) -> bool {
+        let dropped = &self.drops.scopes;
+        begun <= self.drops.floor
+            || (!dropped.is_empty()
+                && scopes
+                    .iter()
+                    .any(|scope| dropped.get(scope).is_some_and(|at| begun <= *at)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const OLD: Epoch = Epoch(1);
+    const NEW: Epoch = Epoch(2);
+
+    fn news(epoch: Epoch, sequence: u64, tombstones: &[(&Scope, u64)]) -> News {
+        let tombstones = tombstones.iter();
+        News {
+            epoch,
+            floor: 0,
+            sequence,
+            tombstones: tombstones
+                .map(|(scope, at)| ((*scope).clone(), Purge::Hard, *at))
+                .collect(),
+            kept: 0,
+        }
+    }
+
+    fn now() -> Instant {
+        crate::time::now()
+    }
+
+    fn stamp(epoch: Epoch, sequence: u64) -> Stamp {
+        Stamp { epoch, sequence }
+    }
+
+    #[test]
+    fn nothing_holds_before_there_are_news() {
+        let mut view = View::default();
+        let begun = view.begin();
+        assert_eq!(view.validity(stamp(OLD, 0), begun, &[]), Validity::Gone);
+        view.learn(&news(OLD, 0, &[]), now(), now());
+        assert_eq!(view.validity(stamp(OLD, 0), begun, &[]), Validity::Valid);
+    }
+
+    #[test]
+    fn late_news_of_a_lost_epoch_do_not_turn_back() {
+        let start = crate::time::now();
+        let later = start + Duration::from_millis(1);
+        let mut view = View::default();
+        view.learn(&news(OLD, 0, &[]), start, later);
+        assert!(view.learn(&news(NEW, 0, &[]), later, later));
+        assert!(!view.learn(&news(OLD, 7, &[]), start, later));
+        assert_eq!(view.epoch(), Some(NEW));
+        let begun = view.begin();
+        assert_eq!(view.validity(stamp(OLD, 7), begun, &[]), Validity::Gone);
+    }
+
+    #[test]
+    fn an_invalidation_of_ones_own_is_not_all_that_there_is_to_hear() {
+        let mut view = View::default();
+        view.learn(&news(OLD, 3, &[]), now(), now());
+        let (mine, other) = (Scope::tag("mine"), Scope::tag("other"));
+        let begun = view.begin();
+        let holds = |view: &mut View, scope: &Scope| {
+            view.validity(stamp(OLD, 3), begun, std::slice::from_ref(scope)) == Validity::Valid
+        };
+        view.invalidate(stamp(OLD, 5), std::slice::from_ref(&mine), Purge::Hard);
+        assert!(!holds(&mut view, &mine));
+        assert_eq!(view.applied(), Some(stamp(OLD, 3)));
+        view.learn(&news(OLD, 5, &[(&other, 4)]), now(), now());
+        assert!(!holds(&mut view, &other));
+    }
+
+    #[test]
+    fn what_is_dropped_here_is_gone_and_can_be_filled_again() {
+        let mut view = View::default();
+        view.learn(&news(OLD, 0, &[]), now(), now());
+        let scope = [Scope::tag("a")];
+        let before = view.begin();
+        view.drop_here(&scope);
+        let after = view.begin();
+        assert_eq!(view.validity(stamp(OLD, 0), before, &scope), Validity::Gone);
+        assert_eq!(view.validity(stamp(OLD, 0), after, &scope), Validity::Valid);
+        for at in 0..=MOST_DROPS {
+            view.drop_here(&[Scope::tag(&at.to_string())]);
+        }
+        assert!(view.drops.scopes.len() <= MOST_DROPS);
+        assert_eq!(view.validity(stamp(OLD, 0), after, &scope), Validity::Gone);
+    }
+}
