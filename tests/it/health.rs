@@ -15,6 +15,10 @@ fn endpoint(id: impl ToString) -> Endpoint {
     endpoint.id(id.to_string())
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the test asks at the time of the runtime"
+)]
 fn now() -> std::time::Instant {
     Instant::now().into_std()
 }

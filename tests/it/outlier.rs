@@ -246,6 +246,10 @@ mod layer {
         cluster
     }
 
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the test asks at the time of the runtime"
+    )]
     fn standing(cluster: &Cluster, id: &str) -> Standing {
         let snapshot = cluster.snapshot();
         let now = tokio::time::Instant::now().into_std();
