@@ -161,6 +161,10 @@ async fn check_itself() -> Result<(), BoxError> {
             break;
         }
     }
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "only the library has a clock of its own"
+    )]
     let now = || tokio::time::Instant::now().into_std();
     let all_well = || {
         let snapshot = cluster.snapshot();

@@ -10,13 +10,21 @@ use tower_gateway::{
     pick::{Pick, RoundRobin},
 };
 
-fn endpoint(id: impl ToString) -> Endpoint {
+fn endpoint(id: impl Into<String>) -> Endpoint {
     let endpoint: Endpoint = "127.0.0.1:80".parse().unwrap();
-    endpoint.id(id.to_string())
+    endpoint.id(id.into())
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the test asks at the time of the runtime"
+)]
 fn now() -> std::time::Instant {
     Instant::now().into_std()
+}
+
+fn numbered(count: usize) -> impl Iterator<Item = Endpoint> {
+    (0..count).map(|number| endpoint(number.to_string()))
 }
 
 /// How often each id is picked in 100 picks for each of 100 parts of the random bits.
@@ -93,7 +101,7 @@ async fn verdicts_decide_who_is_picked() {
 
 #[tokio::test(start_paused = true)]
 async fn a_priority_spills_over_and_panics() {
-    let mut endpoints: Vec<_> = (0..4).map(endpoint).collect();
+    let mut endpoints: Vec<_> = numbered(4).collect();
     endpoints.push(endpoint("far").priority(1));
     let cluster = Cluster::fixed("c", RoundRobin::new(), endpoints);
     cluster.start_checks();
@@ -124,7 +132,7 @@ async fn a_priority_spills_over_and_panics() {
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_verdicts_are_few_snapshots() {
-    let cluster = Cluster::fixed("c", RoundRobin::new(), (0..10_000).map(endpoint));
+    let cluster = Cluster::fixed("c", RoundRobin::new(), numbered(10_000));
     cluster.start_checks();
     let before = cluster.snapshot().generation();
     let members = cluster.snapshot().members().clone();

@@ -159,7 +159,7 @@ async fn the_last_one_is_never_ejected() {
 async fn a_low_success_rate_is_seen_whatever_the_rate_of_requests() {
     let count = AtomicUsize::new(0);
     let flaky = Backend::answering(move |_| {
-        let fails = count.fetch_add(1, SeqCst) % 2 == 0;
+        let fails = count.fetch_add(1, SeqCst).is_multiple_of(2);
         let status = if fails { "500 Oh No" } else { "200 OK" };
         format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes()
     })
@@ -235,6 +235,7 @@ mod layer {
     };
 
     type Body = UnsyncBoxBody<Bytes, Infallible>;
+    type Answer = fn() -> Response<Body>;
 
     fn cluster(outlier: Outlier) -> Cluster {
         let endpoints = ["good", "bad"].map(|id| {
@@ -246,6 +247,10 @@ mod layer {
         cluster
     }
 
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the test asks at the time of the runtime"
+    )]
     fn standing(cluster: &Cluster, id: &str) -> Standing {
         let snapshot = cluster.snapshot();
         let now = tokio::time::Instant::now().into_std();
@@ -310,7 +315,7 @@ mod layer {
 
     #[tokio::test(start_paused = true)]
     async fn what_an_answer_says_decides() {
-        let answers: [(fn() -> Response<Body>, bool); 8] = [
+        let answers: [(Answer, bool); 8] = [
             (|| text(500, "oh no"), true),
             (|| text(404, "nothing"), false),
             (|| text(429, "slowly"), false),
