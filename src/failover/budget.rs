@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, SeqCst},
+    fence,
 };
 
 /// A share of the requests of the last 10 s, and a minimum for times with few of them (Finagle's
@@ -129,6 +130,9 @@ impl Account {
     pub(super) fn reserve(&self, now: Instant) -> Option<Reservation> {
         let second = self.second(now);
         self.retries.add(second);
+        // Pairs with itself: two that add to different slots and then sum up do not miss each
+        // other, as one of them comes second here.
+        fence(SeqCst);
         let spent = self.retries.sum(second);
         if spent <= self.budget.allowance(self.requests.sum(second)) {
             return Some(Reservation { second });
@@ -175,14 +179,12 @@ impl Window {
         let mut current = slot_of.load(Relaxed);
         // One that comes late counts in the second that took its slot.
         while second_of(current) < second {
-            // `SeqCst`: see `sum`.
-            match slot_of.compare_exchange_weak(current, slot(second, 1), SeqCst, Relaxed) {
+            match slot_of.compare_exchange_weak(current, slot(second, 1), Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(found) => current = found,
             }
         }
-        // `SeqCst`: see `sum`.
-        slot_of.fetch_add(1, SeqCst);
+        slot_of.fetch_add(1, Relaxed);
     }
 
     /// Takes one off, unless the second is over for long.
@@ -190,15 +192,12 @@ impl Window {
         let less =
             |current| (second_of(current) == second && count_of(current) > 0).then(|| current - 1);
         // A slot that was taken over has forgotten it already.
-        self.slot(second).fetch_update(SeqCst, Relaxed, less).ok();
+        self.slot(second).fetch_update(Relaxed, Relaxed, less).ok();
     }
 
     /// The count of the span that ends with this second.
-    ///
-    /// Two that add to different slots and then sum up must not miss each other, which takes one
-    /// order over all slots: `SeqCst` here and in `add`.
     fn sum(&self, second: u32) -> u64 {
-        let slots = self.0.iter().map(|slot| slot.load(SeqCst));
+        let slots = self.0.iter().map(|slot| slot.load(Relaxed));
         let is_late = |slot: &u64| {
             u64::from(second).saturating_sub(u64::from(second_of(*slot))) < Budget::SPAN
         };
