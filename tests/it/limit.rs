@@ -533,11 +533,9 @@ fn a_flood_of_random_keys_leaves_memory_flat() {
 }
 
 #[test]
-#[ignore = "ten million keys take a while"]
+#[ignore = "ten million keys take a while; run it alone"]
 fn ten_million_random_keys_leave_memory_flat() {
-    if is_alone("limit::ten_million_random_keys_leave_memory_flat") {
-        flood(10_000_000);
-    }
+    flood(10_000_000);
 }
 
 #[test]
