@@ -8,7 +8,7 @@
 //!   EdgeLayer                what may come in, and who it came from          400, 501
 //!     TimeoutLayer           one deadline; bodies that stand still           504
 //!       RateLimitLayer       refuse early                                    to come
-//!         CacheLayer         answer from memory or from the cluster's store  to come
+//!         CacheLayer         answer from memory or from the cluster's store  504
 //!           FailoverLayer    attempts, within a budget                       to come
 //!             ErrorResponseLayer  an error becomes an answer                 502, 503, 504
 //!               BalanceLayer      pick an endpoint, watch how it does        503
@@ -70,6 +70,8 @@
 //!   address of the client as an extension, [`edge::Peer`], that whoever accepts connections puts
 //!   there. A client, which has no boundary, leaves this layer out.
 //! - [`TimeoutLayer`] is above everything that waits, so that one deadline holds for all of it.
+//! - `CacheLayer` (feature `cache`) is above every layer that asks endpoints, and above the one
+//!   that turns their errors into answers: a stale response may stand in for both.
 //! - [`ErrorResponseLayer`] is right above the layers that can fail. What is above it is
 //!   infallible, as axum and hyper want it.
 //! - [`BalanceLayer`] is right above the client. It writes the address into the request, and what
@@ -90,8 +92,9 @@
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
-//! | `admin` | | `admin`: health, metrics and clusters for operators |
-//! | `config` | | `config`: a running node from a YAML file; brings the seven above |
+//! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
+//! | `admin` | | `admin`: health, metrics and clusters for operators; brings `cache` |
+//! | `config` | | `config`: a running node from a YAML file; brings the eight above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 
@@ -153,6 +156,8 @@ pub mod upstream;
 mod yaml;
 
 pub use balance::BalanceLayer;
+#[cfg(feature = "cache")]
+pub use cache::CacheLayer;
 pub use cluster::Cluster;
 pub use edge::EdgeLayer;
 pub use endpoint::Endpoint;

@@ -32,11 +32,13 @@ pub enum Reason {
     ConnectTimeout,
     /// The request asks for something that the gateway does not do.
     NotImplemented,
+    /// The request wants a stored response only, and none answers it.
+    NotCached,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::NoEndpoint,
@@ -45,6 +47,7 @@ impl Reason {
         Self::Timeout,
         Self::ConnectTimeout,
         Self::NotImplemented,
+        Self::NotCached,
     ];
 
     /// The name used in metrics, logs and the `reason` member of the problem document.
@@ -59,6 +62,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::ConnectTimeout => "connect_timeout",
             Self::NotImplemented => "not_implemented",
+            Self::NotCached => "not_cached",
         }
     }
 
@@ -70,7 +74,7 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoEndpoint | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream => StatusCode::BAD_GATEWAY,
-            Self::Timeout | Self::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::ConnectTimeout | Self::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
         }
     }
@@ -81,6 +85,7 @@ impl Reason {
         match self {
             Self::BadRequest => 13,                     // INTERNAL
             Self::NoRoute | Self::NotImplemented => 12, // UNIMPLEMENTED
+            Self::NotCached => 9,                       // FAILED_PRECONDITION
             Self::Timeout => 4,                         // DEADLINE_EXCEEDED
             // UNAVAILABLE: clients may try again.
             Self::NoEndpoint | Self::Upstream | Self::Overloaded | Self::ConnectTimeout => 14,

@@ -3,7 +3,7 @@
 //! It is tokio's clock, so paused tests and simulations drive it. Decisions never read it:
 //! they take `now` as their last argument.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The current instant of the monotonic clock.
 #[allow(
@@ -23,4 +23,17 @@ pub(crate) fn after(now: Instant, span: Duration) -> Instant {
 /// A sleep that ends at `deadline`.
 pub(crate) fn sleep_until(deadline: Instant) -> tokio::time::Sleep {
     tokio::time::sleep_until(deadline.into())
+}
+
+/// The wall clock, for the dates of HTTP alone: it decides nothing between nodes.
+#[cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, reason = "dates are what caches compare")
+)]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the clock"
+)]
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
 }
