@@ -14,6 +14,7 @@
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
+//! | `POST /cache/invalidate` | 200 once what a document names is invalidated, else 503 |
 //!
 //! # Examples
 //!
@@ -38,18 +39,19 @@
 //! # }
 //! ```
 
+mod cache;
 mod clusters;
 mod metrics;
 mod router;
 
 use std::{fmt, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{cluster::Cluster, refusal::Refusals};
+use crate::{cache::HttpCache, cluster::Cluster, refusal::Refusals};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -61,6 +63,7 @@ struct Shared {
     node: Mutex<String>,
     clusters: ArcSwap<Vec<Cluster>>,
     refusals: ArcSwap<Refusals>,
+    cache: ArcSwapOption<HttpCache>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
@@ -126,6 +129,7 @@ impl Admin {
             node: Mutex::default(),
             clusters: ArcSwap::default(),
             refusals: ArcSwap::default(),
+            cache: ArcSwapOption::empty(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
             config: Mutex::default(),
@@ -149,6 +153,11 @@ impl Admin {
     /// Shows these counts from now on.
     pub fn set_refusals(&self, refusals: Arc<Refusals>) {
         self.shared.refusals.store(refusals);
+    }
+
+    /// Shows this cache from now on, and lets `POST /cache/invalidate` invalidate it.
+    pub fn set_cache(&self, cache: Option<HttpCache>) {
+        self.shared.cache.store(cache.map(Arc::new));
     }
 
     /// Says whether requests are welcome. A node that drains stays so.

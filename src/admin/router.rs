@@ -26,6 +26,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/clusters", get(clusters))
         .route("/config", get(config))
         .route("/drain", post(drain))
+        .route("/cache/invalidate", post(super::cache::invalidate))
         .layer(middleware::from_fn_with_state(admin.clone(), authorize));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -33,14 +34,15 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain\n";
+                "not found; try /clusters, /config, /healthz, /metrics, /readyz, POST /drain, POST \
+                 /cache/invalidate\n";
             (StatusCode::NOT_FOUND, text)
         })
         .with_state(admin)
 }
 
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config, POST /drain\n"
+    "GET /healthz /readyz /metrics /clusters /config, POST /drain /cache/invalidate\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -83,7 +85,7 @@ async fn drain(State(admin): State<Admin>) -> Response {
     (StatusCode::ACCEPTED, "draining\n").into_response()
 }
 
-fn json_response(value: &Value) -> Response {
+pub(super) fn json_response(value: &Value) -> Response {
     let mut response = Response::new(Body::from(format!("{value:#}\n")));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

@@ -9,12 +9,13 @@ use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{RequestBody, Routes, Stack, Target},
     settings::{
-        ClusterSettings, DiscoverySettings, DnsSettings, PolicySettings, RouteSettings, Settings,
-        StickySettings,
+        CacheSettings, ClusterSettings, DiscoverySettings, DnsSettings, PolicySettings,
+        RouteSettings, Settings, StickySettings,
     },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
+    cache::{Cache, CacheLayer, HttpCache},
     cluster::{Cluster, SlowStart},
     discover::{
         Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
@@ -29,6 +30,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Gateway {
     clusters: BTreeMap<String, Running>,
+    /// Made when the first route wants it; what it holds outlives every plan.
+    cache: Option<HttpCache>,
 }
 
 /// One cluster at work and what it was made from.
@@ -55,6 +58,15 @@ impl Gateway {
             };
             self.clusters.insert(name.clone(), running);
         }
+        if self.cache.is_none()
+            && plan
+                .settings
+                .routes
+                .iter()
+                .any(|route| route.cache.is_some())
+        {
+            self.cache = Some(HttpCache::new(plan.settings.store.cache_memory as u64));
+        }
         let table: Table<Target> = plan
             .settings
             .routes
@@ -73,11 +85,19 @@ impl Gateway {
             .collect()
     }
 
+    pub(super) fn cache(&self) -> Option<&HttpCache> {
+        self.cache.as_ref()
+    }
+
     fn target(&self, route: &RouteSettings) -> Target {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
         Target::new(route.clusters.iter().map(|share| {
-            let running = &self.clusters[&share.cluster];
-            (timeout.layer(running.stack()), share.weight)
+            let stack = self.clusters[&share.cluster].stack();
+            let cached = match (&route.cache, &self.cache) {
+                (Some(settings), Some(cache)) => cache_layer(settings, cache).layer(stack),
+                _ => Cache::off(stack),
+            };
+            (timeout.layer(cached), share.weight)
         }))
     }
 }
@@ -182,6 +202,21 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
     match &all.node.snapshot_dir {
         Some(folder) => discovery.snapshot_dir(folder).watch(&service),
         None => discovery.watch(&service),
+    }
+}
+
+fn cache_layer(settings: &CacheSettings, cache: &HttpCache) -> CacheLayer {
+    let cache = cache
+        .clone()
+        .max_staleness(settings.max_staleness)
+        .on_partition(settings.on_partition);
+    let layer = CacheLayer::new(cache)
+        .default_ttl(settings.default_ttl)
+        .max_object(settings.max_object)
+        .query(settings.query.clone());
+    match &settings.tags_header {
+        Some(name) => layer.tags_header(name.clone()),
+        None => layer,
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     gateway::Gateway,
     plan::Plan,
     serve::Routes,
-    settings::{NodeSettings, Secret},
+    settings::{NodeSettings, Secret, StoreSettings},
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
@@ -73,6 +73,8 @@ struct State {
     routes: Routes,
     gateway: Mutex<Gateway>,
     node: ArcSwap<NodeSettings>,
+    /// As the node was started with it.
+    store: StoreSettings,
     /// Read for each request, also on connections that were there before a reload.
     trusted_hops: Arc<AtomicU32>,
 }
@@ -99,6 +101,7 @@ impl Node {
             routes: Routes::new(),
             gateway: Mutex::default(),
             node: ArcSwap::from_pointee(node.clone()),
+            store: plan.settings.store.clone(),
             trusted_hops: Arc::default(),
         });
         let (listener, address) = listener;
@@ -223,6 +226,7 @@ impl State {
         let mut gateway = self.gateway.lock();
         gateway.apply(plan, &self.routes);
         self.admin.set_clusters(gateway.clusters());
+        self.admin.set_cache(gateway.cache().cloned());
         let next = &plan.settings.node;
         let current = self.node.load();
         // A token belongs to its address: the one that is bound must not lose it.
@@ -241,6 +245,9 @@ impl State {
         }
         if current.admin != next.admin {
             restart_needed.push(String::from("node.admin"));
+        }
+        if self.store != plan.settings.store {
+            restart_needed.push(String::from("store"));
         }
         let mut next = next.clone();
         next.listen = current.listen;

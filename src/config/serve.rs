@@ -16,6 +16,7 @@ use tower::Service;
 
 use crate::{
     balance::{self, Balance},
+    cache::{self, Cache},
     edge,
     error_response::ErrorResponse,
     pick::{Schedule, Sequence},
@@ -31,22 +32,28 @@ type ClientBody = edge::body::RequestBody<Incoming>;
 /// The request body as endpoints get it.
 pub(super) type RequestBody = TimeoutBody<ClientBody>;
 
-pub(super) type ResponseBody =
-    TimeoutBody<balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>>;
+pub(super) type ResponseBody = TimeoutBody<
+    cache::body::ResponseBody<
+        balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>,
+    >,
+>;
 
 /// The layers of a cluster.
 pub(super) type Stack = ErrorResponse<Balance<Upstream<RequestBody>>>;
 
+/// The layers of a route over those of its cluster.
+pub(super) type RouteStack = Timeout<Cache<Stack>>;
+
 /// What a route does with its requests.
 pub(super) struct Target {
-    stacks: Box<[Timeout<Stack>]>,
+    stacks: Box<[RouteStack]>,
     schedule: Schedule,
     sequence: Sequence,
 }
 
 impl Target {
     /// Splits requests among these stacks in proportion to their weights.
-    pub(super) fn new(shares: impl IntoIterator<Item = (Timeout<Stack>, u32)>) -> Self {
+    pub(super) fn new(shares: impl IntoIterator<Item = (RouteStack, u32)>) -> Self {
         let shares = shares.into_iter();
         let (stacks, weights): (Vec<_>, Vec<_>) = shares
             .map(|(stack, weight)| (stack, f64::from(weight)))
@@ -58,7 +65,7 @@ impl Target {
         }
     }
 
-    fn choose(&self) -> Option<&Timeout<Stack>> {
+    fn choose(&self) -> Option<&RouteStack> {
         match &*self.stacks {
             [one] => Some(one),
             several => several.get(self.schedule.next(&self.sequence)?),
@@ -131,7 +138,7 @@ pin_project! {
     #[project = RouteProj]
     pub(super) enum RouteFuture {
         // The stack of a cluster answers.
-        Found { #[pin] inner: <Timeout<Stack> as Service<Request<ClientBody>>>::Future },
+        Found { #[pin] inner: <RouteStack as Service<Request<ClientBody>>>::Future },
         // No route takes the request.
         NoRoute { dialect: Dialect },
     }

@@ -1,6 +1,7 @@
 //! What the configuration file says, as plain data.
 
 mod affinity;
+mod cache;
 mod cluster;
 mod dns;
 mod etcd;
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub use affinity::{AffinityPolicy, AffinitySettings};
+pub use cache::{CacheSettings, StoreSettings};
 pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
     TlsSettings,
@@ -40,6 +42,7 @@ use crate::yaml::{self, Mistakes, Value, text};
 /// # Defaults
 ///
 /// - `clusters`, `routes`: none
+/// - `store`: this process alone
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -49,6 +52,8 @@ pub struct Settings {
     pub clusters: BTreeMap<String, ClusterSettings>,
     /// The routes in order; each names clusters of this file.
     pub routes: Vec<RouteSettings>,
+    /// What is kept for all routes.
+    pub store: StoreSettings,
 }
 
 impl Settings {
@@ -101,10 +106,12 @@ impl Reader<'_> {
         let routes = fields.optional("routes", |routes| {
             routes.list(|route| route::read(route, &names))
         });
+        let store = fields.optional("store", cache::read_store);
         let settings = node.map(|node| Settings {
             node,
             clusters: clusters.unwrap_or_default().into_iter().collect(),
             routes: routes.unwrap_or_default(),
+            store: store.unwrap_or_default(),
         });
         fields.finish(settings)
     }

@@ -4,6 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, header};
 
+use super::{CacheSettings, cache};
 use crate::{
     route::Match,
     yaml::{Mistakes, Value, number, one_of, positive_duration, text},
@@ -14,6 +15,7 @@ use crate::{
 /// # Defaults
 ///
 /// - `timeout`, `idle_timeout`: 60 s
+/// - `cache`: none
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouteSettings {
@@ -26,6 +28,8 @@ pub struct RouteSettings {
     pub timeout: Duration,
     /// The longest time without a byte of a body, either way.
     pub idle_timeout: Duration,
+    /// What is kept of its responses.
+    pub cache: Option<CacheSettings>,
 }
 
 /// A cluster and its share of a route.
@@ -63,6 +67,7 @@ pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings
     };
     let timeout = fields.optional("timeout", positive_duration);
     let idle_timeout = fields.optional("idle_timeout", positive_duration);
+    let cache = fields.optional("cache", cache::read);
     let route = matching
         .zip(shares)
         .map(|(matching, clusters)| RouteSettings {
@@ -70,6 +75,7 @@ pub(super) fn read(value: &Value<'_>, clusters: &[&str]) -> Result<RouteSettings
             clusters,
             timeout: timeout.unwrap_or(Duration::from_secs(60)),
             idle_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
+            cache,
         });
     fields.finish(route)
 }
