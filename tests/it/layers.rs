@@ -13,8 +13,14 @@ use http::{Request, Response, header::TRANSFER_ENCODING};
 use http_body_util::{BodyExt as _, Full};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_gateway::{
-    balance::BalanceLayer, cluster::Cluster, edge::EdgeLayer, error::BoxError,
-    error_response::ErrorResponseLayer, pick::RoundRobin, timeout::TimeoutLayer,
+    balance::BalanceLayer,
+    cache::{CacheLayer, HttpCache},
+    cluster::Cluster,
+    edge::EdgeLayer,
+    error::BoxError,
+    error_response::ErrorResponseLayer,
+    pick::RoundRobin,
+    timeout::TimeoutLayer,
 };
 use tower_test::mock;
 
@@ -69,6 +75,11 @@ fn cluster() -> Cluster {
     Cluster::fixed("web", RoundRobin::new(), ["127.0.0.1:80".parse().unwrap()])
 }
 
+/// Everything is fresh for a minute: the second time it is a hit.
+fn cache() -> CacheLayer {
+    CacheLayer::new(HttpCache::new(1 << 20)).default_ttl(std::time::Duration::from_secs(60))
+}
+
 /// Requests that take every way through a layer.
 fn requests() -> Vec<Request<Body>> {
     let request = || Request::post("/").header("host", "a");
@@ -80,6 +91,11 @@ fn requests() -> Vec<Request<Body>> {
             .unwrap(),
         // Without a host it is refused at the edge.
         Request::get("/").body(Full::default()).unwrap(),
+        // One that a cache looks up.
+        Request::get("/")
+            .header("host", "a")
+            .body(Full::default())
+            .unwrap(),
     ]
 }
 
@@ -132,6 +148,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
         BalanceLayer::new(cluster()).layer(Strict::default()),
     )
     .await;
+    drive("cache", cache().layer(Strict::default())).await;
     drive("edge", EdgeLayer::new().layer(Strict::default())).await;
     drive("timeout", timeout.layer(Strict::default())).await;
     drive(
@@ -142,6 +159,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
     let all = ServiceBuilder::new()
         .layer(EdgeLayer::new())
         .layer(timeout)
+        .layer(cache())
         .layer(ErrorResponseLayer::new())
         .layer(BalanceLayer::new(cluster()))
         .service(Strict::default());
@@ -151,6 +169,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
 #[tokio::test]
 async fn every_layer_is_as_ready_as_its_inner_service() {
     waits("balance", BalanceLayer::new(cluster())).await;
+    waits("cache", cache()).await;
     waits("edge", EdgeLayer::new()).await;
     waits(
         "timeout",

@@ -8,6 +8,8 @@ mod affinity;
 mod allocations;
 mod architecture;
 mod cache;
+mod cache_http;
+mod cache_rules;
 mod chaos;
 mod clients;
 mod destination;
