@@ -87,12 +87,11 @@
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
-//! | `cache` | | `cache`: two levels of cache whose invalidations hold |
+//! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
 //! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
-//! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
 //! | `admin` | | `admin`: health, metrics and clusters for operators; brings `cache` |
 //! | `config` | | `config`: a running node from a YAML file; brings the eight above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
