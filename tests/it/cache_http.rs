@@ -27,6 +27,9 @@ use crate::support::{
 
 type Fields = &'static [(&'static str, &'static str)];
 
+/// How an answer ends.
+type End = fn(&Pieces);
+
 const FRESH: &[(&str, &str)] = &[("cache-control", "max-age=60")];
 const HIT: &str = "tower-gateway; hit; detail=l1";
 
@@ -210,7 +213,7 @@ async fn a_miss_streams_while_it_is_stored() {
 #[tokio::test(start_paused = true)]
 async fn what_broke_off_is_never_stored() {
     const LONG: &[(&str, &str)] = &[("cache-control", "max-age=60"), ("content-length", "9")];
-    let ends: [(Fields, fn(&Pieces)); 3] = [
+    let ends: [(Fields, End); 3] = [
         (FRESH, Pieces::fail),
         (LONG, Pieces::fail),
         (LONG, Pieces::end),
