@@ -8,7 +8,7 @@
 //!   EdgeLayer                what may come in, and who it came from          400, 501
 //!     TimeoutLayer           one deadline; bodies that stand still           504
 //!       RateLimitLayer       refuse early                                    429
-//!         CacheLayer         answer from memory or from the cluster's store  to come
+//!         CacheLayer         answer from memory or from the cluster's store  504
 //!           ErrorResponseLayer  an error becomes an answer                   502, 503, 504
 //!             FailoverLayer     attempts, within a budget                    504
 //!               BalanceLayer      pick an endpoint, watch how it does        503
@@ -73,6 +73,8 @@
 //! - [`TimeoutLayer`] is above everything that waits, so that one deadline holds for all of it.
 //! - [`RateLimitLayer`] is above what costs something, and below the layer that knows who the client
 //!   is. A limiter that is shared keeps one limit over several stacks.
+//! - `CacheLayer` (feature `cache`) is above every layer that asks endpoints, and above the one
+//!   that turns their errors into answers: a stale response may stand in for both.
 //! - [`ErrorResponseLayer`] is right above the layers that can fail. What is above it is
 //!   infallible, as axum and hyper want it.
 //! - [`FailoverLayer`] is right above the balancer, which it tells whom to avoid, and beneath the
@@ -90,13 +92,13 @@
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
-//! | `cache` | | `cache`: two levels of cache whose invalidations hold |
+//! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
 //! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
-//! | `admin` | | `admin`: health, metrics and clusters for operators |
-//! | `config` | | `config`: a running node from a YAML file; brings the seven above |
+//! | `admin` | | `admin`: health, metrics and clusters for operators; brings `cache` |
+//! | `config` | | `config`: a running node from a YAML file; brings the eight above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 
@@ -171,6 +173,8 @@ pub mod upstream;
 mod yaml;
 
 pub use balance::BalanceLayer;
+#[cfg(feature = "cache")]
+pub use cache::CacheLayer;
 pub use cluster::Cluster;
 pub use edge::EdgeLayer;
 pub use endpoint::Endpoint;

@@ -34,11 +34,13 @@ pub enum Reason {
     NotImplemented,
     /// A limit on the rate of requests is reached.
     RateLimited,
+    /// The request wants a stored response only, and none answers it.
+    NotCached,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::NoEndpoint,
@@ -48,6 +50,7 @@ impl Reason {
         Self::ConnectTimeout,
         Self::NotImplemented,
         Self::RateLimited,
+        Self::NotCached,
     ];
 
     /// The name used in metrics, logs and the `reason` member of the problem document.
@@ -63,6 +66,7 @@ impl Reason {
             Self::ConnectTimeout => "connect_timeout",
             Self::NotImplemented => "not_implemented",
             Self::RateLimited => "rate_limited",
+            Self::NotCached => "not_cached",
         }
     }
 
@@ -74,7 +78,7 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoEndpoint | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream => StatusCode::BAD_GATEWAY,
-            Self::Timeout | Self::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::ConnectTimeout | Self::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
@@ -86,6 +90,7 @@ impl Reason {
         match self {
             Self::BadRequest => 13,                     // INTERNAL
             Self::NoRoute | Self::NotImplemented => 12, // UNIMPLEMENTED
+            Self::NotCached => 9,                       // FAILED_PRECONDITION
             Self::Timeout => 4,                         // DEADLINE_EXCEEDED
             Self::RateLimited => 8,                     // RESOURCE_EXHAUSTED
             // UNAVAILABLE: clients may try again.

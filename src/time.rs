@@ -25,7 +25,7 @@ pub(crate) fn sleep_until(deadline: Instant) -> tokio::time::Sleep {
     tokio::time::sleep_until(deadline.into())
 }
 
-/// The current time of day. Only what follows a calendar asks for it.
+/// The wall clock, for dates and calendars alone: it decides nothing between nodes.
 #[allow(
     clippy::disallowed_methods,
     reason = "the one place that reads the wall clock"

@@ -59,6 +59,9 @@ pub(super) fn render(admin: &Admin) -> String {
     failovers(&mut page, &admin.shared.failovers.load());
     breakers(&mut page, &clusters);
     discovery(&mut page, &clusters);
+    if let Some(cache) = admin.shared.cache.load_full() {
+        super::cache::metrics(&mut page, &cache);
+    }
     page.text
 }
 
@@ -389,20 +392,20 @@ fn discovery(page: &mut Page, clusters: &[Cluster]) {
 
 /// A page of metrics under one prefix.
 #[derive(Default)]
-struct Page {
+pub(super) struct Page {
     text: String,
 }
 
 const PREFIX: &str = "tower_gateway_";
 
 impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.write(format_args!(
             "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"
         ));
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) {
         self.write(format_args!("{PREFIX}{name}"));
         for (position, (label, text)) in labels.iter().enumerate() {
             let before = if position == 0 { '{' } else { ',' };

@@ -16,6 +16,7 @@
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
 //! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
+//! | `POST /cache/invalidate` | 200 once what a document names is invalidated, else 503 |
 //!
 //! # Examples
 //!
@@ -40,6 +41,7 @@
 //! # }
 //! ```
 
+mod cache;
 mod clusters;
 mod limits;
 mod metrics;
@@ -47,12 +49,12 @@ mod router;
 
 use std::{fmt, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{cluster::Cluster, failover, limit::Limiter, refusal::Refusals};
+use crate::{cache::HttpCache, cluster::Cluster, failover, limit::Limiter, refusal::Refusals};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -66,6 +68,7 @@ struct Shared {
     failovers: ArcSwap<Vec<Arc<failover::Stats>>>,
     limiters: ArcSwap<Vec<Limiter>>,
     refusals: ArcSwap<Refusals>,
+    cache: ArcSwapOption<HttpCache>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
@@ -133,6 +136,7 @@ impl Admin {
             failovers: ArcSwap::default(),
             limiters: ArcSwap::default(),
             refusals: ArcSwap::default(),
+            cache: ArcSwapOption::empty(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
             config: Mutex::default(),
@@ -166,6 +170,11 @@ impl Admin {
     /// Shows these counts from now on.
     pub fn set_refusals(&self, refusals: Arc<Refusals>) {
         self.shared.refusals.store(refusals);
+    }
+
+    /// Shows this cache from now on, and lets `POST /cache/invalidate` invalidate it.
+    pub fn set_cache(&self, cache: Option<HttpCache>) {
+        self.shared.cache.store(cache.map(Arc::new));
     }
 
     /// Says whether requests are welcome. A node that drains stays so.

@@ -30,6 +30,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/limits/{name}/{*key}", limit())
         .route("/drain", post(drain))
         .route("/suspect", post(suspect))
+        .route("/cache/invalidate", post(super::cache::invalidate))
         .layer(middleware::from_fn_with_state(admin.clone(), authorize));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -37,7 +38,8 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /readyz, POST /drain, POST /suspect\n";
+                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /readyz, \
+                 POST /cache/invalidate, POST /drain, POST /suspect\n";
             (StatusCode::NOT_FOUND, text)
         })
         .with_state(admin)
@@ -48,7 +50,7 @@ fn limit() -> MethodRouter<Admin> {
 }
 
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config /limits/NAME/KEY, POST /drain /suspect\n"
+    "GET /healthz /readyz /metrics /clusters /config /limits/NAME/KEY, POST /cache/invalidate /drain /suspect\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

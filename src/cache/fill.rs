@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 
 use super::{
     entry::{Entry, Hit, Level, Origin, Provenance},
-    flight::{Landing, Lead},
+    flight::{Audience, Landing, Lead, Turn},
     key::Key,
     scope::Scope,
     store::{Meta, Put, Stored},
@@ -268,12 +268,41 @@ impl<V: Value> Fill<V> {
         }
     }
 
+    /// A fill of another variant of the same primary key, from the same answer of the origin: it
+    /// is stored under the number of this fill. `None` when somebody else fills that variant.
+    #[must_use]
+    pub fn variant(&self, variant: &str) -> Option<Self> {
+        let key = self.key().variant(variant);
+        let Turn::Lead(lead) = self.shared.flights.turn(&key) else {
+            return None;
+        };
+        Some(Self {
+            shared: Arc::clone(&self.shared),
+            lead: Some(lead),
+            shard: self.shard,
+            begun: self.begun,
+            origin: self.origin,
+            started: self.started,
+            stale: None,
+            island: self.island,
+        })
+    }
+
+    /// Tells whether anybody on this node waits for the fill.
+    #[must_use]
+    pub fn audience(&self) -> Audience<V> {
+        self.lead().audience()
+    }
+
     /// What came is shared with nobody: those who wait ask the origin each for themselves, and so
-    /// does everybody for the time given (hit-for-miss).
+    /// does everybody for the time given (hit-for-miss). With no time at all, what was stored
+    /// before stays.
     pub fn pass(mut self, span: Duration) {
         let lead = self.take_lead();
-        let until = time::after(time::now(), span);
-        self.shared.level1.pass(lead.key(), until);
+        if !span.is_zero() {
+            let until = time::after(time::now(), span);
+            self.shared.level1.pass(lead.key(), until);
+        }
         self.shared.release(self.shard, lead.key());
         lead.land(Landing::Pass);
     }

@@ -60,6 +60,25 @@ pub(super) struct Lead<V> {
     flight: Flight<V>,
 }
 
+/// Those who wait for a fill.
+pub struct Audience<V>(Flight<V>);
+
+impl<V> Audience<V> {
+    /// Whether there is anybody.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.0.receiver_count() > 0
+    }
+}
+
+impl<V> fmt::Debug for Audience<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Audience")
+            .field(&self.0.receiver_count())
+            .finish()
+    }
+}
+
 /// Somebody else's fill, to wait for.
 pub(super) struct Join<V>(watch::Receiver<Landing<V>>);
 
@@ -93,6 +112,10 @@ impl<V> Flights<V> {
 }
 
 impl<V> Lead<V> {
+    pub(super) fn audience(&self) -> Audience<V> {
+        Audience(Arc::clone(&self.flight))
+    }
+
     pub(super) fn key(&self) -> &Key {
         &self.key
     }

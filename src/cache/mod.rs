@@ -1,4 +1,70 @@
-//! A cache of two levels whose invalidations hold.
+//! A cache of two levels whose invalidations hold, and a layer that answers HTTP from it.
+//!
+//! [`CacheLayer`] is a shared cache by RFC 9111 over an [`HttpCache`]; what is [below](#two-levels)
+//! it knows nothing of HTTP and is of use without it.
+//!
+//! # HTTP
+//!
+//! - **Stored** are whole responses to GET that may be shared: not `private`, not `no-store`, none
+//!   with `Set-Cookie`, none that vary by the cookie, and none to a request with `Authorization`
+//!   unless they say that they are for everybody. `CDN-Cache-Control` (RFC 9213) comes before
+//!   `Cache-Control`. A response passes to its client while it is stored, and is stored once it is
+//!   whole.
+//! - **Fresh** they are by what they say, else by a tenth of their age (RFC 9111 section 4.2.2),
+//!   else for [`default_ttl`](CacheLayer::default_ttl). Stale ones are validated; they are served
+//!   while that goes on, or when the origin fails, as far as they allow it (RFC 5861). A response
+//!   with `s-maxage` that also says how stale it may become is taken by its word.
+//! - **Keys** are scheme, host and exact path and query; what varies is told apart below that.
+//!   Fields such as `X-Forwarded-Host` that say more than the key are told apart, too. A GET with a
+//!   body, an upgrade, or a method in disguise goes past the cache.
+//! - **Answers** to conditions, single ranges and HEAD are made from what is stored.
+//! - **Misses** of many clients at once are one request. Nobody gets the answer to another one that
+//!   may not be shared; once that was seen, nobody waits for the like for two seconds. When the
+//!   client leaves that was first, its request goes on for those who wait.
+//! - **Invalidated** are, on every node: the URL of an unsafe method that did not fail, and of its
+//!   `Location` and `Content-Location`; the groups that it names (RFC 9875); what
+//!   [`HttpCache::invalidate`] is told, by URL, tag, host or altogether.
+//! - **`Cache-Status`** (RFC 9211) says what was done: `tower-gateway; hit; detail=l1` (or `l2`),
+//!   or `fwd=uri-miss`, `vary-miss`, `stale`, `request` or `bypass`, with `stored`, `collapsed` and
+//!   `ttl`.
+//!
+//! Parts are answered, but not stored; `1xx` responses and trailers are not either.
+//!
+//! ```
+//! use tower::{Layer, service_fn};
+//! use tower_gateway::cache::{CacheLayer, HttpCache};
+//! # use bytes::Bytes;
+//! # use http_body_util::Full;
+//!
+//! let origin = service_fn(async |_: http::Request<Full<Bytes>>| {
+//!     Ok::<_, std::convert::Infallible>(http::Response::new(Full::<Bytes>::from("hello")))
+//! });
+//! let service = CacheLayer::new(HttpCache::new(64 << 20)).layer(origin);
+//! ```
+//!
+//! With options, and an invalidation that every node obeys when it is acknowledged:
+//!
+//! ```
+//! use std::time::Duration;
+//! use http::HeaderName;
+//! use tower_gateway::cache::{Acknowledge, CacheLayer, HttpCache, QueryRules, Scope};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let cache = HttpCache::new(64 << 20).max_staleness(Duration::from_millis(250));
+//! let layer = CacheLayer::new(cache.clone())
+//!     .default_ttl(Duration::from_secs(5))
+//!     .max_object(4 << 20)
+//!     .tags_header(HeaderName::from_static("surrogate-key"))
+//!     .query(QueryRules::new().sort().drop("utm_*"));
+//!
+//! let mut scopes = cache.scopes_of("https://example.com/news")?;
+//! scopes.push(Scope::tag("headlines"));
+//! cache.invalidate(&scopes, Acknowledge::Everywhere).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Two levels
 //!
 //! Level 1 is values in this process; level 2 is a [store](store::Level2) that the nodes of a
 //! cluster share, or this process alone. What is promised:
@@ -13,7 +79,7 @@
 //! - A store that is out of reach fails invalidations, honestly, and requests [go past
 //!   it](Partition).
 //!
-//! # How
+//! ## How
 //!
 //! Every shard of the store counts its invalidations, and keeps the number of the last one of each
 //! [scope](Scope) as its tombstone. A fill reads the number before it asks the origin. The store
@@ -25,7 +91,7 @@
 //! asked for within the bound, and it holds by what they said. For most hits that is two atomic
 //! loads.
 //!
-//! # Lookups
+//! ## Lookups
 //!
 //! [`get_or_fill`](TieredCache::get_or_fill) is all that most need. Whoever decides about freshness
 //! at each lookup, as HTTP does, uses its parts:
@@ -67,21 +133,34 @@
 //! # }
 //! ```
 
+mod answer;
+mod ask;
+pub mod body;
 mod early;
 mod entry;
 mod fill;
+mod filling;
 mod flight;
+pub mod future;
 mod get;
+mod http;
+mod http_cache;
 mod invalidate;
 mod key;
+mod layer;
+mod lead;
 mod level1;
 mod lookup;
+mod resource;
 mod scope;
 mod seek;
+mod service;
+mod shelter;
 mod sight;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod simulation;
+mod stats;
 pub mod store;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
@@ -90,16 +169,24 @@ mod tiered;
 mod value;
 mod version;
 mod view;
+mod wanted;
 mod watermark;
 
 pub use self::{
     entry::{Hit, Level},
     fill::{Fill, Filled, Keep},
+    flight::Audience,
     get::Answer,
+    http::key::QueryRules,
+    http_cache::{HttpCache, InvalidUrl},
     invalidate::{Acknowledge, Acknowledged, NotAcknowledged},
     key::Key,
+    layer::CacheLayer,
     lookup::{Bypass, Lookup, Verdict},
+    resource::Resource,
     scope::Scope,
+    service::Cache,
+    stats::{Kept, Outcome, Stats},
     tiered::{Partition, TieredCache, Weight},
     value::{Encoded, Value},
     version::{Epoch, News, Purge, Stamp},

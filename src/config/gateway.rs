@@ -11,13 +11,14 @@ use super::{
     plan::{ClusterPlan, Plan, Tls},
     serve::{Backend, RequestBody, Routes, Stack, Target},
     settings::{
-        CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings, FailoverSettings,
-        HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings, Settings,
-        StickySettings,
+        CacheSettings, CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings,
+        FailoverSettings, HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings,
+        Settings, StickySettings,
     },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
+    cache::{Cache, CacheLayer, HttpCache},
     check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
     cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
     discover::{
@@ -44,6 +45,8 @@ pub(super) struct Gateway {
     limits: BTreeMap<String, Limit>,
     /// What limits have counted outlives every plan.
     store: Arc<dyn Store>,
+    /// Made when the first route wants it; what it holds outlives every plan.
+    cache: Option<HttpCache>,
 }
 
 impl Default for Gateway {
@@ -54,6 +57,7 @@ impl Default for Gateway {
             stats: BTreeMap::new(),
             limits: BTreeMap::new(),
             store: Arc::new(Memory::new()),
+            cache: None,
         }
     }
 }
@@ -121,6 +125,15 @@ impl Gateway {
             let running = running.structured(&Structure::new(settings, &plan.settings, node));
             self.clusters.insert(name.clone(), running);
         }
+        if self.cache.is_none()
+            && plan
+                .settings
+                .routes
+                .iter()
+                .any(|route| route.cache.is_some())
+        {
+            self.cache = Some(HttpCache::new(plan.settings.store.cache_memory as u64));
+        }
         self.limits = self.limits_of(&plan.settings);
         let mut failovers = std::mem::take(&mut self.failovers);
         let mut table = Vec::new();
@@ -137,6 +150,10 @@ impl Gateway {
             .values()
             .map(|running| running.cluster.clone())
             .collect()
+    }
+
+    pub(super) fn cache(&self) -> Option<&HttpCache> {
+        self.cache.as_ref()
     }
 
     /// Each limit by itself.
@@ -179,7 +196,11 @@ impl Gateway {
             let fallback = fallback.map(|name| self.clusters[name].backend(None));
             let running = &self.clusters[&share.cluster];
             let stack = running.stack(share.subset.as_ref(), failover, fallback);
-            stacks.push((timeout.layer(limit.layer(stack)), share.weight));
+            let cached = match (&route.cache, &self.cache) {
+                (Some(settings), Some(cache)) => cache_layer(settings, cache).layer(stack),
+                _ => Cache::off(stack),
+            };
+            stacks.push((timeout.layer(limit.layer(cached)), share.weight));
         }
         Target::new(stacks)
     }
@@ -415,6 +436,21 @@ fn limit(settings: &LimitSettings) -> Limit {
         limit.shadow()
     } else {
         limit
+    }
+}
+
+fn cache_layer(settings: &CacheSettings, cache: &HttpCache) -> CacheLayer {
+    let cache = cache
+        .clone()
+        .max_staleness(settings.max_staleness)
+        .on_partition(settings.on_partition);
+    let layer = CacheLayer::new(cache)
+        .default_ttl(settings.default_ttl)
+        .max_object(settings.max_object)
+        .query(settings.query.clone());
+    match &settings.tags_header {
+        Some(name) => layer.tags_header(name.clone()),
+        None => layer,
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     gateway::Gateway,
     plan::Plan,
     serve::Routes,
-    settings::{NodeSettings, Secret},
+    settings::{NodeSettings, Secret, StoreSettings},
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
@@ -75,6 +75,8 @@ struct State {
     node: ArcSwap<NodeSettings>,
     /// Its name where the file gives none.
     default_id: String,
+    /// As the node was started with it.
+    store: StoreSettings,
     /// Read for each request, also on connections that were there before a reload.
     trusted_hops: Arc<AtomicU32>,
 }
@@ -103,6 +105,7 @@ impl Node {
             gateway: Mutex::default(),
             node: ArcSwap::from_pointee(node.clone()),
             default_id: default_id(address),
+            store: plan.settings.store.clone(),
             trusted_hops: Arc::default(),
         });
         let status = ConfigStatus::new(file.path().display().to_string());
@@ -227,6 +230,7 @@ impl State {
         self.admin.set_clusters(gateway.clusters());
         self.admin.set_failovers(gateway.failover_stats());
         self.admin.set_limiters(gateway.limiters());
+        self.admin.set_cache(gateway.cache().cloned());
         let next = &plan.settings.node;
         let current = self.node.load();
         // A token belongs to its address: the one that is bound must not lose it.
@@ -242,6 +246,9 @@ impl State {
         }
         if current.admin != next.admin {
             restart_needed.push(String::from("node.admin"));
+        }
+        if self.store != plan.settings.store {
+            restart_needed.push(String::from("store"));
         }
         let mut next = next.clone();
         next.listen = current.listen;

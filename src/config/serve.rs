@@ -16,6 +16,7 @@ use tower::Service;
 
 use crate::{
     balance::{self, Balance},
+    cache::{self, Cache},
     edge,
     error_response::ErrorResponse,
     failover::{self, Failover},
@@ -35,7 +36,9 @@ pub(super) type RequestBody = failover::body::RequestBody<TimeoutBody<ClientBody
 
 pub(super) type ResponseBody = TimeoutBody<
     limit::body::ResponseBody<
-        balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>,
+        cache::body::ResponseBody<
+            balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>,
+        >,
     >,
 >;
 
@@ -46,18 +49,18 @@ pub(super) type Backend = Balance<Upstream<RequestBody>>;
 pub(super) type Stack = ErrorResponse<Failover<Backend>>;
 
 /// The layers of a route over those of its cluster.
-pub(super) type Limited = Timeout<RateLimit<Stack>>;
+pub(super) type RouteStack = Timeout<RateLimit<Cache<Stack>>>;
 
 /// What a route does with its requests.
 pub(super) struct Target {
-    stacks: Box<[Limited]>,
+    stacks: Box<[RouteStack]>,
     schedule: Schedule,
     sequence: Sequence,
 }
 
 impl Target {
     /// Splits requests among these stacks in proportion to their weights.
-    pub(super) fn new(shares: impl IntoIterator<Item = (Limited, u32)>) -> Self {
+    pub(super) fn new(shares: impl IntoIterator<Item = (RouteStack, u32)>) -> Self {
         let shares = shares.into_iter();
         let (stacks, weights): (Vec<_>, Vec<_>) = shares
             .map(|(stack, weight)| (stack, f64::from(weight)))
@@ -69,7 +72,7 @@ impl Target {
         }
     }
 
-    fn choose(&self) -> Option<&Limited> {
+    fn choose(&self) -> Option<&RouteStack> {
         match &*self.stacks {
             [one] => Some(one),
             several => several.get(self.schedule.next(&self.sequence)?),
@@ -142,7 +145,7 @@ pin_project! {
     #[project = RouteProj]
     pub(super) enum RouteFuture {
         // The stack of a cluster answers.
-        Found { #[pin] inner: <Limited as Service<Request<ClientBody>>>::Future },
+        Found { #[pin] inner: <RouteStack as Service<Request<ClientBody>>>::Future },
         // No route takes the request.
         NoRoute { dialect: Dialect },
     }

@@ -18,6 +18,7 @@ use http_body_util::{BodyExt as _, Full};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_gateway::{
     balance::BalanceLayer,
+    cache::{CacheLayer, HttpCache},
     cluster::Cluster,
     edge::EdgeLayer,
     error::{BoxError, TransportError, TransportErrorKind},
@@ -113,6 +114,11 @@ fn cluster() -> Cluster {
     Cluster::fixed("web", RoundRobin::new(), ["127.0.0.1:80".parse().unwrap()])
 }
 
+/// Everything is fresh for a minute: the second time it is a hit.
+fn cache() -> CacheLayer {
+    CacheLayer::new(HttpCache::new(1 << 20)).default_ttl(std::time::Duration::from_secs(60))
+}
+
 /// Requests that take every way through a layer.
 fn requests() -> Vec<Request<Body>> {
     let request = || Request::post("/").header("host", "a");
@@ -124,6 +130,11 @@ fn requests() -> Vec<Request<Body>> {
             .unwrap(),
         // Without a host it is refused at the edge.
         Request::get("/").body(Full::default()).unwrap(),
+        // One that a cache looks up.
+        Request::get("/")
+            .header("host", "a")
+            .body(Full::default())
+            .unwrap(),
     ]
 }
 
@@ -184,6 +195,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
         BalanceLayer::new(cluster()).layer(Strict::default()),
     )
     .await;
+    drive("cache", cache().layer(Strict::default())).await;
     drive("edge", EdgeLayer::new().layer(Strict::default())).await;
     drive("rate limit", limit().layer(Strict::default())).await;
     let elsewhere = RateLimitLayer::new(limiter().store(Elsewhere::new()));
@@ -211,6 +223,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
         .layer(EdgeLayer::new())
         .layer(timeout)
         .layer(limit())
+        .layer(cache())
         .layer(ErrorResponseLayer::new())
         .layer(FailoverLayer::new())
         .layer(BalanceLayer::new(cluster()))
@@ -221,6 +234,7 @@ async fn every_layer_calls_the_instance_that_was_ready() {
 #[tokio::test]
 async fn every_layer_is_as_ready_as_its_inner_service() {
     waits("balance", BalanceLayer::new(cluster())).await;
+    waits("cache", cache()).await;
     waits("edge", EdgeLayer::new()).await;
     waits("rate limit", limit()).await;
     waits(

@@ -10,6 +10,8 @@ mod architecture;
 mod attempts;
 mod breaker;
 mod cache;
+mod cache_http;
+mod cache_rules;
 mod chaos;
 mod check;
 mod clients;

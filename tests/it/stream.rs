@@ -15,6 +15,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpSocket,
+    sync::Notify,
     time::sleep,
 };
 
@@ -201,26 +202,30 @@ async fn an_endpoint_cannot_push_far_ahead_of_its_reader() {
 
 #[tokio::test]
 async fn a_client_cannot_push_far_ahead_of_the_endpoint() {
-    let backend = Backend::raw(|mut wire, number| async move {
-        SockRef::from(&wire.stream)
-            .set_recv_buffer_size(64 * 1024)
-            .unwrap();
-        assert_eq!(number, 0);
-        let head = wire.head().await.unwrap().unwrap();
-        assert_eq!(head.target(), "/upload");
-        wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-            .await;
-        // It reads when the client has seen that.
-        sleep(Duration::from_secs(1)).await;
-        let tape = Tape::new();
-        let mut at = 0;
-        while at < LENGTH {
-            let some = wire.some(LENGTH - at).await.unwrap();
-            tape.check(at, &some);
-            at += some.len();
+    let may_read = Arc::new(Notify::new());
+    let reading = Arc::clone(&may_read);
+    let backend = Backend::raw(move |mut wire, number| {
+        let reads = Arc::clone(&reading);
+        async move {
+            SockRef::from(&wire.stream)
+                .set_recv_buffer_size(64 * 1024)
+                .unwrap();
+            assert_eq!(number, 0);
+            let head = wire.head().await.unwrap().unwrap();
+            assert_eq!(head.target(), "/upload");
+            wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                .await;
+            reads.notified().await;
+            let tape = Tape::new();
+            let mut at = 0;
+            while at < LENGTH {
+                let some = wire.some(LENGTH - at).await.unwrap();
+                tape.check(at, &some);
+                at += some.len();
+            }
+            wire.send("0\r\n\r\n").await;
+            wire.rest().await.ok();
         }
-        wire.send("0\r\n\r\n").await;
-        wire.rest().await.ok();
     })
     .await;
     let gateway = Gateway::over(backend.address).await;
@@ -251,6 +256,7 @@ async fn a_client_cannot_push_far_ahead_of_the_endpoint() {
     let ahead = standstill(&pushed).await;
     println!("{} KiB ahead", ahead / 1024);
     assert!(ahead < AHEAD, "{ahead} bytes ahead");
+    may_read.notify_one();
     let writer = within("the upload", sending).await.unwrap();
     let (rest, _) = within("the end", reader.chunks()).await.unwrap();
     assert!(rest.is_empty());

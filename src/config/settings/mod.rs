@@ -2,6 +2,7 @@
 
 mod affinity;
 mod breaker;
+mod cache;
 mod cluster;
 mod dns;
 mod etcd;
@@ -25,6 +26,7 @@ use std::{
 
 pub use affinity::{AffinityPolicy, AffinitySettings};
 pub use breaker::BreakerSettings;
+pub use cache::{CacheSettings, StoreSettings};
 pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
     TlsSettings,
@@ -51,6 +53,7 @@ use crate::yaml::{self, Mistakes, Value, text};
 /// # Defaults
 ///
 /// - `clusters`, `routes`: none
+/// - `store`: this process alone
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -60,6 +63,8 @@ pub struct Settings {
     pub clusters: BTreeMap<String, ClusterSettings>,
     /// The routes in order; each names clusters of this file.
     pub routes: Vec<RouteSettings>,
+    /// What is kept for all routes.
+    pub store: StoreSettings,
 }
 
 impl Settings {
@@ -124,10 +129,12 @@ impl Reader<'_> {
         for contradiction in limit::contradictions(routes.as_deref().unwrap_or_default()) {
             fields.keep::<()>(Err(contradiction.into()));
         }
+        let store = fields.optional("store", cache::read_store);
         let settings = node.map(|node| Settings {
             node,
             clusters: clusters.unwrap_or_default(),
             routes: routes.unwrap_or_default(),
+            store: store.unwrap_or_default(),
         });
         fields.finish(settings)
     }

@@ -8,7 +8,7 @@ use std::{
 use http::{HeaderName, HeaderValue, Method, header};
 
 use super::{
-    ClusterSettings,
+    CacheSettings, ClusterSettings, cache,
     failover::{self, FailoverSettings},
     limit::{self, LimitSettings},
     structure::subset_of,
@@ -26,6 +26,7 @@ use crate::{
 /// - `timeout`, `idle_timeout`: 60 s
 /// - `rate_limit`: none
 /// - `failover`: none, which stands for requests that were never written alone
+/// - `cache`: none
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouteSettings {
@@ -42,6 +43,8 @@ pub struct RouteSettings {
     pub rate_limit: Vec<LimitSettings>,
     /// When requests are sent again, beyond those that were never written.
     pub failover: Option<FailoverSettings>,
+    /// What is kept of its responses.
+    pub cache: Option<CacheSettings>,
 }
 
 /// A cluster and its share of a route.
@@ -106,6 +109,7 @@ pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings,
     let failover = fields.optional("failover", |value| {
         failover::read(value, known, shares.as_deref().unwrap_or_default())
     });
+    let cache = fields.optional("cache", cache::read);
     let route = matching
         .zip(shares)
         .map(|(matching, clusters)| RouteSettings {
@@ -115,6 +119,7 @@ pub(super) fn read(value: &Value<'_>, known: Known<'_>) -> Result<RouteSettings,
             idle_timeout: idle_timeout.unwrap_or(Duration::from_secs(60)),
             rate_limit: rate_limit.unwrap_or_default(),
             failover,
+            cache,
         });
     fields.finish(route)
 }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     balance::HashKey,
+    cache::{Partition, QueryRules},
     cluster::{Subset, SubsetFallback, Subsets},
     endpoint::Endpoint,
     failover::{Backoff, Budget, Hedge},
@@ -101,10 +102,20 @@ routes:
         cost: 2
         on_store_failure: closed
         shadow: true
+    cache:
+      default_ttl: 5s
+      max_object: 64KiB
+      tags_header: Surrogate-Key
+      max_staleness: 250ms
+      on_partition: { serve_stale: 30s }
+      sort_query: true
+      drop_query: [gclid, "utm_*"]
   - match: {}
     clusters:
       - { name: users, weight: 95, subset: { version: v2, stage: prod } }
       - { name: files, weight: 5 }
+store:
+  cache_memory: 64MiB
 "#;
 
 const POLICIES: &[&str] = &["least_loaded"];
@@ -350,6 +361,14 @@ fn a_file_with_every_key_is_read() {
                     shadow: true,
                     place: Place::default(),
                 }],
+                cache: Some(CacheSettings {
+                    default_ttl: Duration::from_secs(5),
+                    max_object: 64 << 10,
+                    tags_header: Some(HeaderName::from_static("surrogate-key")),
+                    max_staleness: Duration::from_millis(250),
+                    on_partition: Partition::ServeStale(Duration::from_secs(30)),
+                    query: QueryRules::new().sort().drop("gclid").drop("utm_*"),
+                }),
             },
             RouteSettings {
                 matching: Match::any(),
@@ -369,9 +388,11 @@ fn a_file_with_every_key_is_read() {
                 idle_timeout: Duration::from_secs(60),
                 failover: None,
                 rate_limit: Vec::new(),
+                cache: None,
             },
         ]
     );
+    assert_eq!(settings.store.cache_memory, 64 << 20);
 }
 
 #[test]
@@ -506,7 +527,7 @@ nodes: {}
             "gateway.yaml:5: clusters.users.discovery: expected a mapping, found nothing",
             "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"; did you mean \"http1\"?",
             "gateway.yaml:8: node.listen: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"here\"",
-            "gateway.yaml:9: nodes: expected one of node, clusters, routes, found the unknown key \"nodes\"; did you mean \"node\"?",
+            "gateway.yaml:9: nodes: expected one of node, clusters, routes, store, found the unknown key \"nodes\"; did you mean \"node\"?",
         ]
     );
     assert_eq!(
@@ -1092,6 +1113,54 @@ fn failover_is_checked() {
 }
 
 #[test]
+fn caches_are_checked() {
+    let route = |cache: &str| format!("match: {{}}\ncluster: users\ncache: {cache}");
+    for (cache, key, mistake) in [
+        (
+            "{ max_object: 1MB }",
+            "max_object",
+            "expected a size such as 512, 64KiB, 1MiB or 2GiB, found \"1MB\"",
+        ),
+        (
+            "{ tags_header: a b }",
+            "tags_header",
+            "expected the name of a header, such as surrogate-key, found \"a b\"",
+        ),
+        (
+            "{ on_partition: open }",
+            "on_partition",
+            "expected one of bypass, island, found \"open\"",
+        ),
+        (
+            "{ on_partition: { serve_stale: 0s } }",
+            "on_partition.serve_stale",
+            "expected a duration longer than zero, found \"0s\"",
+        ),
+        (
+            "{ ttl: 5s }",
+            "ttl",
+            "expected one of default_ttl, max_object, tags_header, max_staleness, on_partition, sort_query, drop_query, found the unknown key \"ttl\"",
+        ),
+    ] {
+        let mistake = format!("gateway.yaml:8: routes[0].cache.{key}: {mistake}");
+        refused_route(&route(cache), &[&mistake]);
+    }
+    let minimal = "node: { listen: 127.0.0.1:0 }\n";
+    assert_eq!(
+        parse(minimal).unwrap().store,
+        StoreSettings {
+            cache_memory: 256 << 20
+        }
+    );
+    let mistake =
+        "gateway.yaml:2: store.type: expected one of cache_memory, found the unknown key \"type\"";
+    assert_eq!(
+        refused(&format!("{minimal}store: {{ type: redis }}\n")),
+        [mistake]
+    );
+}
+
+#[test]
 fn a_cluster_needs_a_name() {
     assert_eq!(
         refused("node: { listen: 127.0.0.1:0 }\nclusters: { '': {} }\n"),
@@ -1253,9 +1322,9 @@ fn a_limit_has_one_meaning_in_a_file() {
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
     let minimal = "node: { listen: 127.0.0.1:0 }\n";
-    for key in ["store", "config_store", "alerts"] {
+    for key in ["config_store", "alerts"] {
         let mistake = format!(
-            "gateway.yaml:2: {key}: expected one of node, clusters, routes, found the unknown key \"{key}\""
+            "gateway.yaml:2: {key}: expected one of node, clusters, routes, store, found the unknown key \"{key}\""
         );
         assert_eq!(refused(&format!("{minimal}{key}: {{}}\n")), [mistake]);
     }
@@ -1269,12 +1338,6 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
         "mirror: {}",
         &[
             "gateway.yaml:5: clusters.users.mirror: expected one of discovery, balance, sticky, outlier, panic_threshold, health, breaker, adaptive_concurrency, slow_start, zone_aware, subsets, subset_size, protocol, tls, connect_timeout, idle_connections, idle_connection_timeout, max_connections, max_pending, found the unknown key \"mirror\"",
-        ],
-    );
-    refused_route(
-        "match: {}\ncluster: users\ncache: {}",
-        &[
-            "gateway.yaml:8: routes[0].cache: expected one of match, cluster, clusters, subset, timeout, idle_timeout, rate_limit, failover, found the unknown key \"cache\"",
         ],
     );
 }
@@ -1306,7 +1369,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 73);
+    assert_eq!(tried, 83);
 }
 
 proptest! {

@@ -6,6 +6,7 @@ pub(crate) mod dns;
 pub(crate) mod etcd;
 mod gateway;
 pub(crate) mod redis;
+pub(crate) mod site;
 mod wire;
 
 use std::{process::Command, time::Duration};

@@ -1,0 +1,217 @@
+//! What a request wants of a cache, before anything is looked up.
+
+use http::{HeaderMap, HeaderName, Method, header};
+
+use super::{key, vary};
+use crate::{hop, refusal::Dialect};
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// A stored response may answer it.
+    Lookup,
+    /// Nothing stored has to do with it.
+    Bypass,
+    /// It may change what is stored.
+    Unsafe,
+}
+
+/// Whether the request has a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    None,
+    Some,
+}
+
+/// Which way a request goes.
+pub(crate) fn way(method: &Method, headers: &HeaderMap, content: Content) -> Way {
+    match *method {
+        Method::GET | Method::HEAD => {
+            if content == Content::Some || is_special(headers) {
+                Way::Bypass
+            } else {
+                Way::Lookup
+            }
+        }
+        Method::OPTIONS | Method::TRACE | Method::CONNECT => Way::Bypass,
+        // Nothing of gRPC is stored that a call could invalidate.
+        _ if Dialect::of(headers) == Dialect::Grpc => Way::Bypass,
+        // A method that is not known may be unsafe (RFC 9111 section 4.4).
+        _ => Way::Unsafe,
+    }
+}
+
+/// Upgrades, preconditions that only the origin can evaluate (RFC 9111 section 4.3.2), and methods
+/// in disguise.
+fn is_special(headers: &HeaderMap) -> bool {
+    let is_special = |name: &HeaderName| {
+        matches!(
+            name.as_str(),
+            "if-match"
+                | "if-unmodified-since"
+                | "x-http-method"
+                | "x-http-method-override"
+                | "x-method-override"
+                | "content-length"
+                | "transfer-encoding"
+        )
+    };
+    hop::is_upgrade(headers)
+        || headers.keys().any(|name| {
+            is_special(name)
+                && (*name != header::CONTENT_LENGTH || headers[name].as_bytes() != b"0")
+        })
+}
+
+/// Inputs beside the URL from which origins are known to make links and redirects.
+const UNKEYED: [&str; 10] = [
+    "forwarded",
+    "front-end-https",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-host",
+];
+
+/// Appends the inputs that do not say what the key says already: an answer that was made from
+/// them is for requests that have them, too.
+pub(crate) fn append_unkeyed(variant: &mut String, headers: &HeaderMap, scheme: &str, host: &str) {
+    let says_more = |name: &HeaderName| {
+        if !matches!(name.as_str().as_bytes()[0], b'f' | b'x') || !UNKEYED.contains(&name.as_str())
+        {
+            return false;
+        }
+        let mut lines = headers.get_all(name).iter();
+        let (Some(first), None) = (lines.next(), lines.next()) else {
+            return true;
+        };
+        match (name.as_str(), first.to_str()) {
+            ("x-forwarded-host", Ok(told)) => !key::is_same_authority(scheme, told, host),
+            ("x-forwarded-proto", Ok(told)) => !told.eq_ignore_ascii_case(scheme),
+            _ => true,
+        }
+    };
+    // Nearly always there is none, and the list stays empty.
+    let mut names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| says_more(name))
+        .cloned()
+        .collect();
+    if !names.is_empty() {
+        vary::sort(&mut names);
+        vary::append_selecting(variant, &names, headers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn map(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn get(fields: &[(&'static str, &str)]) -> Way {
+        way(&Method::GET, &map(fields), Content::None)
+    }
+
+    #[test]
+    fn gets_are_looked_up_unless_they_are_special() {
+        assert_eq!(get(&[]), Way::Lookup);
+        assert_eq!(
+            get(&[("content-length", "0"), ("range", "bytes=0-1")]),
+            Way::Lookup
+        );
+        assert_eq!(
+            get(&[("if-none-match", "*"), ("authorization", "x")]),
+            Way::Lookup
+        );
+        for special in [
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("if-match", "\"a\""),
+            ("if-unmodified-since", "x"),
+            ("x-http-method-override", "DELETE"),
+            ("x-http-method", "DELETE"),
+            ("x-method-override", "DELETE"),
+        ] {
+            assert_eq!(get(&[special]), Way::Bypass, "{special:?}");
+        }
+        assert_eq!(
+            get(&[("connection", "upgrade"), ("upgrade", "websocket")]),
+            Way::Bypass
+        );
+        assert_eq!(way(&Method::GET, &map(&[]), Content::Some), Way::Bypass);
+        assert_eq!(way(&Method::HEAD, &map(&[]), Content::None), Way::Lookup);
+    }
+
+    #[test]
+    fn other_methods_may_change_what_is_stored() {
+        let search = Method::from_bytes(b"M-SEARCH").unwrap();
+        for method in [
+            Method::POST,
+            Method::PUT,
+            Method::DELETE,
+            Method::PATCH,
+            search,
+        ] {
+            assert_eq!(
+                way(&method, &map(&[]), Content::Some),
+                Way::Unsafe,
+                "{method}"
+            );
+        }
+        for method in [Method::OPTIONS, Method::TRACE, Method::CONNECT] {
+            assert_eq!(
+                way(&method, &map(&[]), Content::None),
+                Way::Bypass,
+                "{method}"
+            );
+        }
+        let call = map(&[("content-type", "application/grpc+proto")]);
+        assert_eq!(way(&Method::POST, &call, Content::Some), Way::Bypass);
+    }
+
+    #[test]
+    fn inputs_that_say_more_than_the_key_are_keyed() {
+        let unkeyed = |fields: &[(&'static str, &str)]| {
+            let mut variant = String::new();
+            append_unkeyed(&mut variant, &map(fields), "http", "h");
+            variant
+        };
+        assert_eq!(unkeyed(&[]), "");
+        assert_eq!(
+            unkeyed(&[
+                ("x-forwarded-host", "H:80"),
+                ("x-forwarded-proto", "http"),
+                ("x-forwarded-for", "192.0.2.1"),
+            ]),
+            ""
+        );
+        assert_eq!(
+            unkeyed(&[("x-forwarded-host", "evil")]),
+            "\nx-forwarded-host:evil"
+        );
+        assert_eq!(
+            unkeyed(&[("x-forwarded-proto", "https")]),
+            "\nx-forwarded-proto:https"
+        );
+        assert_eq!(
+            unkeyed(&[("x-forwarded-host", "h"), ("x-forwarded-host", "evil")]),
+            "\nx-forwarded-host:h, evil"
+        );
+        assert_ne!(
+            unkeyed(&[("x-forwarded-prefix", "/a")]),
+            unkeyed(&[("x-forwarded-prefix", "/b")])
+        );
+    }
+}

@@ -1,0 +1,121 @@
+//! What a request wants of the cache.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
+
+use super::{
+    Hit, Key, Verdict,
+    http::{
+        control::RequestControl,
+        freshness::Reuse,
+        key::{self, QueryRules},
+        request, vary,
+    },
+    layer::Options,
+    resource::{Kind, Resource, Stored},
+};
+
+/// A request that a stored response may answer.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) control: RequestControl,
+    /// The primary key, and what else decides about the answer whatever it varies by.
+    pub(super) key: Key,
+    /// The path and query that the origin gets in place of those of the request.
+    changed: Option<PathAndQuery>,
+}
+
+impl Wanted {
+    /// None when the request names no resource that could have a key.
+    pub(super) fn of<B>(request: &Request<B>, options: &Options) -> Option<Self> {
+        let uri = request.uri();
+        let scheme = uri.scheme_str().unwrap_or(options.scheme.as_str());
+        let authority = match uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => request.headers().get(header::HOST)?.to_str().ok()?,
+        };
+        let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let changed = changed(path_and_query, &options.query);
+        let sent = changed
+            .as_ref()
+            .map_or(path_and_query, PathAndQuery::as_str);
+        let primary = Key::new(&key::primary(scheme, authority, sent)?);
+        let mut unkeyed = String::new();
+        request::append_unkeyed(&mut unkeyed, request.headers(), scheme, authority);
+        Some(Self {
+            control: RequestControl::of(request.headers()),
+            key: if unkeyed.is_empty() {
+                primary
+            } else {
+                primary.variant(&unkeyed)
+            },
+            changed,
+        })
+    }
+
+    /// Where the response is that was chosen by these fields.
+    pub(super) fn variant(&self, fields: &[HeaderName], request: &HeaderMap) -> Key {
+        if fields.is_empty() {
+            return self.key.clone();
+        }
+        let mut variant = self.key.variant_name().to_owned();
+        vary::append_selecting(&mut variant, fields, request);
+        self.key.variant(&variant)
+    }
+
+    /// What is found of a resource.
+    pub(super) fn judge(&self, hit: &Hit<Resource>) -> Verdict {
+        match &hit.value().0 {
+            Kind::Variants(_) => Verdict::Fresh,
+            Kind::Response(stored) => match self.reuse(stored, hit.age()) {
+                Reuse::Fresh | Reuse::Accepted => Verdict::Fresh,
+                Reuse::WhileRevalidate => Verdict::Refresh,
+                Reuse::Stale | Reuse::Refused => Verdict::Stale,
+            },
+        }
+    }
+
+    pub(super) fn reuse(&self, stored: &Stored, age: Duration) -> Reuse {
+        stored.freshness.reuse(&self.control, age)
+    }
+
+    /// Makes the request name what the key names.
+    pub(super) fn change<B>(&self, request: &mut Request<B>) {
+        if let Some(changed) = &self.changed {
+            let mut parts = std::mem::take(request.uri_mut()).into_parts();
+            parts.path_and_query = Some(changed.clone());
+            *request.uri_mut() = parts
+                .try_into()
+                .expect("a URI with another path and query is as whole as before");
+        }
+    }
+}
+
+fn changed(path_and_query: &str, rules: &QueryRules) -> Option<PathAndQuery> {
+    rules.apply(path_and_query)?.parse().ok()
+}
+
+/// The head of a request, kept while the request itself is with the origin.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+}
+
+impl Head {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            headers: request.headers().clone(),
+        }
+    }
+}
+
+/// The length that a message states of its body.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<usize> {
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .map(HeaderValue::to_str)?;
+    length.ok()?.parse().ok()
+}

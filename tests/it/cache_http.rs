@@ -1,0 +1,680 @@
+//! The cache under concurrency, on several nodes, and with clients and origins that misbehave.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderName, Method, Request, Response};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use tokio::sync::{Semaphore, mpsc};
+use tower::{Layer as _, Service as _};
+use tower_gateway::cache::{
+    Acknowledge, HttpCache, Kept, Outcome, QueryRules, Scope, Stats, store::Memory,
+};
+use tower_gateway::refusal::{Dialect, Reason, Refusal};
+
+use crate::support::{
+    Backend, BoxBody, Gateway, one_cluster,
+    site::{Origin, Site, get, layer, now, pause, read, request, response, send, site},
+};
+
+type Fields = &'static [(&'static str, &'static str)];
+
+/// How an answer ends.
+type End = fn(&Pieces);
+
+const FRESH: &[(&str, &str)] = &[("cache-control", "max-age=60")];
+const HIT: &str = "tower-gateway; hit; detail=l1";
+
+/// An origin whose answers have these fields, and take a second.
+fn slow(fields: &'static [(&'static str, &'static str)]) -> Origin {
+    Origin::new(move |number, _| async move {
+        pause(1).await;
+        response(200, fields, format!("body-{number}"))
+    })
+}
+
+fn count(stats: &Stats, outcome: Outcome) -> u64 {
+    let mut counts = stats.outcomes();
+    counts.find(|(of, _)| *of == outcome).unwrap().1
+}
+
+async fn crowd(site: &Site, size: usize) -> Vec<crate::support::site::Read> {
+    join_all((0..size).map(|_| get(site, "/", &[]))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_misses_at_once_are_one_request() {
+    let origin = slow(FRESH);
+    let (cache, site) = site(&origin);
+    let answers = crowd(&site, 50).await;
+    assert_eq!(origin.requests(), 1);
+    assert!(answers.iter().all(|answer| answer.text() == "body-0"));
+    let collapsed = "tower-gateway; fwd=uri-miss; stored; collapsed; ttl=59";
+    let alike = answers
+        .iter()
+        .filter(|answer| answer.did() == collapsed)
+        .count();
+    assert_eq!(alike, 49, "{}", answers[1].did());
+    assert_eq!(count(cache.stats(), Outcome::Collapsed), 49);
+    assert_eq!(get(&site, "/", &[]).await.did(), HIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_for_one_client_is_given_to_no_other() {
+    for fields in [
+        &[("set-cookie", "a=b"), ("cache-control", "max-age=60")][..],
+        &[("cache-control", "private")],
+        &[("cache-control", "no-store")],
+        &[("cache-control", "max-age=60"), ("vary", "*")],
+        &[],
+    ] {
+        let origin = slow(Box::leak(fields.to_vec().into_boxed_slice()));
+        let (_, site) = site(&origin);
+        let start = now();
+        let answers = crowd(&site, 20).await;
+        // The first one is waited for, and then nobody waits for anybody.
+        assert_eq!(start.elapsed(), Duration::from_secs(2), "{fields:?}");
+        let mut bodies: Vec<_> = answers.iter().map(|answer| answer.text()).collect();
+        bodies.sort_unstable();
+        bodies.dedup();
+        assert_eq!(bodies.len(), 20, "{fields:?}");
+        let again = now();
+        crowd(&site, 20).await;
+        assert_eq!(again.elapsed(), Duration::from_secs(1), "{fields:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_authorized_client_does_not_keep_others_from_the_cache() {
+    let origin = slow(FRESH);
+    let (_, site) = site(&origin);
+    let user = [("authorization", "Basic x")];
+    let (mine, others) = tokio::join!(get(&site, "/", &user), crowd(&site, 5));
+    assert_eq!(mine.did(), "tower-gateway; fwd=uri-miss");
+    assert!(others.iter().all(|answer| answer.text() != mine.text()));
+    crowd(&site, 1).await;
+    assert_eq!(get(&site, "/", &[]).await.did(), HIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn variants_are_fetched_once_each() {
+    let origin = Origin::new(|_, head| async move {
+        pause(1).await;
+        let language = head.headers["accept-language"].to_str().unwrap().to_owned();
+        let fields = [("cache-control", "max-age=60"), ("vary", "accept-language")];
+        response(200, &fields, language)
+    });
+    let (_, site) = site(&origin);
+    for round in 0..2 {
+        let answers = join_all((0..30).map(async |number| {
+            let language = ["de", "en", "fr"][number % 3];
+            (
+                language,
+                get(&site, "/", &[("accept-language", language)]).await,
+            )
+        }));
+        for (language, answer) in answers.await {
+            assert_eq!(answer.text(), language);
+            assert!(round == 0 || answer.did() == HIT, "{}", answer.did());
+        }
+        assert_eq!(origin.requests(), 3, "round {round}");
+    }
+    let other = get(&site, "/", &[("accept-language", "it")]).await;
+    assert_eq!(other.did(), "tower-gateway; fwd=vary-miss; stored; ttl=59");
+}
+
+/// An origin whose bodies the test sends piece by piece.
+fn streaming(fields: &'static [(&'static str, &'static str)]) -> (Origin, Arc<Pieces>) {
+    let pieces = Arc::new(Pieces::default());
+    let told = Arc::clone(&pieces);
+    let origin = Origin::new(move |_, _| {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        told.0.lock().push(sender);
+        let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
+            let piece: Piece = receiver.recv().await?;
+            Some((piece.map(Frame::data), receiver))
+        });
+        let body: BoxBody = StreamBody::new(stream).boxed_unsync();
+        let mut answer = Response::new(body);
+        for (name, value) in fields {
+            answer.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        async move { answer }
+    });
+    (origin, pieces)
+}
+
+type Piece = Result<Bytes, std::io::Error>;
+
+#[derive(Debug, Default)]
+struct Pieces(parking_lot::Mutex<Vec<mpsc::UnboundedSender<Piece>>>);
+
+impl Pieces {
+    fn send(&self, text: &'static str) {
+        let piece = Ok(Bytes::from_static(text.as_bytes()));
+        self.0.lock().last().unwrap().send(piece).unwrap();
+    }
+
+    fn end(&self) {
+        self.0.lock().pop();
+    }
+
+    fn fail(&self) {
+        let error = std::io::Error::other("broken off");
+        self.0.lock().pop().unwrap().send(Err(error)).unwrap();
+    }
+
+    /// Whether nobody reads the last body any more.
+    fn is_left(&self) -> bool {
+        self.0.lock().last().unwrap().is_closed()
+    }
+}
+
+async fn piece<B>(body: &mut B) -> Option<Bytes>
+where
+    B: http_body::Body<Data = Bytes, Error = std::io::Error> + Unpin,
+{
+    let frame = body.frame().await?;
+    Some(frame.unwrap().into_data().unwrap())
+}
+
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_miss_streams_while_it_is_stored() {
+    let (origin, pieces) = streaming(FRESH);
+    let (_, site) = site(&origin);
+    let mut answer = send(&site, request(Method::GET, "/", &[]))
+        .await
+        .into_body();
+    pieces.send("one ");
+    assert_eq!(piece(&mut answer).await.unwrap(), "one ");
+    pieces.send("two");
+    assert_eq!(piece(&mut answer).await.unwrap(), "two");
+    pieces.end();
+    assert_eq!(piece(&mut answer).await, None);
+    let again = get(&site, "/", &[]).await;
+    assert_eq!((again.text(), again.did()), ("one two", HIT));
+    assert_eq!(again.header("content-length"), "7");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_broke_off_is_never_stored() {
+    const LONG: &[(&str, &str)] = &[("cache-control", "max-age=60"), ("content-length", "9")];
+    let ends: [(Fields, End); 3] = [
+        (FRESH, Pieces::fail),
+        (LONG, Pieces::fail),
+        (LONG, Pieces::end),
+    ];
+    for (case, (fields, end)) in ends.into_iter().enumerate() {
+        let (origin, pieces) = streaming(fields);
+        let (cache, site) = site(&origin);
+        let answer = send(&site, request(Method::GET, "/", &[])).await;
+        pieces.send("half");
+        end(&pieces);
+        answer.into_body().collect().await.ok();
+        let again = send(&site, request(Method::GET, "/", &[])).await;
+        assert_eq!(origin.requests(), 2, "case {case}");
+        let did = again.headers()["cache-status"].to_str().unwrap();
+        assert!(
+            did.starts_with("tower-gateway; fwd=uri-miss"),
+            "case {case}: {did}"
+        );
+        let mut kept = cache.stats().kept();
+        assert!(
+            kept.any(|kept| kept == (Kept::Incomplete, 1)),
+            "case {case}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_passes_and_is_not_stored() {
+    for known in [true, false] {
+        let fields: &[(&str, &str)] = if known {
+            &[("cache-control", "max-age=60"), ("content-length", "2000")]
+        } else {
+            FRESH
+        };
+        let fields: &'static [_] = Box::leak(fields.to_vec().into_boxed_slice());
+        let origin = Origin::new(move |_, _| async move {
+            let chunks = (0..20).map(|_| Ok(Frame::data(Bytes::from(vec![b'x'; 100]))));
+            let body = StreamBody::new(futures_util::stream::iter(chunks)).boxed_unsync();
+            response(200, fields, "").map(|_| body)
+        });
+        let cache = HttpCache::new(64 << 20);
+        let site = layer(&cache).max_object(1000).layer(origin.clone());
+        for _ in 0..2 {
+            let answer = get(&site, "/", &[]).await;
+            assert_eq!(answer.body.unwrap().len(), 2000);
+        }
+        assert_eq!(origin.requests(), 2, "known: {known}");
+        assert_eq!(cache.weight().bytes / 1000, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_does_not_take_the_answer_from_those_who_wait() {
+    // While the head is waited for.
+    let origin = slow(FRESH);
+    let (_, one) = site(&origin);
+    let leader = tokio::spawn({
+        let site = one.clone();
+        async move { get(&site, "/", &[]).await }
+    });
+    settle().await;
+    let waiter = tokio::spawn({
+        let site = one.clone();
+        async move { get(&site, "/", &[]).await }
+    });
+    settle().await;
+    leader.abort();
+    assert_eq!(waiter.await.unwrap().text(), "body-0");
+    assert_eq!(origin.requests(), 1);
+
+    // In the middle of the body.
+    let (origin, pieces) = streaming(FRESH);
+    let (_, one) = site(&origin);
+    let mut answer = send(&one, request(Method::GET, "/", &[])).await.into_body();
+    pieces.send("one ");
+    assert_eq!(piece(&mut answer).await.unwrap(), "one ");
+    let waiter = tokio::spawn({
+        let site = one.clone();
+        async move { get(&site, "/", &[]).await }
+    });
+    settle().await;
+    drop(answer);
+    pieces.send("two");
+    pieces.end();
+    assert_eq!(waiter.await.unwrap().text(), "one two");
+    assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_alone_ends_its_request() {
+    let (origin, pieces) = streaming(FRESH);
+    let (_, site) = site(&origin);
+    let answer = send(&site, request(Method::GET, "/", &[])).await;
+    drop(answer);
+    settle().await;
+    assert!(pieces.is_left());
+    let again = send(&site, request(Method::GET, "/", &[])).await;
+    assert_eq!(
+        again.headers()["cache-status"],
+        "tower-gateway; fwd=uri-miss; stored; ttl=60"
+    );
+    assert_eq!(origin.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_it_does_not_keep_it_from_the_cache() {
+    let (origin, pieces) = streaming(&[("cache-control", "max-age=60"), ("etag", "\"a\"")]);
+    let (_, site) = site(&origin);
+    let mine = get(&site, "/", &[("if-none-match", "\"a\"")]).await;
+    assert_eq!((mine.status, mine.text()), (304, ""));
+    assert!(!origin.seen.lock()[0].headers.contains_key("if-none-match"));
+    pieces.send("whole");
+    pieces.end();
+    settle().await;
+    let other = get(&site, "/", &[]).await;
+    assert_eq!((other.text(), other.did()), ("whole", HIT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_answer_is_given_while_one_request_renews_it() {
+    let origin = slow(&[("cache-control", "max-age=5, stale-while-revalidate=30")]);
+    let (cache, site) = site(&origin);
+    get(&site, "/", &[]).await;
+    pause(10).await;
+    let start = now();
+    for answer in crowd(&site, 10).await {
+        assert_eq!(answer.text(), "body-0");
+        assert_eq!(answer.did(), "tower-gateway; hit; ttl=-6; detail=l1");
+    }
+    assert!(start.elapsed() < Duration::from_millis(100), "nobody waits");
+    pause(2).await;
+    assert_eq!(get(&site, "/", &[]).await.text(), "body-1");
+    assert_eq!(origin.requests(), 2);
+    assert_eq!(count(cache.stats(), Outcome::Stale), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_share_what_they_have_and_what_is_no_longer_valid() {
+    let origin = Origin::new(|number, _| async move {
+        let fields = [
+            ("cache-control", "max-age=600"),
+            ("surrogate-key", "a b"),
+            ("cache-groups", "\"g\""),
+        ];
+        response(200, &fields, format!("body-{number}"))
+    });
+    let store = Memory::with_capacity(64 << 20);
+    let caches = [(); 2].map(|()| HttpCache::with_store(64 << 20, store.clone()));
+    let node = |cache| {
+        let tags = HeaderName::from_static("surrogate-key");
+        layer(cache).tags_header(tags).layer(origin.clone())
+    };
+    let [one, two] = caches.each_ref().map(node);
+    let scopes: [Vec<Scope>; 4] = [
+        caches[0].scopes_of("http://H:80/").unwrap(),
+        vec![Scope::tag("b")],
+        vec![Scope::host("h")],
+        vec![Scope::all()],
+    ];
+    for (edition, scopes) in scopes.into_iter().enumerate() {
+        let text = format!("body-{edition}");
+        let filled = get(&one, "/", &[]).await;
+        assert_eq!(
+            (filled.text(), filled.did()),
+            (&*text, "tower-gateway; fwd=uri-miss; stored; ttl=600")
+        );
+        for did in ["tower-gateway; hit; detail=l2", HIT] {
+            let found = get(&two, "/", &[]).await;
+            assert_eq!((found.text(), found.did()), (&*text, did));
+        }
+        caches[1]
+            .invalidate(&scopes, Acknowledge::Everywhere)
+            .await
+            .unwrap();
+    }
+    // By methods: at once here, within the bound elsewhere.
+    for (fields, path) in [
+        (&[][..], "/"),
+        (&[("location", "/")], "/other"),
+        (&[("cache-group-invalidation", "\"g\"")], "/other"),
+    ] {
+        get(&one, "/", &[]).await;
+        get(&two, "/", &[]).await;
+        let fields: &'static [(&str, &str)] = Box::leak(fields.to_vec().into_boxed_slice());
+        let change = Origin::new(move |_, _| async move { response(204, fields, "") });
+        let changer = layer(&caches[0]).layer(change);
+        read(&changer, request(Method::POST, path, &[])).await;
+        assert!(!get(&one, "/", &[]).await.is_hit(), "{fields:?}");
+        pause(2).await;
+        let found = get(&two, "/", &[]).await;
+        assert_eq!(found.text(), get(&one, "/", &[]).await.text(), "{fields:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_fetched_before_an_invalidation_is_not_stored_after_it() {
+    let origin = slow(FRESH);
+    let (cache, site) = site(&origin);
+    let early = tokio::spawn({
+        let site = site.clone();
+        async move { get(&site, "/", &[]).await }
+    });
+    settle().await;
+    pause(0).await;
+    let scopes = cache.scopes_of("http://h/").unwrap();
+    cache
+        .invalidate(&scopes, Acknowledge::Stored)
+        .await
+        .unwrap();
+    // Whoever comes now must not be given the old answer.
+    let late = get(&site, "/", &[]).await;
+    assert_eq!(early.await.unwrap().text(), "body-0");
+    assert_eq!(late.text(), "body-1");
+    assert_eq!(get(&site, "/", &[]).await.text(), "body-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn inputs_beside_the_url_poison_nobody() {
+    let origin = Origin::new(|_, head| async move {
+        let told = head.headers.get("x-forwarded-host");
+        let told = told.map_or("", |told| told.to_str().unwrap());
+        response(200, FRESH, format!("<a href=//{told}/>"))
+    });
+    let (_, site) = site(&origin);
+    let evil = get(&site, "/", &[("x-forwarded-host", "evil")]).await;
+    assert_eq!(evil.text(), "<a href=//evil/>");
+    assert_eq!(get(&site, "/", &[]).await.text(), "<a href=///>");
+    assert_eq!(
+        get(&site, "/", &[("x-forwarded-host", "evil")]).await.did(),
+        HIT
+    );
+    let other_host = get(&site, "http://evil/", &[]).await;
+    assert!(!other_host.is_hit());
+    let disguised = get(&site, "/", &[("x-http-method-override", "DELETE")]).await;
+    assert_eq!(disguised.did(), "tower-gateway; fwd=bypass");
+    let mut fat = request(Method::GET, "/", &[]);
+    *fat.body_mut() = Full::from("body");
+    assert_eq!(read(&site, fat).await.did(), "tower-gateway; fwd=bypass");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_origin_sees_the_query_of_the_key() {
+    let origin = Origin::new(|_, head| async move { response(200, FRESH, head.uri.to_string()) });
+    let cache = HttpCache::new(64 << 20);
+    let rules = QueryRules::new().sort().drop("utm_*");
+    let site = layer(&cache).query(rules).layer(origin.clone());
+    let first = get(&site, "http://h/p?b=2&utm_source=x&a=1", &[]).await;
+    assert_eq!(first.text(), "http://h/p?a=1&b=2");
+    assert_eq!(get(&site, "http://h/p?a=1&b=2", &[]).await.did(), HIT);
+    let scopes = cache.scopes_of("http://h/p?b=2&a=1&utm_y").unwrap();
+    cache
+        .invalidate(&scopes, Acknowledge::Stored)
+        .await
+        .unwrap();
+    assert!(!get(&site, "http://h/p?a=1&b=2", &[]).await.is_hit());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_of_the_origin_keep_nobody_waiting_in_line() {
+    let origin = Origin::new(|_, _| async {
+        pause(1).await;
+        response(503, &[], "")
+    });
+    let (_, site) = site(&origin);
+    let start = now();
+    let answers = crowd(&site, 20).await;
+    assert!(answers.iter().all(|answer| answer.status == 503));
+    assert_eq!(start.elapsed(), Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_the_gateway_is_not_stored() {
+    let origin = Origin::new(|_, _| async {
+        let refusal = Refusal::new(Reason::NotImplemented, "not here");
+        let refused: Response<Full<Bytes>> = refusal.into_response(Dialect::Http);
+        refused.map(|body| body.map_err(|never| match never {}).boxed_unsync())
+    });
+    let cache = HttpCache::new(64 << 20);
+    let site = layer(&cache)
+        .default_ttl(Duration::from_secs(60))
+        .layer(origin.clone());
+    for _ in 0..2 {
+        assert_eq!(
+            get(&site, "/", &[]).await.did(),
+            "tower-gateway; fwd=uri-miss"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailers_pass_and_are_not_stored() {
+    let origin = Origin::new(|_, _| async {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-sum", "1".parse().unwrap());
+        let frames = [
+            Frame::data(Bytes::from_static(b"body")),
+            Frame::trailers(trailers),
+        ];
+        let frames = futures_util::stream::iter(frames.into_iter().map(Ok));
+        response(200, FRESH, "").map(|_| StreamBody::new(frames).boxed_unsync())
+    });
+    let (_, site) = site(&origin);
+    let mut trailers = Vec::new();
+    for _ in 0..2 {
+        let answer = send(&site, request(Method::GET, "/", &[])).await;
+        let body = answer.into_body().collect().await.unwrap();
+        trailers.push(body.trailers().is_some());
+        assert_eq!(body.to_bytes(), "body");
+    }
+    assert_eq!(trailers, [true, false]);
+    assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_room_and_not_for_each_other() {
+    // Two hosts, one of which hangs.
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let origin = Origin::new(move |_, head| {
+        let gate = Arc::clone(&held);
+        async move {
+            if head.uri.path() == "/slow" {
+                gate.acquire().await.unwrap().forget();
+            }
+            response(200, FRESH, "")
+        }
+    });
+    let (_, site) = site(&origin);
+    let hanging = tokio::spawn({
+        let site = site.clone();
+        async move { get(&site, "/slow", &[]).await }
+    });
+    settle().await;
+    assert_eq!(get(&site, "/fast", &[]).await.status, 200);
+    gate.add_permits(1);
+    assert_eq!(hanging.await.unwrap().status, 200);
+}
+
+/// Polls once, which is all that a hit takes.
+fn at_once<F: Future>(future: F) -> F::Output {
+    let mut cx = Context::from_waker(Waker::noop());
+    match pin!(future).poll(&mut cx) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("a hit waited"),
+    }
+}
+
+#[test]
+fn a_hit_copies_nothing_and_allocates_little() {
+    const LENGTH: usize = 256 << 10;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let body = Bytes::from(vec![b'x'; LENGTH]);
+    let pointer = body.as_ptr();
+    let origin = Origin::new(move |_, _| {
+        let body = body.clone();
+        async move {
+            let fields = [
+                ("cache-control", "max-age=600"),
+                ("content-type", "text/html"),
+                ("etag", "\"a\""),
+                ("x-one", "1"),
+                ("x-two", "2"),
+            ];
+            response(200, &fields, body)
+        }
+    });
+    let cache = HttpCache::new(64 << 20);
+    let _context = runtime.enter();
+    let mut site = tower_gateway::CacheLayer::new(cache).layer(origin);
+    runtime.block_on(async {
+        let mut body = pin!(
+            send(&site, request(Method::GET, "http://h/", &[]))
+                .await
+                .into_body()
+        );
+        while body.frame().await.is_some() {}
+    });
+    let mut hit = || {
+        let mut request = Some(Request::get("http://h/").body(Full::default()).unwrap());
+        let mut answer = None;
+        let allocations = measure(|| {
+            let request = request.take().unwrap();
+            answer = Some(at_once(site.call(request)).unwrap());
+        });
+        let mut body = answer.unwrap().into_body();
+        assert_eq!(body.size_hint().exact(), Some(LENGTH as u64));
+        let frame = at_once(std::future::poll_fn(|cx| {
+            Pin::new(&mut body).poll_frame(cx)
+        }));
+        let data = frame.unwrap().unwrap().into_data().unwrap();
+        assert_eq!((data.as_ptr(), data.len()), (pointer, LENGTH));
+        assert!(body.is_end_stream());
+        allocations
+    };
+    hit();
+    let allocations = hit();
+    println!(
+        "{} allocations, {} bytes a hit",
+        allocations.count_total, allocations.bytes_total
+    );
+    assert!(allocations.count_total <= 8, "{allocations:?}");
+    assert!(allocations.bytes_total < 4096, "{allocations:?}");
+}
+
+/// A whole node, over sockets.
+#[tokio::test]
+async fn a_node_caches_by_its_file_and_invalidates_by_its_admin_address() {
+    let backend = Backend::answering(|request| {
+        let body = format!(
+            "for {}",
+            request.head.first.split(' ').nth(1).unwrap_or_default()
+        );
+        let tag = "surrogate-key: t1\r\ncache-control: max-age=60";
+        format!(
+            "HTTP/1.1 200 OK\r\n{tag}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    })
+    .await;
+    let route = "cache: { tags_header: surrogate-key, max_staleness: 500ms }";
+    let gateway = Gateway::start(&one_cluster(backend.address, "", route)).await;
+    let ask = async |path: &str| {
+        let client = crate::support::http_client();
+        let request = Request::get(format!("http://{}{path}", gateway.address));
+        let request = request
+            .header("host", "Example.com")
+            .body(Full::<Bytes>::default());
+        let answer = client.request(request.unwrap()).await.unwrap();
+        let did = answer.headers()["cache-status"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, format!("for {path}"));
+        did
+    };
+    let invalidate = async |document: &'static str| {
+        let client = crate::support::http_client();
+        let request = Request::post(format!("http://{}/cache/invalidate", gateway.admin));
+        let request = request.body(Full::from(document)).unwrap();
+        client.request(request).await.unwrap().status().as_u16()
+    };
+    let miss = "tower-gateway; fwd=uri-miss; stored; ttl=60";
+    assert_eq!(ask("/a").await, miss);
+    assert_eq!(ask("/a").await, HIT);
+    for document in [
+        r#"{"keys": ["http://example.com/a"]}"#,
+        r#"{"tags": ["t1"], "ack": "everywhere"}"#,
+        r#"{"all": true, "ack": "stored"}"#,
+    ] {
+        assert_eq!(invalidate(document).await, 200);
+        assert_eq!(ask("/a").await, miss, "{document}");
+        assert_eq!(ask("/a").await, HIT);
+    }
+    assert_eq!(invalidate(r#"{"keys": ["/a"]}"#).await, 400);
+    let (_, metrics) = crate::support::get(gateway.admin, "/metrics").await;
+    assert!(metrics.contains("tower_gateway_cache_requests_total{outcome=\"hit_l1\"} 4\n"));
+    assert!(metrics.contains("tower_gateway_cache_requests_total{outcome=\"miss\"} 4\n"));
+    assert!(metrics.contains("tower_gateway_cache_invalidations_total 3\n"));
+}
