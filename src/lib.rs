@@ -85,13 +85,13 @@
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
-//! | `cache` | | `cache`: two levels of cache whose invalidations hold |
-//! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
 //! | `admin` | | `admin`: health, metrics and clusters for operators |
 //! | `config` | | `config`: a running node from a YAML file; brings the seven above |
+//! | `cache` | | `cache`: two levels of cache whose invalidations hold |
+//! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 
