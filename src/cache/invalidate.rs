@@ -155,7 +155,7 @@ impl<V: Value> TieredCache<V> {
                 return Err(NotAcknowledged::NotEverywhere);
             }
             let waited = time::now().saturating_duration_since(start);
-            let is_behind = |node: &&Seen| node.applied < done.stamp.sequence;
+            let is_behind = |node: &&Seen| nodes.is_behind(node, done.stamp.sequence);
             let (silent, behind): (Vec<_>, Vec<_>) = nodes
                 .seen
                 .iter()

@@ -14,7 +14,7 @@ use super::{
     scope::Scope,
     store::{Node, Unavailable, sealed::Level2},
     version::{Purge, Stamp},
-    view::View,
+    view::{Learned, View},
     watermark::Watermark,
 };
 use crate::{
@@ -124,7 +124,15 @@ impl Sight {
     }
 
     /// Asks for news, so that the view is that of the store at some time since now.
-    pub(super) async fn confirm(&self, number: u16) -> Result<IsNew, Unavailable> {
+    pub(super) async fn confirm(&self, number: u16) -> Result<Learned, Unavailable> {
+        match self.ask(number).await? {
+            // The epoch changed meanwhile. What is asked for now counts.
+            Learned::Nothing => self.ask(number).await,
+            learned => Ok(learned),
+        }
+    }
+
+    async fn ask(&self, number: u16) -> Result<Learned, Unavailable> {
         let shard = self.shard(number);
         let serves = self.serves();
         let asked = time::now();
@@ -140,15 +148,17 @@ impl Sight {
                 return Err(unavailable);
             }
         };
-        let is_new = {
+        let learned = {
             let mut view = shard.view.lock();
-            let is_new = view.learn(&news, asked, time::now());
-            if is_new {
+            let learned = view.learn(&news, asked, time::now());
+            if learned == Learned::More {
                 shard.watermark.advance();
             }
-            shard.watermark.promise(serves);
-            shard.watermark.confirm(asked);
-            is_new
+            if learned != Learned::Nothing {
+                shard.watermark.promise(serves);
+                shard.watermark.confirm(asked);
+            }
+            learned
         };
         if shard.is_alone.swap(false, Relaxed) {
             shard.generation.fetch_add(1, Relaxed);
@@ -160,7 +170,7 @@ impl Sight {
             };
             self.store.trim(number, upto).await?;
         }
-        Ok(if is_new { IsNew::Yes } else { IsNew::No })
+        Ok(learned)
     }
 
     /// For how long a handle of this node serves without being confirmed, at most.
@@ -173,7 +183,7 @@ impl Sight {
         let shard = self.shard(number);
         {
             let mut view = shard.view.lock();
-            view.invalidate(stamp, scopes, purge);
+            view.invalidate(stamp, scopes, purge, time::now());
             shard.watermark.advance();
         }
         shard.nudge.notify_one();
@@ -192,13 +202,6 @@ impl Sight {
         let bound = Duration::from_millis(self.bound.load(Relaxed));
         (bound / 3).clamp(LEAST_PAUSE, Duration::from_secs(1))
     }
-}
-
-/// Whether news had anything new.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum IsNew {
-    Yes,
-    No,
 }
 
 impl Shard {
@@ -225,7 +228,7 @@ async fn follow(sight: Weak<Sight>, number: u16) {
         hints.mark_unchanged();
         // What was new is confirmed at once: whoever waits for every node waits for that.
         let mut answer = sight.confirm(number).await;
-        if matches!(answer, Ok(IsNew::Yes)) {
+        if matches!(answer, Ok(Learned::More)) {
             answer = sight.confirm(number).await;
         }
         if let Err(unavailable) = answer {

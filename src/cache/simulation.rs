@@ -33,7 +33,7 @@ use super::{
     store::{Lease, Meta, Node as Asker, Put, Read, Shard, Stored},
     value::Encoded,
     version::{Epoch, News, Purge, Stamp, Validity},
-    view::View,
+    view::{Learned, View},
 };
 
 /// The staleness bound of level 1, in ticks of a millisecond.
@@ -379,7 +379,11 @@ impl Simulation {
     fn learn(&mut self, number: usize, news: &News, asked: u64) {
         let (asked_at, now) = (self.instant(asked), self.instant(self.now));
         let node = &mut self.nodes[number];
-        let is_new = node.view.learn(news, asked_at, now);
+        let learned = node.view.learn(news, asked_at, now);
+        if learned == Learned::Nothing {
+            return;
+        }
+        let is_new = learned == Learned::More;
         if is_new && self.without == Without::CheckAtInsertion {
             node.entry = None;
         }
@@ -538,9 +542,9 @@ impl Simulation {
                 };
                 simulation.stored.push((simulation.now, version));
                 let scopes = [scope];
-                simulation.nodes[node]
-                    .view
-                    .invalidate(stamp, &scopes, purge);
+                let now = simulation.instant(simulation.now);
+                let view = &mut simulation.nodes[node].view;
+                view.invalidate(stamp, &scopes, purge, now);
                 for other in 0..simulation.nodes.len() {
                     if simulation.random.f64() < 0.6 {
                         let (latency, scopes) = (simulation.latency(), scopes.clone());
@@ -562,7 +566,8 @@ impl Simulation {
         if self.without != Without::Polling {
             self.ask(node);
         } else if self.nodes[node].view.epoch() == Some(stamp.epoch) {
-            self.nodes[node].view.invalidate(stamp, scopes, purge);
+            let now = self.instant(self.now);
+            self.nodes[node].view.invalidate(stamp, scopes, purge, now);
         }
     }
 
@@ -578,7 +583,7 @@ impl Simulation {
                 let nobody_is_behind = nodes
                     .seen
                     .iter()
-                    .all(|node| node.applied >= stamp.sequence || waited > node.serves);
+                    .all(|node| !nodes.is_behind(node, stamp.sequence) || waited > node.serves);
                 let known = simulation.nodes[node].view.known_since(stamp.epoch);
                 let settled = Duration::from_millis(BOUND);
                 let now = simulation.instant(simulation.now);

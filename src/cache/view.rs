@@ -17,11 +17,19 @@ pub(super) struct View {
     /// Everything up to here was heard of.
     applied: u64,
     tombs: Tombstones,
-    /// When the last news that counts were asked for.
-    asked: Option<Instant>,
-    /// When the first news of the epoch came.
+    /// When this node learned that there is another epoch than the one before.
     since: Option<Instant>,
     drops: Drops,
+}
+
+/// What a node learned from news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Learned {
+    More,
+    /// The view is as new as they are.
+    Same,
+    /// They do not count.
+    Nothing,
 }
 
 /// Scopes that were dropped on this node alone, because the store could not be told.
@@ -52,15 +60,16 @@ impl View {
         self.since.filter(|_| self.epoch == Some(epoch))
     }
 
-    /// Takes news that were asked for at `asked` and came at `now`. Whether anything is new.
+    /// Takes news that were asked for at `asked` and came at `now`.
     ///
-    /// Late news of the same epoch say nothing wrong, they only say less. Late news of another
-    /// epoch would turn the node back to numbers that are lost.
-    pub(super) fn learn(&mut self, news: &News, asked: Instant, now: Instant) -> bool {
-        let is_late = self.asked.is_some_and(|last| asked < last);
+    /// Late news of the same epoch say nothing wrong, they only say less. News of another epoch
+    /// that were asked for before this one was known may be of the one before it: they would turn
+    /// the node back to numbers that are lost, while the store takes it to have applied new ones.
+    pub(super) fn learn(&mut self, news: &News, asked: Instant, now: Instant) -> Learned {
+        let is_late = self.since.is_some_and(|since| asked <= since);
         let is_other = self.epoch != Some(news.epoch);
         if is_other && is_late {
-            return false;
+            return Learned::Nothing;
         }
         let is_new = is_other || news.sequence > self.applied || news.floor > self.tombs.floor();
         if is_other {
@@ -74,15 +83,21 @@ impl View {
         }
         self.tombs.raise_floor(news.floor);
         self.applied = self.applied.max(news.sequence);
-        self.asked = self.asked.max(Some(asked));
-        is_new
+        if is_new { Learned::More } else { Learned::Same }
     }
 
     /// Takes an invalidation of this node's own, before the news bring it back.
-    pub(super) fn invalidate(&mut self, stamp: Stamp, scopes: &[Scope], purge: Purge) {
+    pub(super) fn invalidate(
+        &mut self,
+        stamp: Stamp,
+        scopes: &[Scope],
+        purge: Purge,
+        now: Instant,
+    ) {
         if self.epoch != Some(stamp.epoch) {
             // Nothing holds until there are news.
             self.epoch = None;
+            self.since = Some(now);
             return;
         }
         for scope in scopes {
@@ -170,9 +185,14 @@ mod tests {
         let start = crate::time::now();
         let later = start + Duration::from_millis(1);
         let mut view = View::default();
-        view.learn(&news(OLD, 0, &[]), start, later);
-        assert!(view.learn(&news(NEW, 0, &[]), later, later));
-        assert!(!view.learn(&news(OLD, 7, &[]), start, later));
+        view.learn(&news(OLD, 0, &[]), start, start);
+        assert_eq!(view.learn(&news(NEW, 0, &[]), later, later), Learned::More);
+        // Asked for after the news of the new one, and answered before them.
+        let asked = later - Duration::from_micros(1);
+        assert_eq!(
+            view.learn(&news(OLD, 7, &[]), asked, later),
+            Learned::Nothing
+        );
         assert_eq!(view.epoch(), Some(NEW));
         let begun = view.begin();
         assert_eq!(view.validity(stamp(OLD, 7), begun, &[]), Validity::Gone);
@@ -187,7 +207,12 @@ mod tests {
         let holds = |view: &mut View, scope: &Scope| {
             view.validity(stamp(OLD, 3), begun, std::slice::from_ref(scope)) == Validity::Valid
         };
-        view.invalidate(stamp(OLD, 5), std::slice::from_ref(&mine), Purge::Hard);
+        view.invalidate(
+            stamp(OLD, 5),
+            std::slice::from_ref(&mine),
+            Purge::Hard,
+            now(),
+        );
         assert!(!holds(&mut view, &mine));
         assert_eq!(view.applied(), Some(stamp(OLD, 3)));
         view.learn(&news(OLD, 5, &[(&other, 4)]), now(), now());

@@ -41,6 +41,10 @@ mod files;
 mod lock;
 mod memory;
 #[cfg(feature = "redis")]
+#[cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, unused_imports, reason = "the cache uses it")
+)]
 pub mod redis;
 mod state;
 mod version;

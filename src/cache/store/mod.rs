@@ -224,7 +224,16 @@ pub struct Node {
 #[derive(Clone, Debug)]
 pub struct Nodes {
     pub(super) epoch: super::version::Epoch,
+    pub(super) floor: u64,
     pub(super) seen: Vec<Seen>,
+}
+
+impl Nodes {
+    /// Whether a node may not have applied this number.
+    pub(super) fn is_behind(&self, node: &Seen, sequence: u64) -> bool {
+        // Below the floor nobody knows any more.
+        node.applied < sequence || sequence <= self.floor
+    }
 }
 
 /// A node, as the store last saw it.
@@ -232,7 +241,7 @@ pub struct Nodes {
 pub struct Seen {
     pub(super) id: u64,
     pub(super) serves: Duration,
-    /// Everything up to here it has applied.
+    /// Everything up to here it has applied; no lower than the floor, even if it has not.
     pub(super) applied: u64,
     /// Changes whenever it is seen.
     pub(super) beat: u64,

@@ -198,6 +198,7 @@ impl Shard {
         });
         Nodes {
             epoch: self.epoch,
+            floor: self.tombs.floor(),
             seen: seen.collect(),
         }
     }

@@ -82,13 +82,11 @@ impl Connection {
     }
 
     /// How long a call waits for its answer, at most.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the cache asks"))]
     pub(crate) fn timeout(&self) -> Duration {
         self.shared.options.timeout()
     }
 
     /// Whether keys are spread over the servers of a cluster.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the cache asks"))]
     pub(crate) fn is_clustered(&self) -> bool {
         self.shared.options.is_clustered()
     }
@@ -106,7 +104,6 @@ impl Connection {
     }
 
     /// Runs a script, then waits until so many replicas have what it wrote. How many have.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the cache asks"))]
     pub(crate) async fn run_replicated(
         &self,
         script: &Script,
@@ -161,7 +158,6 @@ impl Connection {
     }
 
     /// Gets the value of a key.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the cache asks"))]
     pub(crate) async fn value(&self, key: Argument) -> Result<Value, RedisError> {
         let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
         self.call(&self.shared.client, command, vec![key.into()])
@@ -185,7 +181,6 @@ impl Connection {
     }
 
     /// Subscribes to a channel. Messages may be lost, and a gap is said to be one.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the cache asks"))]
     pub(crate) fn subscribe(&self, channel: &str) -> Subscription {
         self.shared.subscriber.subscribe(channel)
     }

@@ -280,7 +280,7 @@ impl Redis {
         let mut answer = self
             .run(&self.shared.scripts.nodes, keys, vec![random()])
             .await?;
-        let epoch = answer.epoch()?;
+        let (epoch, floor) = (answer.epoch()?, answer.number()?);
         let mut listed = answer.list()?;
         let mut seen = Vec::with_capacity(listed.left() / 3);
         while listed.left() > 0 {
@@ -293,7 +293,7 @@ impl Redis {
                 beat: listed.number()?,
             });
         }
-        Ok(Nodes { epoch, seen })
+        Ok(Nodes { epoch, floor, seen })
     }
 }
 

@@ -1,5 +1,5 @@
 -- KEYS: S, beats. ARGV: random.
-local epoch = state()
+local epoch, floor = state()
 local nodes = {}
 for _, name in ipairs((directory())) do
   local beat = redis.call('HGET', KEYS[2], name)
@@ -7,4 +7,4 @@ for _, name in ipairs((directory())) do
   nodes[#nodes + 1] = tonumber(redis.call('ZSCORE', S, '\2' .. name) or 0)
   nodes[#nodes + 1] = beat and tonumber(beat) or 0
 end
-return { epoch, nodes }
+return { epoch, floor, nodes }
