@@ -2,6 +2,7 @@
 
 Every configuration is one worker over the same backends, round robin unless the run says otherwise,
 connections kept alive on both sides without a limit on requests, no access log, X-Forwarded-For where the peer has it in a line.
+A run with failover turns on what the peer has of it, with its own defaults but for one retry timeout.
 """
 
 import json
@@ -33,6 +34,9 @@ CASES = [
 ]
 
 
+PER_TRY_MILLIS = 300
+
+
 @dataclass(frozen=True)
 class Run:
     """What a peer needs to know to start."""
@@ -42,6 +46,8 @@ class Run:
     backends: list[str]
     folder: Path
     policy: str = "round_robin"  # as the gateway calls it
+    failover: bool = False  # requests are sent again, endpoints that fail are ejected
+    hedge: bool = False  # the gateway's alone
 
     def write(self, name: str, text: str) -> str:
         file = self.folder / name
@@ -110,6 +116,11 @@ class Nginx(Installed):
             f"  {kind}_temp_path {run.folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
+        if run.failover:
+            location += f"""
+      proxy_connect_timeout {PER_TRY_MILLIS}ms;
+      proxy_read_timeout {PER_TRY_MILLIS}ms;
+      proxy_next_upstream error timeout http_502 http_503 http_504;"""
         config = f"""
 daemon off;
 worker_processes 1;
@@ -145,9 +156,13 @@ class Haproxy(Installed):
     def command(self, run):
         proto = " proto h2" if run.case.h2 else ""
         method = {"round_robin": "roundrobin", "least_request": "leastconn"}[run.policy]
+        # What it sees of failures takes a server down; its own checks bring it back.
+        watch = " check observe layer7 error-limit 5 on-error mark-down" if run.failover else ""
         servers = "\n".join(
-            f"  server b{n} {address}{proto}" for n, address in enumerate(run.backends)
+            f"  server b{n} {address}{proto}{watch}" for n, address in enumerate(run.backends)
         )
+        retry = "\n  option redispatch\n  retry-on all-retryable-errors" if run.failover else ""
+        wait = f"{PER_TRY_MILLIS}ms" if run.failover else "30s"
         config = f"""
 global
   nbthread 1
@@ -156,9 +171,9 @@ defaults
   mode http
   timeout connect 5s
   timeout client 30s
-  timeout server 30s
+  timeout server {wait}
   option forwardfor
-  http-reuse always
+  http-reuse always{retry}
 frontend front
   bind 127.0.0.1:{run.port}{proto}
   default_backend back
@@ -188,9 +203,17 @@ class Envoy(Installed):
             return {"endpoint": {"address": {"socket_address": socket}}}
 
         protocol = "http2_protocol_options" if run.case.h2 else "http_protocol_options"
+        route = {"cluster": "back"}
+        more = {}
+        if run.failover:
+            route["retry_policy"] = {
+                "retry_on": "connect-failure,refused-stream,reset,gateway-error",
+                "per_try_timeout": f"{PER_TRY_MILLIS / 1000}s",
+            }
+            more["outlier_detection"] = {}
         routes = {
             "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "back"}}]}
+                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}
             ]
         }
         manager = typed(
@@ -225,6 +248,7 @@ class Envoy(Installed):
                             "cluster_name": "back",
                             "endpoints": [{"lb_endpoints": [endpoint(a) for a in run.backends]}],
                         },
+                        **more,
                     }
                 ],
             }
@@ -292,6 +316,9 @@ class Gateway(Peer):
 
     def command(self, run):
         endpoints = ", ".join(f'{{ address: "{address}" }}' for address in run.backends)
+        outlier = "    outlier: {}\n" if run.failover else ""
+        hedge = ", hedge: { after: p95 }" if run.hedge else ""
+        failover = f"    failover: {{ per_try_timeout: {PER_TRY_MILLIS}ms{hedge} }}\n" if run.failover else ""
         config = f"""node:
   listen: "127.0.0.1:{run.port}"
 clusters:
@@ -299,10 +326,10 @@ clusters:
     discovery: {{ type: static, endpoints: [ {endpoints} ] }}
     balance: {{ type: {run.policy} }}
     protocol: {"h2" if run.case.h2 else "http1"}
-routes:
+{outlier}routes:
   - match: {{}}
     cluster: back
-"""
+{failover}"""
         return [str(self.binary()), "--config", run.write("gateway.yaml", config), "--threads", "1"]
 
     def version(self):

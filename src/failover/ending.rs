@@ -28,10 +28,9 @@ fn of_error<E: 'static>(error: &E) -> Ending {
         return Ending::Failed(Quiet::Unsaid);
     };
     match error.kind() {
-        // The client's own fault, or the gateway's.
-        TransportErrorKind::RequestBody
-        | TransportErrorKind::Overloaded
-        | TransportErrorKind::NoEndpoint => Ending::Answered,
+        TransportErrorKind::Overloaded => Ending::Refused,
+        // The client's own fault, or the application's.
+        TransportErrorKind::RequestBody | TransportErrorKind::NoEndpoint => Ending::Answered,
         _ if error.is_written() => Ending::Failed(Quiet::Unsaid),
         _ => Ending::Unsent,
     }
@@ -45,6 +44,7 @@ fn of_response<R>(response: &Response<R>, dialect: Dialect) -> Ending {
     if let Some(refusal) = response.extensions().get::<Refusal>() {
         return match refusal.reason() {
             Reason::NoEndpoint => Ending::NoEndpoint,
+            Reason::Overloaded => Ending::Refused,
             Reason::ConnectTimeout => Ending::Unsent,
             Reason::Upstream if response.extensions().get::<Unsent>().is_some() => Ending::Unsent,
             Reason::Upstream | Reason::Timeout => Ending::Failed(Quiet::Unsaid),
@@ -158,8 +158,8 @@ mod tests {
         assert_eq!(kind(TransportErrorKind::Lost), Ending::Unsent);
         let lost = TransportError::new(TransportErrorKind::Lost).written();
         assert_eq!(error(lost), Ending::Failed(Quiet::Unsaid));
+        assert_eq!(kind(TransportErrorKind::Overloaded), Ending::Refused);
         for own in [
-            TransportErrorKind::Overloaded,
             TransportErrorKind::NoEndpoint,
             TransportErrorKind::RequestBody,
         ] {
@@ -173,7 +173,7 @@ mod tests {
     fn refusals_are_told_from_answers() {
         for (reason, ending) in [
             (Reason::NoEndpoint, Ending::NoEndpoint),
-            (Reason::Overloaded, Ending::Answered),
+            (Reason::Overloaded, Ending::Refused),
             (Reason::Upstream, Ending::Failed(Quiet::Unsaid)),
             (Reason::Timeout, Ending::Failed(Quiet::Unsaid)),
             (Reason::ConnectTimeout, Ending::Unsent),

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, BufMut as _, Bytes};
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -66,6 +66,9 @@ where
     /// The attempt at the fallback.
     backup: Option<Pin<Box<F::Future>>>,
     hedge_at: Option<Instant>,
+    /// What an attempt before the one under way ended with. It is the answer when that one is not
+    /// let out.
+    earlier: Option<Box<Result<S::Response, S::Error>>>,
     /// How the retry that comes next is paid for.
     retry: Option<Payment>,
 }
@@ -115,6 +118,7 @@ where
             second: None,
             backup: None,
             hedge_at: None,
+            earlier: None,
             retry: None,
         };
         work.watch();
@@ -274,9 +278,17 @@ where
                 self.flight.due = None;
             }
             self.attempts.plan.note(&ended, now);
-            discard(result);
+            self.keep(ending, result);
             return None;
         }
+        let result = match ending {
+            // Nobody was asked: what was said before that stands.
+            Ending::Refused | Ending::NoEndpoint => match self.earlier.take() {
+                Some(earlier) => return self.fall_back(Some(*earlier)),
+                None => result,
+            },
+            _ => result,
+        };
         let replay = self.attempts.replay();
         let random = fastrand::f64();
         let next = self.attempts.plan.next(&ended, replay, random, now);
@@ -304,7 +316,7 @@ where
                     },
                 };
                 self.retry = Some(payment);
-                discard(result);
+                self.keep(ending, result);
                 self.step = if at > now {
                     Step::Wait { until: at }
                 } else {
@@ -328,7 +340,7 @@ where
         if self.fallback.is_none() || self.attempts.plan.has_fallen_back() {
             return self.answer(result);
         }
-        discard(result);
+        self.earlier = self.detached(result).map(Box::new);
         self.attempts.plan.fall_back();
         self.attempts.shared.stats.fell_back();
         self.step = Step::FallBack;
@@ -337,10 +349,54 @@ where
 
     fn answer(&self, result: Option<Outcome<R, S::Error>>) -> Option<Outcome<R, S::Error>> {
         self.attempts.settle();
-        result.or_else(|| {
+        Some(self.outcome(result))
+    }
+
+    /// The outcome of an attempt; without a result, the endpoint has had its time.
+    fn outcome(&self, result: Option<Outcome<R, S::Error>>) -> Outcome<R, S::Error> {
+        result.unwrap_or_else(|| {
             let refusal = Refusal::new(Reason::Timeout, "the service did not answer in time");
-            Some(Ok(refusal.into_response(self.attempts.dialect)))
+            Ok(refusal.into_response(self.attempts.dialect))
         })
+    }
+
+    /// Keeps what an endpoint made of an attempt, for when the next one is not let out.
+    fn keep(&mut self, ending: Ending, result: Option<Outcome<R, S::Error>>) {
+        if !matches!(ending, Ending::Refused | Ending::NoEndpoint) {
+            self.earlier = self.detached(result).map(Box::new);
+        }
+    }
+
+    /// The outcome without what it holds of an endpoint, if all of it has come. Most errors are
+    /// short and are here whole: their connection can be used again.
+    fn detached(&self, result: Option<Outcome<R, S::Error>>) -> Option<Outcome<R, S::Error>> {
+        const FRAMES: usize = 16;
+        const BYTES: usize = 64 * 1024;
+        let response = match self.outcome(result) {
+            Ok(response) => response,
+            Err(error) => return Some(Err(error)),
+        };
+        let (head, body) = response.into_parts();
+        let mut body = pin!(body);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut bytes = Vec::new();
+        for _ in 0..FRAMES {
+            match body.as_mut().poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let data = frame.into_data().ok()?;
+                    if bytes.len() + data.remaining() <= BYTES {
+                        bytes.put(data);
+                    } else {
+                        return None;
+                    }
+                }
+                Poll::Ready(None) => {
+                    return Some(Ok(Response::from_parts(head, Bytes::from(bytes).into())));
+                }
+                Poll::Ready(Some(Err(_))) | Poll::Pending => return None,
+            }
+        }
+        None
     }
 
     /// Learns how long a first attempt takes. When the hedge was faster, it took longer than that.
@@ -452,21 +508,6 @@ fn poll_until(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<
     }
     let sleep = timer.as_pin_mut();
     sleep.expect("it was set just now").poll(cx)
-}
-
-/// Takes what has come of an answer that nobody wants. Most errors are short and are here whole:
-/// their connection can be used again.
-fn discard<R: Body, E>(result: Option<Outcome<R, E>>) {
-    const FRAMES: usize = 16;
-    let Some(Ok(response)) = result else { return };
-    let mut body = pin!(response.into_body());
-    let mut cx = Context::from_waker(Waker::noop());
-    for _ in 0..FRAMES {
-        match body.as_mut().poll_frame(&mut cx) {
-            Poll::Ready(Some(Ok(_))) => {}
-            Poll::Ready(Some(Err(_)) | None) | Poll::Pending => return,
-        }
-    }
 }
 
 /// How a retry is paid for.

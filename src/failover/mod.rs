@@ -25,6 +25,9 @@
 //!   wait. A negative pushback ends the attempts.
 //! - Retries of requests that were sent are out of a [`Budget`]; retries of those that were not are
 //!   bounded by the number of attempts alone.
+//! - When a further attempt is not let out, by a [breaker](crate::health::Breaker) or because no
+//!   endpoint is left, what the one before ended with is the answer, or the fallback is asked. A
+//!   hedge that is not let out leaves the first attempt alone.
 //! - A body is recorded while it is sent, up to `replay_limit`. One that is longer is sent once,
 //!   unless nothing was written. An empty one costs nothing.
 //! - The deadline is that of the [timeout layer](crate::timeout) above, or of an

@@ -10,6 +10,8 @@ use crate::endpoint::EndpointId;
 pub(super) enum Ending {
     /// With an answer that stands: of the application, or a refusal of the gateway's own.
     Answered,
+    /// The gateway has too much in hand to make it.
+    Refused,
     /// No byte of it was ever written to an endpoint.
     Unsent,
     /// It may have been carried out, and has no good answer.
@@ -191,7 +193,7 @@ impl Plan {
     ) -> Next {
         let is_repeated = self.note(ended, now);
         let (is_unsent, quiet) = match ended.ending {
-            Ending::Answered => return Next::Stand,
+            Ending::Answered | Ending::Refused => return Next::Stand,
             Ending::NoEndpoint => {
                 return match replay {
                     Replay::Possible => Next::Fallback,
@@ -289,6 +291,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let ending = prop_oneof![
             1 => Just(Ending::Answered),
+            1 => Just(Ending::Refused),
             1 => Just(Ending::NoEndpoint),
             8 => Just(Ending::Unsent),
             12 => quiet().prop_map(Ending::Failed),
@@ -347,7 +350,7 @@ mod tests {
                 let next = plan.next(&ended, step.replay, random, now);
 
                 let (is_sent, quiet) = match step.ending {
-                    Ending::Answered => {
+                    Ending::Answered | Ending::Refused => {
                         prop_assert_eq!(next, Next::Stand);
                         break;
                     }

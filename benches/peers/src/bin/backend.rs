@@ -1,7 +1,7 @@
 //! The origins behind every contestant: HTTP/1.1 and HTTP/2 with prior knowledge on each address given.
 //!
-//! `backend ADDR… [--delay N=MS] [--fail N] [--refuse N]`; N counts the addresses from 0, and one that
-//! fails answers 500. `/1k` and `/64k` answer that many bytes, `/which` answers N; a POST of
+//! `backend ADDR… [--delay N=MS] [--fail N[=STATUS]] [--refuse N]`; N counts the addresses from 0, and
+//! one that fails answers 500, or that status. `/1k` and `/64k` answer that many bytes, `/which` answers N; a POST of
 //! `application/grpc` answers one message of 105 bytes and `grpc-status: 0`.
 
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 fn main() {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     let mut delays: Vec<(usize, u64)> = Vec::new();
-    let mut failing: Vec<usize> = Vec::new();
+    let mut failing: Vec<(usize, StatusCode)> = Vec::new();
     let mut refused: Vec<usize> = Vec::new();
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -40,7 +40,14 @@ fn main() {
                 };
                 delays.push((value(&arg, Some(n.into())), value(&arg, Some(ms.into()))));
             }
-            "--fail" => failing.push(value(&arg, args.next())),
+            "--fail" => {
+                let text: String = value(&arg, args.next());
+                let (n, status) = text.split_once('=').unwrap_or((&text, "500"));
+                failing.push((
+                    value(&arg, Some(n.into())),
+                    value(&arg, Some(status.into())),
+                ));
+            }
             "--refuse" => refused.push(value(&arg, args.next())),
             _ => addresses.push(value("an address", Some(arg))),
         }
@@ -62,11 +69,10 @@ fn main() {
             let origin = Origin {
                 number: n,
                 delay,
-                status: if failing.contains(&n) {
-                    StatusCode::INTERNAL_SERVER_ERROR
-                } else {
-                    StatusCode::OK
-                },
+                status: failing
+                    .iter()
+                    .find_map(|&(of, status)| (of == n).then_some(status))
+                    .unwrap_or(StatusCode::OK),
             };
             let listener = bind(address).await;
             tokio::spawn(async move {

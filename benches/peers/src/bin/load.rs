@@ -19,6 +19,8 @@ use tower_gateway_peers::{no_delay, runtime, usage, value};
 
 /// What counts as late.
 const LATE: Duration = Duration::from_millis(10);
+/// How long an answer is waited for; without one, it is an error.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Plan {
     address: SocketAddr,
@@ -89,7 +91,9 @@ async fn drive(plan: &Plan) -> Vec<Answer> {
         let mut connection = connections.recv().await.expect("open");
         let (idle, done, address) = (idle.clone(), done.clone(), plan.address);
         tokio::spawn(async move {
-            let (status, endpoint) = send(&mut connection).await.unwrap_or((0, None));
+            let sent = tokio::time::timeout(PATIENCE, send(&mut connection)).await;
+            let answered = sent.ok().and_then(Result::ok);
+            let (status, endpoint) = answered.unwrap_or((0, None));
             let latency = at.elapsed();
             if counts {
                 done.send(Answer {
@@ -144,7 +148,7 @@ fn report(mut answers: Vec<Answer>) {
             .latency
             .as_micros()
     };
-    let (p50, p99) = (micros(0.5), micros(0.99));
+    let (p50, p99, p999) = (micros(0.5), micros(0.99), micros(0.999));
     let late = answers
         .iter()
         .filter(|answer| answer.latency > LATE)
@@ -157,6 +161,6 @@ fn report(mut answers: Vec<Answer>) {
         }
     }
     println!(
-        r#"{{"requests": {count}, "late": {late}, "errors": {errors}, "endpoints": {endpoints:?}, "p50": {p50}, "p99": {p99}}}"#
+        r#"{{"requests": {count}, "late": {late}, "errors": {errors}, "endpoints": {endpoints:?}, "p50": {p50}, "p99": {p99}, "p999": {p999}}}"#
     );
 }
