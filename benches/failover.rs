@@ -1,4 +1,5 @@
-//! What the failover layer adds to a request that needs no second attempt.
+//! What the failover layer adds to a request that needs no second attempt, beneath a timeout layer
+//! as it is meant to stand.
 
 use std::{
     convert::Infallible,
@@ -16,8 +17,8 @@ use http_body::Body;
 use http_body_util::Empty;
 use tower::{Layer, Service};
 use tower_gateway::{
-    BalanceLayer, Cluster, Endpoint, FailoverLayer, attempt::Attempt, failover::Hedge,
-    pick::RoundRobin,
+    BalanceLayer, Cluster, Endpoint, FailoverLayer, TimeoutLayer, attempt::Attempt,
+    failover::Hedge, pick::RoundRobin,
 };
 
 /// Answers at once.
@@ -62,7 +63,15 @@ where
     assert!(black_box(answered).is_ready());
 }
 
+/// So many requests are made at a time: few enough to be still in the cache when they are sent, as
+/// those are that a server has just read.
+const BATCH: BatchSize = BatchSize::NumIterations(32);
+
 fn idle(criterion: &mut Criterion) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().build().expect("a runtime");
+    let _guard = runtime.enter();
+    let timeout = TimeoutLayer::new(Duration::from_secs(60));
     let endpoint = |host: u8| -> Endpoint {
         let address = format!("10.0.0.{host}:80");
         address.parse().expect("an address")
@@ -75,12 +84,12 @@ fn idle(criterion: &mut Criterion) {
         .hedge(Hedge::percentile(95.0).expect("a percentile"));
     for fields in [0, 8] {
         let mut group = criterion.benchmark_group(format!("idle_{fields}_fields"));
-        let mut stack = bare.clone();
+        let mut stack = timeout.layer(bare.clone());
         group.bench_function("bare", |bencher| {
             bencher.iter_batched(
                 || request(fields),
                 |request| call(&mut stack, request),
-                BatchSize::SmallInput,
+                BATCH,
             );
         });
         for (name, layer) in [
@@ -88,12 +97,12 @@ fn idle(criterion: &mut Criterion) {
             ("armed", &armed),
             ("armed_with_timeout_and_hedge", &all),
         ] {
-            let mut stack = layer.layer(bare.clone());
+            let mut stack = timeout.layer(layer.layer(bare.clone()));
             group.bench_function(name, |bencher| {
                 bencher.iter_batched(
                     || request(fields),
                     |request| call(&mut stack, request),
-                    BatchSize::SmallInput,
+                    BATCH,
                 );
             });
         }

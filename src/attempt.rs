@@ -49,8 +49,8 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// Notes the endpoint of this attempt, for a layer that wants to know, and how many there were
-    /// to choose from.
+    /// Notes the endpoint of this attempt, for a layer that wants to know, and how many there are
+    /// for all attempts together.
     pub(crate) fn chosen(&self, endpoint: &EndpointId, candidates: impl FnOnce() -> usize) {
         if let Some(ledger) = &self.ledger {
             ledger.0.lock().push(Entry {
@@ -73,7 +73,8 @@ pub(crate) struct Entry {
     number: u32,
     /// The endpoint that was chosen for it.
     pub(crate) endpoint: EndpointId,
-    /// How many endpoints there were to choose from, this one included.
+    /// How many endpoints there are for all attempts together: those that were tried, this one, and
+    /// those that are left.
     pub(crate) candidates: usize,
 }
 

@@ -210,7 +210,9 @@ class Envoy(Installed):
                 "retry_on": "connect-failure,refused-stream,reset,gateway-error",
                 "per_try_timeout": f"{PER_TRY_MILLIS / 1000}s",
             }
-            more["outlier_detection"] = {}
+            # Of its defaults, 10 % ejected is none of three, and three retries at once refuse the others.
+            more["outlier_detection"] = {"max_ejection_percent": 50}
+            more["circuit_breakers"] = {"thresholds": [{"max_retries": 1024}]}
         routes = {
             "virtual_hosts": [
                 {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}

@@ -159,7 +159,7 @@ class Origins(Child):
         super().__init__([str(BACKEND), *["127.0.0.1:0"] * 3, *arguments], LOAD_CORE, folder, "backends")
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
-            self.addresses = re.findall(r"listening on (\S+)\n", self.output.read_text())
+            self.addresses = re.findall(r"(?:listening|refusing) on (\S+)\n", self.output.read_text())
             if len(self.addresses) == 3:
                 return
             time.sleep(0.02)

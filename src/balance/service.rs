@@ -118,7 +118,7 @@ impl<S> Balance<S> {
         leased.lease.admitted(admission);
         if let Some(terms) = request.extensions().get::<Terms>() {
             let endpoint = &leased.member.endpoint().id;
-            terms.chosen(endpoint, || snapshot.candidates().count());
+            terms.chosen(endpoint, || choice.reach());
             if let Some(overdue) = &terms.overdue {
                 leased.lease.overdue(overdue.clone());
             }
@@ -155,6 +155,18 @@ struct Choice<'c> {
 }
 
 impl<'c> Choice<'c> {
+    /// How many endpoints the request may go to in all: those where it was, of which some may have
+    /// been taken out since, and those that are left.
+    fn reach(&self) -> usize {
+        let tried = self.pick.tried;
+        let candidates = self.snapshot.candidates();
+        if tried.is_empty() {
+            return candidates.count();
+        }
+        let left = candidates.filter(|one| !tried.contains(&one.member.endpoint().id));
+        tried.len() + left.count()
+    }
+
     fn scope(&self) -> Scope<'c> {
         self.snapshot.scope(self.subset)
     }

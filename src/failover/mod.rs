@@ -113,6 +113,9 @@ mod layer;
 mod plan;
 mod service;
 mod stats;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests;
 
 pub use backoff::{Backoff, InvalidBackoff};
 pub use budget::{Budget, InvalidBudget};

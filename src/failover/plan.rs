@@ -37,7 +37,8 @@ const LONGEST_QUIET: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 pub(super) struct Ended {
     pub(super) ending: Ending,
-    /// Where it was, and how many endpoints there were to choose from, when that is known.
+    /// Where it was, and how many endpoints there are, those that were tried before it included, when
+    /// that is known.
     pub(super) choice: Option<(EndpointId, usize)>,
 }
 
