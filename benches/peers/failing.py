@@ -30,7 +30,7 @@ class Scene:
     name: str
     backends: list[str]  # arguments
     kills: bool = False  # the backends are processes of their own, killed and started again
-    failover: bool = True
+    alone: bool = False  # the gateway's, by least_request: others do not hedge
     hedge: bool = False
 
 
@@ -40,8 +40,8 @@ SCENES = {
     "hang": Scene("one endpoint of three never answers", ["--delay", f"{FAILING}=600000"]),
     "503": Scene("all endpoints answer 503", [argument for n in range(3) for argument in ("--fail", f"{n}=503")]),
     "kill": Scene("endpoints are killed and started again at random", [], kills=True),
-    "slow": Scene("one endpoint of three answers 20 ms later", ["--delay", f"{FAILING}=20"]),
-    "hedge": Scene("the same, hedged after p95", ["--delay", f"{FAILING}=20"], hedge=True),
+    "slow": Scene("one endpoint of three answers 200 ms later", ["--delay", f"{FAILING}=200"], alone=True),
+    "hedge": Scene("the same, hedged after p95", ["--delay", f"{FAILING}=200"], alone=True, hedge=True),
 }
 
 # Who takes part, and by which policies.
@@ -97,7 +97,7 @@ def sample(peer, policy, scene, backends, args):
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        run = Run(CASES[0], free_port(), backends.addresses, folder, policy, scene.failover, scene.hedge)
+        run = Run(CASES[0], free_port(), backends.addresses, folder, policy, True, scene.hedge)
         with Child(peer.command(run), PROXY_CORE, folder, "proxy") as proxy:
             wait_ready(proxy, run.port, peer.announces)
             command = [str(LOAD), f"127.0.0.1:{run.port}", "--rate", str(args.rate), "--seconds", str(args.seconds)]
@@ -137,8 +137,7 @@ def main():
         say(f"SKIPPED {name}: {peers[name].missing()}")
     print(f"{args.rounds} rounds x {args.seconds} s, {args.rate} requests a second.\n", flush=True)
     for scene in (SCENES[name] for name in args.scenes.split(",")):
-        # Nobody else hedges.
-        taking = [turn for turn in turns if turn[0].name == "gateway" or not scene.hedge]
+        taking = [turn for turn in turns if not scene.alone or (turn[0].name, turn[1]) == ("gateway", "least_request")]
         samples = {turn: [] for turn in taking}
         with tempfile.TemporaryDirectory(prefix="peers-") as name, origins(scene, Path(name)) as backends:
             for n in range(args.rounds):

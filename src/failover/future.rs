@@ -22,6 +22,7 @@ use super::{
     ending,
     layer::Shared,
     plan::{Charge, Ending, Next, Quiet},
+    service::Spares,
 };
 use crate::{
     refusal::{Reason, Refusal},
@@ -57,11 +58,14 @@ where
 {
     step: Step,
     attempts: Attempts<B>,
-    service: S,
-    fallback: Option<F>,
+    spares: Arc<Spares<S, F>>,
+    /// The services of further attempts. Boxed, as what comes next: they are rare, and futures are
+    /// large.
+    service: Option<Box<S>>,
+    fallback: Option<Box<F>>,
     /// The attempt that is no hedge.
     flight: Flight,
-    /// The hedge. Boxed, as the next one: they are rare, and futures are large.
+    /// The hedge.
     second: Option<(Pin<Box<S::Future>>, Flight)>,
     /// The attempt at the fallback.
     backup: Option<Pin<Box<F::Future>>>,
@@ -106,14 +110,14 @@ where
         first: S::Future,
         flight: Flight,
         attempts: Attempts<B>,
-        service: S,
-        fallback: Option<F>,
+        spares: Arc<Spares<S, F>>,
     ) -> Self {
         let mut work = Work {
             step: Step::Fly,
             attempts,
-            service,
-            fallback,
+            spares,
+            service: None,
+            fallback: None,
             flight,
             second: None,
             backup: None,
@@ -242,7 +246,7 @@ where
             shared.stats.exhausted();
             return;
         };
-        let mut service = self.service.clone();
+        let mut service = self.spares.service.lock().clone();
         // One that is busy is not waited for: that would hardly be sooner.
         if !matches!(service.poll_ready(cx), Poll::Ready(Ok(()))) {
             hedging.account.release(&reservation);
@@ -337,7 +341,7 @@ where
     }
 
     fn fall_back(&mut self, result: Option<Outcome<R, S::Error>>) -> Option<Outcome<R, S::Error>> {
-        if self.fallback.is_none() || self.attempts.plan.has_fallen_back() {
+        if self.spares.fallback.is_none() || self.attempts.plan.has_fallen_back() {
             return self.answer(result);
         }
         self.earlier = self.detached(result).map(Box::new);
@@ -479,16 +483,20 @@ where
                     work.step = work.asking();
                 }
                 Step::Again => {
-                    ready!(work.service.poll_ready(cx))?;
+                    let spare = || Box::new(work.spares.service.lock().clone());
+                    let service = work.service.get_or_insert_with(spare);
+                    ready!(service.poll_ready(cx))?;
                     let (request, flight) = work.attempts.again(None);
-                    let clone = work.service.clone();
-                    let mut ready = std::mem::replace(&mut work.service, clone);
-                    this.first.set(Some(ready.call(request)));
+                    this.first.set(Some(service.call(request)));
                     work.took_off(flight);
                 }
                 Step::FallBack => {
-                    let fallback = work.fallback.as_mut();
-                    let fallback = fallback.expect("the plan falls back where there is one");
+                    let spare = || {
+                        let fallback = work.spares.fallback.as_ref();
+                        let fallback = fallback.expect("the plan falls back where there is one");
+                        Box::new(fallback.lock().clone())
+                    };
+                    let fallback = work.fallback.get_or_insert_with(spare);
                     ready!(fallback.poll_ready(cx))?;
                     let (request, flight) = work.attempts.again(None);
                     work.backup = Some(Box::pin(fallback.call(request)));

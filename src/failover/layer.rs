@@ -195,7 +195,7 @@ impl Shared {
     }
 }
 
-impl<S> Layer<S> for FailoverLayer {
+impl<S: Clone> Layer<S> for FailoverLayer {
     type Service = Failover<S>;
 
     fn layer(&self, inner: S) -> Failover<S> {
@@ -203,7 +203,7 @@ impl<S> Layer<S> for FailoverLayer {
     }
 }
 
-impl<S, F: Clone> Layer<S> for FailoverLayer<Fallback<F>> {
+impl<S: Clone, F: Clone> Layer<S> for FailoverLayer<Fallback<F>> {
     type Service = Failover<S, F>;
 
     fn layer(&self, inner: S) -> Failover<S, F> {

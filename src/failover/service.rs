@@ -6,6 +6,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use parking_lot::Mutex;
 use tower::Service;
 
 use super::{
@@ -19,23 +20,37 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Failover<S, F = S> {
     inner: S,
-    fallback: Option<F>,
+    spares: Arc<Spares<S, F>>,
     shared: Arc<Shared>,
 }
 
-impl<S, F> Failover<S, F> {
+/// What further attempts are made by. They are rare: requests share these, and clone them when they
+/// need them.
+#[derive(Debug)]
+pub(super) struct Spares<S, F> {
+    pub(super) service: Mutex<S>,
+    pub(super) fallback: Option<Mutex<F>>,
+}
+
+impl<S: Clone, F> Failover<S, F> {
     pub(super) fn new(inner: S, fallback: Option<F>, shared: Arc<Shared>) -> Self {
+        let spares = Spares {
+            service: Mutex::new(inner.clone()),
+            fallback: fallback.map(Mutex::new),
+        };
         Self {
             inner,
-            fallback,
+            spares: Arc::new(spares),
             shared,
         }
     }
+}
 
+impl<S, F> Failover<S, F> {
     /// Whether a request may ever take more than one attempt.
     fn further(&self) -> Further {
         let has_retries = self.shared.settings.limits.retries > 0;
-        if has_retries || self.shared.hedging.is_some() || self.fallback.is_some() {
+        if has_retries || self.shared.hedging.is_some() || self.spares.fallback.is_some() {
             Further::Possible
         } else {
             Further::Never
@@ -60,11 +75,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The instance that said it was ready is called; the clone that stays has not said so.
-        let clone = self.inner.clone();
-        let mut ready = std::mem::replace(&mut self.inner, clone);
         let (attempts, request, flight) = Attempts::begin(&self.shared, self.further(), request);
-        let first = ready.call(request);
-        ResponseFuture::new(first, flight, attempts, ready, self.fallback.clone())
+        let first = self.inner.call(request);
+        ResponseFuture::new(first, flight, attempts, Arc::clone(&self.spares))
     }
 }
