@@ -29,7 +29,7 @@ use tower_gateway::{
     error::{TransportError, TransportErrorKind},
     event::Event,
     failover::{Backoff, Budget, Hedge},
-    health::{FailurePercentage, Limits, Outlier, SuccessFloor, SuccessRate},
+    health::{FailurePercentage, Limits, Outlier, SuccessFloor, SuccessRate, Verdict},
     member::Chosen,
     pick::{Policy, RoundRobin},
 };
@@ -45,6 +45,8 @@ enum Act {
     /// It answers 503 and asks to be left alone for so many seconds.
     Pause(u32),
     Refuse,
+    /// It refuses after a second.
+    RefuseLate,
     Hang,
 }
 
@@ -102,6 +104,10 @@ impl<B> Service<Request<B>> for Network {
                     response.headers_mut().insert("retry-after", seconds.into());
                 }
                 Act::Refuse => return Err(TransportError::new(TransportErrorKind::Connect)),
+                Act::RefuseLate => {
+                    sleep(SECOND).await;
+                    return Err(TransportError::new(TransportErrorKind::Connect));
+                }
                 Act::Hang => pending().await,
             }
             Ok(response)
@@ -368,6 +374,36 @@ async fn ejection_panic_and_retries_find_the_one_that_is_left_and_then_none() {
     asked.sort_unstable();
     asked.dedup();
     assert_eq!(asked, [0, 1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_tried_and_taken_out_is_none_of_those_that_are_left() {
+    let cluster = cluster(3, RoundRobin::new());
+    let count = AtomicUsize::new(0);
+    let network = Network::new(move |_| match count.fetch_add(1, SeqCst) {
+        0 => Act::RefuseLate,
+        1 => Act::Refuse,
+        _ => Act::Answer(200, MILLI),
+    });
+    let started = Instant::now();
+    // It goes nowhere twice.
+    let layer = FailoverLayer::unsent_only();
+    let asking = tokio::spawn(get(&cluster, &layer, &network));
+    sleep(MILLI).await;
+    let first = network.asked_since(started)[0].to_string();
+    cluster.start_checks();
+    let members = Arc::clone(cluster.snapshot().members());
+    for member in members.iter() {
+        let verdict = match member.endpoint().id.as_str() == first {
+            true => Verdict::Unhealthy,
+            false => Verdict::Healthy,
+        };
+        cluster.checked(member, verdict, "as the test says");
+    }
+    assert_eq!(asking.await.unwrap().0, 200);
+    let mut asked = network.asked_since(started);
+    asked.sort_unstable();
+    assert_eq!(asked, [0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
