@@ -1,5 +1,5 @@
-//! The tasks of a cluster: one follows discovery, one the health of its members, one refreshes what
-//! the policy goes by.
+//! The tasks of a cluster: one follows discovery, one the health of its members and how they start,
+//! one refreshes what the policy goes by.
 
 use std::{
     future::poll_fn,
@@ -116,15 +116,7 @@ async fn refresh(shared: Weak<Shared>, period: Duration) {
 
 async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch, epoch: u64) {
     loop {
-        let Some(step) = shared.upgrade().map(|shared| shared.ramp(time::now())) else {
-            return;
-        };
-        let changed = match step {
-            Some(step) => tokio::time::timeout(step, watch.changed()).await.ok(),
-            None => Some(watch.changed().await),
-        };
-        // Else it is time for the next step of a slow start.
-        let Some(found) = changed else { continue };
+        let found = watch.changed().await;
         let Some(shared) = shared.upgrade() else {
             return;
         };
