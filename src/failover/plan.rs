@@ -14,8 +14,8 @@ pub(super) enum Ending {
     Unsent,
     /// It may have been carried out, and has no good answer.
     Failed(Quiet),
-    /// There was no endpoint to ask.
-    NoEndpoint,
+    /// Nobody was asked: no endpoint is usable, or the cluster has as much in hand as it may.
+    Unusable,
 }
 
 /// How long an endpoint asks to be left alone.
@@ -90,6 +90,8 @@ pub(super) struct Plan {
     retries: u32,
     tried: Vec<Tried>,
     has_fallen_back: bool,
+    /// Whether an attempt may have been carried out by the cluster that is asked.
+    was_sent: bool,
 }
 
 /// An endpoint that was tried.
@@ -117,6 +119,7 @@ impl Plan {
             retries: 0,
             tried: Vec::new(),
             has_fallen_back: false,
+            was_sent: false,
         }
     }
 
@@ -149,10 +152,16 @@ impl Plan {
         self.tried.clear();
         self.limits.scope = Scope::Unsent;
         self.has_fallen_back = true;
+        self.was_sent = false;
     }
 
     pub(super) fn has_fallen_back(&self) -> bool {
         self.has_fallen_back
+    }
+
+    /// Whether an attempt may have been carried out by the cluster that is asked.
+    pub(super) fn was_sent(&self) -> bool {
+        self.was_sent
     }
 
     /// A retry was begun.
@@ -163,6 +172,7 @@ impl Plan {
     /// Takes note of an attempt that failed; returns whether its endpoint had been tried before.
     pub(super) fn note(&mut self, ended: &Ended, now: Instant) -> bool {
         let before = self.tried.len();
+        self.was_sent |= matches!(ended.ending, Ending::Failed(_));
         if let (Ending::Unsent | Ending::Failed(_), Some((endpoint, _))) =
             (ended.ending, &ended.choice)
         {
@@ -192,7 +202,7 @@ impl Plan {
         let is_repeated = self.note(ended, now);
         let (is_unsent, quiet) = match ended.ending {
             Ending::Answered => return Next::Stand,
-            Ending::NoEndpoint => {
+            Ending::Unusable => {
                 return match replay {
                     Replay::Possible => Next::Fallback,
                     Replay::Impossible => Next::Stand,
@@ -289,7 +299,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let ending = prop_oneof![
             1 => Just(Ending::Answered),
-            1 => Just(Ending::NoEndpoint),
+            1 => Just(Ending::Unusable),
             8 => Just(Ending::Unsent),
             12 => quiet().prop_map(Ending::Failed),
         ];
@@ -351,7 +361,7 @@ mod tests {
                         prop_assert_eq!(next, Next::Stand);
                         break;
                     }
-                    Ending::NoEndpoint => {
+                    Ending::Unusable => {
                         let may = step.replay == Replay::Possible;
                         prop_assert_eq!(next, if may { Next::Fallback } else { Next::Stand });
                         break;
