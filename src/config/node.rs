@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
+    cluster::Cluster,
     edge::EdgeLayer,
     node::{Listener, Server},
     time,
@@ -35,6 +36,10 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a node waits for the first word of discovery before it says that it is ready.
 const DISCOVERY: Duration = Duration::from_secs(5);
+
+/// How long a reload waits for the first word of discovery on clusters that are new, so that no
+/// request goes to one that has no endpoints yet.
+const NEW_CLUSTERS: Duration = Duration::from_secs(2);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +196,13 @@ impl Node {
         self.file = file;
         match plan {
             Ok(plan) => {
+                let pending = self.state.gateway.lock().prepare(&plan);
+                if !discovered(pending, NEW_CLUSTERS).await {
+                    tracing::warn!(
+                        event = "discovery_slow",
+                        "routes lead to a new cluster that is not discovered yet"
+                    );
+                }
                 let restart_needed = self.state.apply(&plan);
                 let mut version = 0;
                 self.state.admin.update_config(|config| {
@@ -293,15 +305,20 @@ fn default_id(address: SocketAddr) -> String {
     }
 }
 
-/// Says that the node is ready once discovery has spoken for every cluster, or has had its time.
-async fn ready(state: Arc<State>) {
-    let clusters = state.gateway.lock().clusters();
+/// Whether discovery has spoken for all of these clusters within this time.
+async fn discovered(clusters: Vec<Cluster>, patience: Duration) -> bool {
     let discovered = async {
         for cluster in clusters {
             cluster.discovered().await;
         }
     };
-    if tokio::time::timeout(DISCOVERY, discovered).await.is_err() {
+    tokio::time::timeout(patience, discovered).await.is_ok()
+}
+
+/// Says that the node is ready once discovery has spoken for every cluster, or has had its time.
+async fn ready(state: Arc<State>) {
+    let clusters = state.gateway.lock().clusters();
+    if !discovered(clusters, DISCOVERY).await {
         tracing::warn!(
             event = "discovery_slow",
             "ready before every cluster was discovered"
