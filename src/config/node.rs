@@ -70,6 +70,7 @@ pub struct Node {
     server: Arc<Server>,
     address: SocketAddr,
     admin_server: Option<(Server, SocketAddr)>,
+    signals: Option<Signals>,
 }
 
 #[derive(Debug)]
@@ -135,6 +136,7 @@ impl Node {
             server: Arc::new(server),
             address,
             admin_server,
+            signals: None,
         })
     }
 
@@ -156,10 +158,16 @@ impl Node {
         &self.state.admin
     }
 
+    /// Heeds signals from now on, not only from when it [runs](Self::run): for those who tell others
+    /// that it serves, which may send one at once. A signal waits until it runs.
+    pub fn heed_signals(&mut self) {
+        self.signals.get_or_insert_with(Signals::new);
+    }
+
     /// Serves until SIGTERM or Ctrl-C, then drains. SIGHUP, or a change of the file, reloads it.
     /// `POST /drain` drains and stays.
     pub async fn run(mut self) {
-        let mut signals = Signals::new();
+        let mut signals = self.signals.take().unwrap_or_else(Signals::new);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let admin = self.state.admin.clone();
@@ -353,6 +361,7 @@ enum Signal {
 
 /// The signals of the operating system.
 #[cfg(unix)]
+#[derive(Debug)]
 struct Signals {
     hangup: Option<tokio::signal::unix::Signal>,
     terminate: Option<tokio::signal::unix::Signal>,
@@ -397,6 +406,7 @@ impl Signals {
 
 /// The signals of the operating system: Ctrl-C alone.
 #[cfg(not(unix))]
+#[derive(Debug)]
 struct Signals;
 
 #[cfg(not(unix))]

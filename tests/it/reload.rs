@@ -269,6 +269,23 @@ async fn a_node_follows_its_file() {
     assert_eq!(gateway.json("/config").await["version"], 3);
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_signal_before_it_runs_is_heeded() {
+    let backend = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(backend.address).await;
+    gateway.heed_signals();
+    // Without a listener for it, this ends the process.
+    let pid = std::process::id().to_string();
+    let mut kill = std::process::Command::new("kill");
+    assert!(kill.args(["-HUP", &pid]).status().unwrap().success());
+    gateway.run();
+    until("the reload", async || {
+        gateway.json("/config").await["version"] == 2
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_is_new_is_discovered_before_a_route_leads_to_it() {
     let backend = Backend::saying(OK).await;
