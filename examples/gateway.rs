@@ -142,7 +142,8 @@ fn check(path: &PathBuf) -> ExitCode {
 /// Runs a node until it is told to stop.
 async fn run(path: PathBuf) -> ExitCode {
     match Node::start(ConfigFile::new(path)).await {
-        Ok(node) => {
+        Ok(mut node) => {
+            node.heed_signals();
             announce(&node);
             node.run().await;
             ExitCode::SUCCESS
@@ -175,7 +176,10 @@ fn announce(node: &Node) {
 /// Three backends and a gateway over them, from a file as a user would write it.
 async fn demonstrate(self_check: bool) -> ExitCode {
     match demonstration().await {
-        Ok((node, backends, folder)) => {
+        Ok((mut node, backends, folder)) => {
+            if !self_check {
+                node.heed_signals();
+            }
             announce(&node);
             let ended = if self_check {
                 check_itself(&node).await

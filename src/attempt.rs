@@ -44,11 +44,21 @@ pub(crate) struct Terms {
     pub(crate) overdue: Option<Overdue>,
     /// The number of attempts before this one.
     pub(crate) number: u32,
+    /// Whether no endpoint of the cluster has seen the request, whatever the number.
+    pub(crate) is_unseen: bool,
     /// Where balance notes what it chose.
     pub(crate) ledger: Option<Ledger>,
 }
 
 impl Terms {
+    /// Whether the client waits for less time than the endpoint has: what then takes too long is
+    /// no fault of the endpoint.
+    pub(crate) fn is_client_in_haste(&self) -> bool {
+        let overdue = self.overdue.as_ref().map(|overdue| overdue.at);
+        let pair = self.deadline.zip(overdue);
+        pair.is_some_and(|(deadline, overdue)| deadline < overdue)
+    }
+
     /// Notes the endpoint of this attempt, for a layer that wants to know, and how many there are
     /// for all attempts together.
     pub(crate) fn chosen(&self, endpoint: &EndpointId, candidates: impl FnOnce() -> usize) {

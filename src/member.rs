@@ -78,6 +78,12 @@ impl Member {
         self.live.joined
     }
 
+    /// Since when it takes requests, where that began in a cluster that was already there: since it
+    /// joined, or was let in again.
+    pub(crate) fn fresh_since(&self) -> Option<Instant> {
+        self.joined().max(self.live.health.readmitted())
+    }
+
     /// The same instance with other attributes.
     pub(crate) fn updated(&self, endpoint: Arc<Endpoint>) -> Self {
         debug_assert!(self.endpoint.is_same_instance(&endpoint));
@@ -148,6 +154,7 @@ impl Member {
             head: None,
             said: None,
             overdue: None,
+            is_hurried: false,
             is_counted: false,
             trial: None,
             admission: None,
@@ -249,6 +256,9 @@ impl fmt::Debug for Attachments {
     }
 }
 
+/// The gRPC status of a call whose deadline has passed.
+const DEADLINE_EXCEEDED: u8 = 4;
+
 /// A request counted in at an endpoint, from the pick to the end of the response body.
 ///
 /// Dropped before it is finished, it is a cancellation: the client went away. Without a response
@@ -262,6 +272,7 @@ pub(crate) struct Lease {
     /// What the answer said of the endpoint so far.
     said: Option<Class>,
     overdue: Option<Overdue>,
+    is_hurried: bool,
     /// Whether its failure was counted before its end.
     is_counted: bool,
     /// The right to be the one request on trial; given back at the end if it was not used.
@@ -281,9 +292,18 @@ impl Lease {
         self.overdue = Some(overdue);
     }
 
+    /// The client waits for less time than the endpoint has, and the endpoint knows it.
+    pub(crate) fn hurried(&mut self) {
+        self.is_hurried = true;
+    }
+
     /// Says what the answer means for the endpoint, where its status does not say it. That it
-    /// failed stands.
+    /// failed stands. That the time of a client in haste was too short says nothing.
     pub(crate) fn classify(&mut self, said: Class) {
+        let said = match said {
+            Class::Failure(Fault::Grpc(DEADLINE_EXCEEDED)) if self.is_hurried => Class::Neutral,
+            said => said,
+        };
         if !matches!(self.said, Some(Class::Failure(_))) {
             self.said = Some(said);
         }
@@ -309,7 +329,10 @@ impl Lease {
             let penalty = retry_after.unwrap_or(PENALTY).min(LONGEST_QUIET);
             self.failed(fault, penalty, now);
         } else {
-            let latency = (status != StatusCode::SWITCHING_PROTOCOLS).then_some(latency);
+            // Who gives up at once is not fast.
+            let is_telling =
+                status != StatusCode::SWITCHING_PROTOCOLS && !matches!(said, Class::Neutral);
+            let latency = is_telling.then_some(latency);
             live.load.head(latency, now);
         }
     }
@@ -530,6 +553,25 @@ mod tests {
             });
             drop(lease);
             assert_eq!(member.load().failures(), failures);
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_the_client_made_short_is_no_failure_of_the_endpoint() {
+        let now = time::now();
+        for (is_hurried, code, failures) in [(false, 4, 1), (true, 4, 0), (true, 14, 1)] {
+            let member = member();
+            let mut lease = member.lease(now);
+            if is_hurried {
+                lease.hurried();
+            }
+            lease.classify(Class::of_grpc(code));
+            lease.head(StatusCode::OK, None, now);
+            lease.finish(End::Complete);
+            let load = member.load();
+            assert_eq!(load.failures(), failures, "{is_hurried} {code}");
+            assert_eq!(load.latency(now), None);
+            assert_eq!(load.penalty(now).is_zero(), failures == 0);
         }
     }
 

@@ -162,10 +162,11 @@ fn said<B: Body>(response: &Response<B>, classifier: Option<&dyn Classifier>) ->
     })
 }
 
-/// The seconds that a failure, or an endpoint with too many requests, asks to be left alone. The other form of `Retry-After`, a date, is
-/// not taken: the clock of the endpoint decides nothing here.
+/// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
+/// not taken: the clock of the endpoint decides nothing here. Nor is that of a 429: it is for the
+/// client that asked too often (RFC 6585, 4), which must not silence the endpoint for the others.
 fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
+    if !status.is_server_error() {
         return None;
     }
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;

@@ -86,8 +86,12 @@ impl<S> Balance<S> {
 
     fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refused> {
         let now = time::now();
-        let attempts = request.extensions().get::<Attempt>();
-        let attempts = attempts.map_or(0, |attempt| attempt.number);
+        let terms = request.extensions().get::<Terms>();
+        let attempts = match request.extensions().get::<Attempt>() {
+            // To the cluster, it is as good as a first one.
+            _ if terms.is_some_and(|terms| terms.is_unseen) => 0,
+            attempt => attempt.map_or(0, |attempt| attempt.number),
+        };
         let admission = self.cluster.admit(attempts, now);
         let admission = admission.map_err(|rejection| self.rejected(rejection))?;
         let snapshot = self.cluster.snapshot();
@@ -116,11 +120,14 @@ impl<S> Balance<S> {
         };
         let mut leased = leased?;
         leased.lease.admitted(admission);
-        if let Some(terms) = request.extensions().get::<Terms>() {
+        if let Some(terms) = terms {
             let endpoint = &leased.member.endpoint().id;
             terms.chosen(endpoint, || choice.reach());
             if let Some(overdue) = &terms.overdue {
                 leased.lease.overdue(overdue.clone());
+            }
+            if terms.is_client_in_haste() {
+                leased.lease.hurried();
             }
         }
         Ok(leased)

@@ -1,5 +1,5 @@
-//! The tasks of a cluster: one follows discovery, one the health of its members, one refreshes what
-//! the policy goes by.
+//! The tasks of a cluster: one follows discovery, one the health of its members and how they start,
+//! one refreshes what the policy goes by.
 
 use std::{
     future::poll_fn,
@@ -74,11 +74,20 @@ impl Drop for Overseer {
     }
 }
 
-/// The shortest and the longest time between two looks at the health of all members. Looking takes
-/// at most a tenth of the time, and many members are not looked at for each of them that changes.
+/// The shortest and the longest time between two looks at the health of all members.
 const REST_LEAST: Duration = Duration::from_millis(1);
 const REST_PER_MEMBER: Duration = Duration::from_micros(2);
 const REST_MOST: Duration = Duration::from_secs(1);
+
+/// How long to rest after a look that took so long. Looking takes about a tenth of the time at most,
+/// and many members are not looked at for each of them that changes. A look at few that took long
+/// was held up by the machine, which is no reason to be late for the next one.
+fn rest(took: Duration, members: u32) -> Duration {
+    let least = REST_PER_MEMBER.saturating_mul(members);
+    let most = least.saturating_mul(10) + 10 * REST_LEAST;
+    let rest = took.saturating_mul(9).min(most).max(least);
+    rest.clamp(REST_LEAST, REST_MOST)
+}
 
 async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
     let mut look: Option<Instant> = None;
@@ -97,10 +106,8 @@ async fn oversee(shared: Weak<Shared>, oversight: Arc<Oversight>) {
         let members = shared.snapshot.load().members().len() as u32;
         drop(shared);
         let end = time::now();
-        let rest = (end.saturating_duration_since(start) * 9)
-            .max(REST_PER_MEMBER.saturating_mul(members))
-            .clamp(REST_LEAST, REST_MOST);
-        time::sleep_until(time::after(end, rest)).await;
+        let took = end.saturating_duration_since(start);
+        time::sleep_until(time::after(end, rest(took, members))).await;
     }
 }
 
@@ -116,15 +123,7 @@ async fn refresh(shared: Weak<Shared>, period: Duration) {
 
 async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch, epoch: u64) {
     loop {
-        let Some(step) = shared.upgrade().map(|shared| shared.ramp(time::now())) else {
-            return;
-        };
-        let changed = match step {
-            Some(step) => tokio::time::timeout(step, watch.changed()).await.ok(),
-            None => Some(watch.changed().await),
-        };
-        // Else it is time for the next step of a slow start.
-        let Some(found) = changed else { continue };
+        let found = watch.changed().await;
         let Some(shared) = shared.upgrade() else {
             return;
         };
@@ -140,6 +139,29 @@ async fn follow(shared: Weak<Shared>, mut watch: ServiceWatch, epoch: u64) {
                 state = found.state.as_str(),
                 "endpoints applied"
             );
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_take_a_tenth_of_the_time_and_a_busy_machine_delays_none() {
+        let millis = Duration::from_millis;
+        for (took, members, expected) in [
+            (0, 3, 1),
+            (1, 3, 9),
+            (100, 3, 10),
+            (0, 10_000, 20),
+            (10, 10_000, 90),
+            (1000, 1_000_000, 1000),
+        ] {
+            let rest = rest(millis(took), members);
+            let away = rest.abs_diff(millis(expected));
+            assert!(away < millis(1), "{took} ms, {members}: {rest:?}");
         }
     }
 }

@@ -127,6 +127,8 @@ struct Shared {
 struct Writer {
     policy: Arc<dyn Policy>,
     slow_start: Option<SlowStart>,
+    /// When the next step of a slow start is due; `None` when nobody starts slowly.
+    next_step: Option<Instant>,
     panic_threshold: Percent,
     look_out: Option<outlier::LookOut>,
     zones: Option<Zones>,
@@ -186,6 +188,7 @@ impl Cluster {
             writer: Mutex::new(Writer {
                 policy,
                 slow_start: None,
+                next_step: None,
                 panic_threshold: Self::PANIC_THRESHOLD,
                 look_out: None,
                 zones: None,
@@ -272,7 +275,8 @@ impl Cluster {
         self.shared.rebuild(&writer, time::now());
     }
 
-    /// Lets endpoints that join start slowly, those too that joined lately; or not any more.
+    /// Lets endpoints that join or come back start slowly, those too that did so lately; or not any
+    /// more.
     ///
     /// # Panics
     ///
@@ -281,10 +285,9 @@ impl Cluster {
         let mut writer = self.shared.writer.lock();
         writer.slow_start = slow_start;
         self.shared.rebuild(&writer, time::now());
-        // The task that waits for discovery has steps to take now.
-        if let Some(watch) = writer.watch.clone() {
-            self.shared.start_follower(&mut writer, watch);
-        }
+        self.shared.oversee(&mut writer);
+        // The task that oversees the members has steps to take now.
+        self.shared.oversight.bell().ring();
     }
 
     /// Sets below which share of usable endpoints a priority panics and uses all of them, unless
@@ -561,7 +564,11 @@ impl Shared {
         let mut next = previous.next(members, writer.rules(), now);
         next.set_discovery(state, version);
         let turned = (previous.discovery() != state).then_some(Event::Discovery(state));
+        let is_ramping = next.is_ramping();
         self.store(next);
+        if is_ramping {
+            self.oversight.bell().ring();
+        }
         for event in applied.events.into_iter().chain(turned) {
             self.tell(event);
         }
@@ -589,6 +596,7 @@ impl Shared {
         if !turns.is_empty() {
             self.rebuild(&writer, now);
         }
+        let step = self.ramp(&mut writer, now);
         for (member, turn) in turns {
             self.tell_turn(member, turn);
         }
@@ -607,7 +615,7 @@ impl Shared {
             .iter()
             .filter_map(|member| member.health().quiet_until(now))
             .min();
-        [look, quiet].into_iter().flatten().min()
+        [look, quiet, step].into_iter().flatten().min()
     }
 
     /// Returns when the next bucket of time ends.
@@ -648,15 +656,19 @@ impl Shared {
         self.store(previous.next(members, writer.rules(), now));
     }
 
-    /// Moves the slow starts on; returns when to do so again.
-    fn ramp(&self, now: Instant) -> Option<Duration> {
-        let writer = self.writer.lock();
-        let window = writer.slow_start?.window();
-        if !self.snapshot.load().is_ramping() {
-            return None;
+    /// Moves the slow starts on when that is due; returns when to do so again.
+    fn ramp(&self, writer: &mut Writer, now: Instant) -> Option<Instant> {
+        if writer.next_step.is_some_and(|at| at <= now) {
+            writer.next_step = None;
+            self.rebuild(writer, now);
         }
-        self.rebuild(&writer, now);
-        Some((window / RAMP_STEPS).clamp(RAMP_STEP_LEAST, RAMP_STEP_MOST))
+        let window = writer.slow_start.map(|slow_start| slow_start.window());
+        let window = window.filter(|_| self.snapshot.load().is_ramping());
+        writer.next_step = window.map(|window| {
+            let step = (window / RAMP_STEPS).clamp(RAMP_STEP_LEAST, RAMP_STEP_MOST);
+            writer.next_step.unwrap_or(now + step)
+        });
+        writer.next_step
     }
 
     /// Puts the candidates together anew, with what they report now.
@@ -727,6 +739,33 @@ mod tests {
         let tried = ["near".into(), "far".into()];
         let pick = Pick::new(9, time::now()).tried(&tried);
         assert_eq!(snapshot.pick(&pick).unwrap().endpoint().id.as_str(), "near");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_back_starts_slowly() {
+        let cluster = Cluster::fixed("c", RoundRobin::new(), endpoints(&["a", "b", "back"]));
+        cluster.set_slow_start(Some(SlowStart::new(Duration::from_secs(30))));
+        cluster.start_checks();
+        let check = async |verdict| {
+            for member in cluster.snapshot().members().iter() {
+                let is_back = member.endpoint().id.as_str() == "back";
+                let verdict = if is_back { verdict } else { Verdict::Healthy };
+                cluster.checked(member, verdict, "as the test says");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let share = || *tally(&cluster, 2100).get("back").unwrap_or(&0);
+        check(Verdict::Healthy).await;
+        // Nobody knows how long those have been there that were there at the start.
+        assert_eq!(share(), 700);
+        check(Verdict::Unhealthy).await;
+        assert_eq!(share(), 0);
+        check(Verdict::Healthy).await;
+        assert!((90..=110).contains(&share()), "{}", share());
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert!((380..=440).contains(&share()), "{}", share());
+        tokio::time::sleep(Duration::from_secs(16)).await;
+        assert!((699..=701).contains(&share()), "{}", share());
     }
 
     #[tokio::test(start_paused = true)]

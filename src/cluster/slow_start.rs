@@ -1,12 +1,13 @@
-//! How much of its weight an endpoint takes soon after it joined: a pure function.
+//! How much of its weight an endpoint takes soon after it joined or came back: a pure function.
 
 use std::time::{Duration, Instant};
 
-/// Lets endpoints that join a running cluster start slowly.
+/// Lets endpoints that join a running cluster, or come back to it, start slowly.
 ///
-/// An endpoint counts as new from its first sight in the cluster. Those of the first list are not:
-/// a gateway that starts does not know how long they have been there, and ramping all of them
-/// cancels out.
+/// An endpoint counts as new from its first sight in the cluster, and again from when it is let in
+/// after active checks found it unhealthy or it was ejected (Envoy's slow start). Those of the first
+/// list are not new: a gateway that starts does not know how long they have been there, and ramping
+/// all of them cancels out.
 ///
 /// # Defaults
 ///
@@ -50,7 +51,7 @@ impl SlowStart {
         self.window
     }
 
-    /// The share of its weight that an endpoint takes which joined at `joined`:
+    /// The share of its weight that an endpoint takes which joined, or came back, at `joined`:
     /// `max(least, (max(t, 1 s) / window)^(1 / aggression))` (Envoy's slow start).
     #[must_use]
     pub fn share(&self, joined: Instant, now: Instant) -> f32 {

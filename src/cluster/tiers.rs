@@ -77,8 +77,8 @@ impl Tiers {
         let mut is_ramping = false;
         if let Some(slow_start) = rules.slow_start {
             for candidate in candidates.iter_mut().flatten() {
-                if let Some(joined) = candidate.member.joined() {
-                    candidate.share = slow_start.share(joined, now);
+                if let Some(since) = candidate.member.fresh_since() {
+                    candidate.share = slow_start.share(since, now);
                     is_ramping |= candidate.share < 1.0;
                 }
             }

@@ -22,7 +22,7 @@ use crate::{
     check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
     cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
     discover::{
-        Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch,
+        Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch, State,
     },
     error_response::ErrorResponseLayer,
     failover::{self, FailoverLayer},
@@ -112,6 +112,24 @@ impl Structure {
 }
 
 impl Gateway {
+    /// Starts the clusters of a plan that are new, so that they have endpoints when routes lead
+    /// there. Returns those of which discovery has said nothing yet.
+    pub(super) fn prepare(&mut self, plan: &Plan) -> Vec<Cluster> {
+        let all = &plan.settings;
+        let mut pending = Vec::new();
+        for (name, settings) in &all.clusters {
+            if self.clusters.contains_key(name) {
+                continue;
+            }
+            let running = Running::start(name, settings, &plan.clusters[name], all);
+            if running.cluster.snapshot().discovery() == State::Pending {
+                pending.push(running.cluster.clone());
+            }
+            self.clusters.insert(name.clone(), running);
+        }
+        pending
+    }
+
     /// Goes over to a plan. What is the same in both goes on as it is: clusters with their live
     /// state, connection pools, rotations.
     pub(super) fn apply(&mut self, plan: &Plan, node: &str, routes: &Routes) {

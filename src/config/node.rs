@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
+    cluster::Cluster,
     edge::EdgeLayer,
     node::{Listener, Server},
     time,
@@ -35,6 +36,10 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a node waits for the first word of discovery before it says that it is ready.
 const DISCOVERY: Duration = Duration::from_secs(5);
+
+/// How long a reload waits for the first word of discovery on clusters that are new, so that no
+/// request goes to one that has no endpoints yet.
+const NEW_CLUSTERS: Duration = Duration::from_secs(2);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,7 @@ pub struct Node {
     server: Arc<Server>,
     address: SocketAddr,
     admin_server: Option<(Server, SocketAddr)>,
+    signals: Option<Signals>,
 }
 
 #[derive(Debug)]
@@ -130,6 +136,7 @@ impl Node {
             server: Arc::new(server),
             address,
             admin_server,
+            signals: None,
         })
     }
 
@@ -151,10 +158,16 @@ impl Node {
         &self.state.admin
     }
 
+    /// Heeds signals from now on, not only from when it [runs](Self::run): for those who tell others
+    /// that it serves, which may send one at once. A signal waits until it runs.
+    pub fn heed_signals(&mut self) {
+        self.signals.get_or_insert_with(Signals::new);
+    }
+
     /// Serves until SIGTERM or Ctrl-C, then drains. SIGHUP, or a change of the file, reloads it.
     /// `POST /drain` drains and stays.
     pub async fn run(mut self) {
-        let mut signals = Signals::new();
+        let mut signals = self.signals.take().unwrap_or_else(Signals::new);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let admin = self.state.admin.clone();
@@ -191,6 +204,13 @@ impl Node {
         self.file = file;
         match plan {
             Ok(plan) => {
+                let pending = self.state.gateway.lock().prepare(&plan);
+                if !discovered(pending, NEW_CLUSTERS).await {
+                    tracing::warn!(
+                        event = "discovery_slow",
+                        "routes lead to a new cluster that is not discovered yet"
+                    );
+                }
                 let restart_needed = self.state.apply(&plan);
                 let mut version = 0;
                 self.state.admin.update_config(|config| {
@@ -293,15 +313,20 @@ fn default_id(address: SocketAddr) -> String {
     }
 }
 
-/// Says that the node is ready once discovery has spoken for every cluster, or has had its time.
-async fn ready(state: Arc<State>) {
-    let clusters = state.gateway.lock().clusters();
+/// Whether discovery has spoken for all of these clusters within this time.
+async fn discovered(clusters: Vec<Cluster>, patience: Duration) -> bool {
     let discovered = async {
         for cluster in clusters {
             cluster.discovered().await;
         }
     };
-    if tokio::time::timeout(DISCOVERY, discovered).await.is_err() {
+    tokio::time::timeout(patience, discovered).await.is_ok()
+}
+
+/// Says that the node is ready once discovery has spoken for every cluster, or has had its time.
+async fn ready(state: Arc<State>) {
+    let clusters = state.gateway.lock().clusters();
+    if !discovered(clusters, DISCOVERY).await {
         tracing::warn!(
             event = "discovery_slow",
             "ready before every cluster was discovered"
@@ -336,6 +361,7 @@ enum Signal {
 
 /// The signals of the operating system.
 #[cfg(unix)]
+#[derive(Debug)]
 struct Signals {
     hangup: Option<tokio::signal::unix::Signal>,
     terminate: Option<tokio::signal::unix::Signal>,
@@ -380,6 +406,7 @@ impl Signals {
 
 /// The signals of the operating system: Ctrl-C alone.
 #[cfg(not(unix))]
+#[derive(Debug)]
 struct Signals;
 
 #[cfg(not(unix))]

@@ -138,6 +138,7 @@ where
         let kept = kept.expect("it is kept where there may be a further attempt");
         let mut request = kept.request(body);
         let mut tried = self.plan.tried();
+        let is_unseen = under_way.is_none() && !self.plan.was_sent();
         tried.extend(under_way);
         request.extensions_mut().insert(Attempt {
             number: self.begun,
@@ -150,6 +151,7 @@ where
             deadline: self.plan.deadline(),
             overdue: self.overdue.clone(),
             number: self.begun,
+            is_unseen,
             ledger: Some(kept.ledger.clone()),
         });
         let flight = self.take_off(&mut request);

@@ -28,9 +28,9 @@ fn of_error<E: 'static>(error: &E) -> Ending {
         return Ending::Failed(Quiet::Unsaid);
     };
     match error.kind() {
-        TransportErrorKind::Overloaded => Ending::Refused,
-        // The client's own fault, or the application's.
-        TransportErrorKind::RequestBody | TransportErrorKind::NoEndpoint => Ending::Answered,
+        // The client's own fault.
+        TransportErrorKind::RequestBody => Ending::Answered,
+        TransportErrorKind::Overloaded | TransportErrorKind::NoEndpoint => Ending::Unusable,
         _ if error.is_written() => Ending::Failed(Quiet::Unsaid),
         _ => Ending::Unsent,
     }
@@ -43,8 +43,7 @@ fn of_response<R>(response: &Response<R>, dialect: Dialect) -> Ending {
     }
     if let Some(refusal) = response.extensions().get::<Refusal>() {
         return match refusal.reason() {
-            Reason::NoEndpoint => Ending::NoEndpoint,
-            Reason::Overloaded => Ending::Refused,
+            Reason::NoEndpoint | Reason::Overloaded => Ending::Unusable,
             Reason::ConnectTimeout => Ending::Unsent,
             Reason::Upstream if response.extensions().get::<Unsent>().is_some() => Ending::Unsent,
             Reason::Upstream | Reason::Timeout => Ending::Failed(Quiet::Unsaid),
@@ -158,12 +157,11 @@ mod tests {
         assert_eq!(kind(TransportErrorKind::Lost), Ending::Unsent);
         let lost = TransportError::new(TransportErrorKind::Lost).written();
         assert_eq!(error(lost), Ending::Failed(Quiet::Unsaid));
-        assert_eq!(kind(TransportErrorKind::Overloaded), Ending::Refused);
+        assert_eq!(kind(TransportErrorKind::RequestBody), Ending::Answered);
         for own in [
             TransportErrorKind::NoEndpoint,
-            TransportErrorKind::RequestBody,
         ] {
-            assert_eq!(kind(own), Ending::Answered);
+            assert_eq!(kind(own), Ending::Unusable);
         }
         let unknown = of::<(), _>(&Err(std::io::Error::other("gone")), Dialect::Http);
         assert_eq!(unknown, Ending::Failed(Quiet::Unsaid));
@@ -172,8 +170,8 @@ mod tests {
     #[test]
     fn refusals_are_told_from_answers() {
         for (reason, ending) in [
-            (Reason::NoEndpoint, Ending::NoEndpoint),
-            (Reason::Overloaded, Ending::Refused),
+            (Reason::NoEndpoint, Ending::Unusable),
+            (Reason::Overloaded, Ending::Unusable),
             (Reason::Upstream, Ending::Failed(Quiet::Unsaid)),
             (Reason::Timeout, Ending::Failed(Quiet::Unsaid)),
             (Reason::ConnectTimeout, Ending::Unsent),

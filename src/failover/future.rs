@@ -287,7 +287,7 @@ where
         }
         let result = match ending {
             // Nobody was asked: what was said before that stands.
-            Ending::Refused | Ending::NoEndpoint => match self.earlier.take() {
+            Ending::Unusable => match self.earlier.take() {
                 Some(earlier) => return self.fall_back(Some(*earlier)),
                 None => result,
             },
@@ -366,7 +366,7 @@ where
 
     /// Keeps what an endpoint made of an attempt, for when the next one is not let out.
     fn keep(&mut self, ending: Ending, result: Option<Outcome<R, S::Error>>) {
-        if !matches!(ending, Ending::Refused | Ending::NoEndpoint) {
+        if !matches!(ending, Ending::Unusable) {
             self.earlier = self.detached(result).map(Box::new);
         }
     }

@@ -150,8 +150,8 @@ impl<F> FailoverLayer<F> {
         self.with(|settings| settings.attempt_header = AttemptHeader::Write)
     }
 
-    /// Sets the service that serves when no endpoint is usable, or the attempts ended in transport
-    /// failures or 502, 503 or 504; `None` is none. A request that an endpoint may have carried out
+    /// Sets the service that serves when no endpoint is usable or the cluster takes no more, or the
+    /// attempts ended in transport failures or 502, 503 or 504; `None` is none. A request that an endpoint may have carried out
     /// goes there only when it is idempotent.
     #[must_use]
     pub fn fallback<G>(self, service: impl Into<Option<G>>) -> FailoverLayer<Fallback<G>> {

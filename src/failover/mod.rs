@@ -14,7 +14,7 @@
 //! | 502, 503, 504; `UNAVAILABLE` in the head of a gRPC response | that answer | again |
 //! | nothing within `per_try_timeout` | 504 | again |
 //! | any other answer, a body that breaks off | that answer | that answer |
-//! | a refusal of the gateway's own: no room in a queue, a rate limit | that refusal | that refusal |
+//! | a refusal of the gateway's own: no usable endpoint, no room, an open breaker | that refusal, or the fallback | that refusal, or the fallback |
 //!
 //! - The first retry is immediate, at another endpoint. Further ones back off exponentially, with
 //!   full jitter. Endpoints that were tried are excluded while others are left; a policy that

@@ -10,14 +10,12 @@ use crate::endpoint::EndpointId;
 pub(super) enum Ending {
     /// With an answer that stands: of the application, or a refusal of the gateway's own.
     Answered,
-    /// The gateway has too much in hand to make it.
-    Refused,
     /// No byte of it was ever written to an endpoint.
     Unsent,
     /// It may have been carried out, and has no good answer.
     Failed(Quiet),
-    /// There was no endpoint to ask.
-    NoEndpoint,
+    /// Nobody was asked: no endpoint is usable, or the cluster has as much in hand as it may.
+    Unusable,
 }
 
 /// How long an endpoint asks to be left alone.
@@ -93,6 +91,8 @@ pub(super) struct Plan {
     retries: u32,
     tried: Vec<Tried>,
     has_fallen_back: bool,
+    /// Whether an attempt may have been carried out by the cluster that is asked.
+    was_sent: bool,
 }
 
 /// An endpoint that was tried.
@@ -120,6 +120,7 @@ impl Plan {
             retries: 0,
             tried: Vec::new(),
             has_fallen_back: false,
+            was_sent: false,
         }
     }
 
@@ -152,10 +153,16 @@ impl Plan {
         self.tried.clear();
         self.limits.scope = Scope::Unsent;
         self.has_fallen_back = true;
+        self.was_sent = false;
     }
 
     pub(super) fn has_fallen_back(&self) -> bool {
         self.has_fallen_back
+    }
+
+    /// Whether an attempt may have been carried out by the cluster that is asked.
+    pub(super) fn was_sent(&self) -> bool {
+        self.was_sent
     }
 
     /// A retry was begun.
@@ -166,6 +173,7 @@ impl Plan {
     /// Takes note of an attempt that failed; returns whether its endpoint had been tried before.
     pub(super) fn note(&mut self, ended: &Ended, now: Instant) -> bool {
         let before = self.tried.len();
+        self.was_sent |= matches!(ended.ending, Ending::Failed(_));
         if let (Ending::Unsent | Ending::Failed(_), Some((endpoint, _))) =
             (ended.ending, &ended.choice)
         {
@@ -194,8 +202,8 @@ impl Plan {
     ) -> Next {
         let is_repeated = self.note(ended, now);
         let (is_unsent, quiet) = match ended.ending {
-            Ending::Answered | Ending::Refused => return Next::Stand,
-            Ending::NoEndpoint => {
+            Ending::Answered => return Next::Stand,
+            Ending::Unusable => {
                 return match replay {
                     Replay::Possible => Next::Fallback,
                     Replay::Impossible => Next::Stand,
@@ -292,8 +300,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let ending = prop_oneof![
             1 => Just(Ending::Answered),
-            1 => Just(Ending::Refused),
-            1 => Just(Ending::NoEndpoint),
+            1 => Just(Ending::Unusable),
             8 => Just(Ending::Unsent),
             12 => quiet().prop_map(Ending::Failed),
         ];
@@ -351,11 +358,11 @@ mod tests {
                 let next = plan.next(&ended, step.replay, random, now);
 
                 let (is_sent, quiet) = match step.ending {
-                    Ending::Answered | Ending::Refused => {
+                    Ending::Answered => {
                         prop_assert_eq!(next, Next::Stand);
                         break;
                     }
-                    Ending::NoEndpoint => {
+                    Ending::Unusable => {
                         let may = step.replay == Replay::Possible;
                         prop_assert_eq!(next, if may { Next::Fallback } else { Next::Stand });
                         break;

@@ -42,7 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Ending::Unsent),
         6 => Just(Ending::Failed(Quiet::Unsaid)),
         1 => (0_u64..5).prop_map(|s| Ending::Failed(Quiet::For(Duration::from_secs(s)))),
-        1 => Just(Ending::Refused),
+        1 => Just(Ending::Unusable),
     ];
     let step = prop_oneof![
         5 => prop::bool::weighted(0.7).prop_map(|is_idempotent| Step::Begin { is_idempotent }),
@@ -101,7 +101,7 @@ impl Endpoints {
             }
             Ending::Unsent => Fault::Transport(TransportErrorKind::Connect),
             Ending::Failed(_) => Fault::Transport(TransportErrorKind::Lost),
-            Ending::Refused | Ending::NoEndpoint => return,
+            Ending::Unusable => return,
         };
         self.healths[at].failed(fault, &self.oversight);
         self.rows[at] += u32::from(!is_ejected);

@@ -95,6 +95,8 @@ struct Record {
     news: Option<Ejection>,
     /// The standing that was last told of.
     told: Option<Standing>,
+    /// When it was let in again, after it was found unhealthy or ejected.
+    readmitted: Option<Instant>,
 }
 
 /// An ejection, to be told of.
@@ -368,6 +370,9 @@ impl Health {
         if from == to {
             return None;
         }
+        if !from.is_usable() && to.is_usable() {
+            self.record.lock().readmitted = Some(now);
+        }
         let reason = match (from, to) {
             (Standing::Ejected, Standing::Healthy | Standing::Unknown) => {
                 "the request on trial succeeded".into()
@@ -380,6 +385,11 @@ impl Health {
                 .unwrap_or_else(|| "nothing speaks against it any more".into()),
         };
         Some(Turn { from, to, reason })
+    }
+
+    /// When it was last let in again, after it was found unhealthy or ejected.
+    pub(crate) fn readmitted(&self) -> Option<Instant> {
+        self.record.lock().readmitted
     }
 
     /// Takes the standing as it is for told.

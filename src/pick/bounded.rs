@@ -1,6 +1,6 @@
 //! No endpoint with much more than its share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Candidate, KeyHasher, Pick, Picker, Policy, is_same_list, order_by_id, previous_picker,
@@ -97,6 +97,10 @@ impl<P: Policy> Policy for Bounded<P> {
 
     fn has_affinity(&self) -> bool {
         self.policy.has_affinity()
+    }
+
+    fn refresh(&self) -> Option<Duration> {
+        self.policy.refresh()
     }
 
     fn apart(&self) -> Option<Arc<dyn Policy>> {
@@ -275,7 +279,7 @@ mod tests {
         load::Totals,
         member::Lease,
         outcome::End,
-        pick::{Maglev, Rendezvous, RingHash, tests::candidate},
+        pick::{Maglev, Rendezvous, ReportedLoad, RingHash, tests::candidate},
         time,
     };
     use proptest::prelude::*;
@@ -296,6 +300,13 @@ mod tests {
             Box::new(Bounded::new(maglev, factor)),
             Box::new(Bounded::new(Rendezvous::new(), factor)),
         ]
+    }
+
+    #[test]
+    fn it_is_the_policy_beneath_in_all_else() {
+        let bounded = Bounded::new(ReportedLoad::new(), LoadFactor::new(2.0).unwrap());
+        assert_eq!(bounded.refresh(), ReportedLoad::new().refresh());
+        assert!(bounded.refresh().is_some());
     }
 
     #[derive(Clone, Debug)]

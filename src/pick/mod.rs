@@ -276,6 +276,11 @@ impl<'a> Pick<'a> {
         self.hash.unwrap_or(self.entropy)
     }
 
+    /// Whether an earlier attempt at the request was at an endpoint of this cluster.
+    fn is_retry(&self) -> bool {
+        !self.tried.is_empty()
+    }
+
     /// Whether this endpoint was not tried yet and, where loads are [`Bounded`], has room.
     #[must_use]
     pub fn allows(&self, candidate: &Candidate) -> bool {
@@ -312,6 +317,27 @@ fn next_allowed(candidates: &[Candidate], start: usize, pick: &Pick<'_>) -> Opti
             if index < count { index } else { index - count }
         })
         .find(|index| pick.allows(&candidates[*index]))
+}
+
+/// Any candidate that the pick allows, as often as its weight says; any at all when none of those
+/// weighs something. Rotations leave retries to it: if they took turns, a row of requests that all
+/// need a second attempt would bring every first one to the same endpoint.
+fn any_allowed(
+    candidates: &[Candidate],
+    pick: &Pick<'_>,
+    weight: impl Fn(usize) -> u16,
+) -> Option<usize> {
+    let allowed = || (0..candidates.len()).filter(|index| pick.allows(&candidates[*index]));
+    let weights = allowed().map(|index| usize::from(weight(index)));
+    let mut drawn = scale(pick.entropy, weights.sum());
+    let found = allowed().find(|index| {
+        let weight = usize::from(weight(*index));
+        let is_drawn = drawn < weight;
+        drawn = drawn.saturating_sub(weight);
+        is_drawn
+    });
+    // Loads may have changed between the two looks.
+    found.or_else(|| allowed().next())
 }
 
 /// The indices of the candidates by their ids: an order that every process has.

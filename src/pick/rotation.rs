@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Candidate, Pick, Picker, next_allowed, sequence::Sequence, stride::Schedule};
+use super::{
+    Candidate, Pick, Picker, any_allowed, next_allowed, sequence::Sequence, stride::Schedule,
+};
 
 /// Takes candidates in turn, as often as the schedule says.
 #[derive(Debug)]
@@ -29,6 +31,9 @@ impl Rotation {
 
 impl Picker for Rotation {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
+        if pick.is_retry() {
+            return any_allowed(&self.candidates, pick, |index| self.schedule.weight(index));
+        }
         let scheduled = self.schedule.next(&self.sequence)?;
         next_allowed(&self.candidates, scheduled, pick)
     }

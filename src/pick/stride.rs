@@ -53,6 +53,11 @@ impl Schedule {
         }
     }
 
+    /// How much this one weighs beside the others.
+    pub(super) fn weight(&self, index: usize) -> u16 {
+        self.weights[index]
+    }
+
     fn picks(&self, index: usize, generation: u64) -> bool {
         let weight = u64::from(self.weights[index]);
         let offset = index as u64 * Self::OFFSET % Self::MAX;

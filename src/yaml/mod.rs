@@ -19,5 +19,6 @@ mod scalar;
 pub(crate) use document::{Data, Node, parse};
 pub(crate) use read::{Fields, Mistake, Mistakes, Value, collect};
 pub(crate) use scalar::{
-    boolean, duration, number, one_of, percent, positive_duration, size, socket_addr, text,
+    boolean, decimal, duration, number, one_of, percent, positive_duration, rate, size,
+    socket_addr, text,
 };

@@ -79,6 +79,33 @@ pub(crate) fn positive_duration(value: &Value<'_>) -> Result<Duration, Mistakes>
     Ok(duration)
 }
 
+/// A number such as `2` or `1.25`; `None` when it is none. What may be expected differs.
+pub(crate) fn decimal(value: &Value<'_>) -> Option<f64> {
+    let (text, _) = value.scalar().filter(|(_, plain)| *plain)?;
+    parse_decimal(text)
+}
+
+fn parse_decimal(text: &str) -> Option<f64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let is_decimal = is_digits(whole) && is_digits(part);
+    is_decimal.then(|| text.parse().ok()).flatten()
+}
+
+/// How many in what time: `10/s`, `600/m`, `5000/h` or `10000/d`; `None` when it is no rate. What
+/// may be expected differs.
+pub(crate) fn rate(value: &Value<'_>) -> Option<(u32, Duration)> {
+    let (count, unit) = value.scalar()?.0.split_once('/')?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return None,
+    };
+    let count = is_digits(count).then(|| count.parse().ok()).flatten()?;
+    Some((count, Duration::from_secs(seconds)))
+}
+
 /// Bytes: `512`, `64KiB`, `1MiB` or `2GiB`.
 pub(crate) fn size(value: &Value<'_>) -> Result<usize, Mistakes> {
     let expected = "a size such as 512, 64KiB, 1MiB or 2GiB";
@@ -103,11 +130,7 @@ pub(crate) fn percent(value: &Value<'_>) -> Result<f64, Mistakes> {
     value
         .scalar()
         .and_then(|(text, _)| text.strip_suffix('%'))
-        .filter(|number| {
-            let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
-            is_digits(whole) && is_digits(part)
-        })
-        .and_then(|number| number.parse::<f64>().ok())
+        .and_then(parse_decimal)
         .filter(|percent| (0.0..=100.0).contains(percent))
         .ok_or_else(|| value.expected("a percentage such as 50%, from 0% to 100%"))
 }

@@ -245,6 +245,35 @@ async fn when_all_are_down_the_last_answer_is_given_soon() {
 }
 
 #[tokio::test]
+async fn first_attempts_take_turns_whatever_retries_do() {
+    let (good, busy) = (Backend::saying(OK).await, Backend::saying(BUSY).await);
+    let gateway = gateway(&[good.address, busy.address], FAILOVER).await;
+    for _ in 0..40 {
+        assert_eq!(gateway.connect().await.ask(GET).await.status(), 200);
+    }
+    assert_eq!(busy.heads().len(), 20);
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_has_seen_is_no_retry_to_the_breaker() {
+    let good = Backend::saying(OK).await;
+    let cluster = "breaker: { max_retries: 0 }";
+    let endpoints = [good.address, nobody().await];
+    let text = file(&endpoints, nobody().await, cluster, "timeout: 5s");
+    let gateway = Gateway::start(&text).await;
+    for _ in 0..10 {
+        assert_eq!(gateway.connect().await.ask(POST).await.status(), 200);
+    }
+    // One that was seen is.
+    let busy = Backend::saying(BUSY).await;
+    let text = file(&[busy.address], nobody().await, cluster, FAILOVER);
+    let gateway = Gateway::start(&text).await;
+    let response = gateway.connect().await.ask(GET).await;
+    assert!(response.text().contains("as many retries as it may have"));
+    assert_eq!(busy.heads().len(), 1);
+}
+
+#[tokio::test]
 async fn a_fallback_serves_when_nobody_else_does() {
     let backup = Backend::saying(OK).await;
     let (busy, bad) = (Backend::saying(BUSY).await, nobody().await);
@@ -272,6 +301,20 @@ async fn a_fallback_serves_when_nobody_else_does() {
             served += 1;
             let failovers = "failovers_total{from=\"web\",to=\"backup\"}";
             assert_eq!(metric(&gateway, failovers).await, count);
+        }
+    }
+    // A breaker that is open, and one that lets nobody in.
+    for breaker in [
+        "{ failure_ratio: 50%, min_requests: 1 }",
+        "{ max_requests: 0 }",
+    ] {
+        let cluster = format!("breaker: {breaker}");
+        let text = file(&[bad], backup.address, &cluster, route);
+        let gateway = Gateway::start(&text).await;
+        for _ in 0..2 {
+            let response = gateway.connect().await.ask(PUT).await;
+            assert_eq!(response.status(), 200, "{breaker}");
+            served += 1;
         }
     }
     let seen: Vec<Message> = backup.seen.lock().clone();

@@ -182,7 +182,7 @@ async fn who_sends_retry_after_is_left_alone_until_then() {
     let is_busy = Arc::new(AtomicBool::new(true));
     let busy = Arc::clone(&is_busy);
     let throttling = Backend::answering(move |_| match busy.load(SeqCst) {
-        true => b"HTTP/1.1 429 Too Many\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        true => b"HTTP/1.1 503 Busy\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n".to_vec(),
         false => OK.into(),
     })
     .await;
@@ -203,6 +203,33 @@ async fn who_sends_retry_after_is_left_alone_until_then() {
         throttling.heads().len() > 1
     };
     until("the end of the quiet", is_back).await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_too_often_does_not_silence_the_endpoint_for_others() {
+    let limiting =
+        Backend::answering(
+            |request| match request.head.first.starts_with("GET /greedy") {
+                true => b"HTTP/1.1 429 Too Many\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n"
+                    .to_vec(),
+                false => OK.into(),
+            },
+        )
+        .await;
+    let good = Backend::saying(OK).await;
+    let gateway = Gateway::start(&text(&[limiting.address, good.address], "")).await;
+    let mut greedy = gateway.connect().await;
+    let mut statuses = [0; 2];
+    for status in &mut statuses {
+        let response = greedy.ask("GET /greedy HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        *status = response.status();
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 429]);
+    settle().await;
+    assert_eq!(failures(&ask(&gateway, 20).await), 0);
+    assert_eq!(limiting.heads().len(), 11);
+    assert_eq!(health(&gateway, "e0").await, "healthy");
 }
 
 #[tokio::test]
@@ -232,6 +259,7 @@ mod layer {
         member::Chosen,
         outcome::{Class, Classifier, Fault},
         pick::RoundRobin,
+        timeout::{TimeoutLayer, body::TimeoutBody},
     };
 
     type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -332,6 +360,33 @@ mod layer {
             let is_ejected = standing(&cluster, "bad") == Standing::Ejected;
             assert_eq!(is_ejected, ejects, "answer {number}");
             assert_eq!(standing(&cluster, "good"), Standing::Healthy);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_too_short_to_keep_ejects_nobody() {
+        for (timeout, ejects) in [("1u", false), ("20S", true)] {
+            let cluster = cluster(Outlier::new());
+            let layers = tower::ServiceBuilder::new()
+                .layer(TimeoutLayer::new(Duration::from_secs(10)))
+                .layer(BalanceLayer::new(cluster.clone()));
+            // An endpoint that takes the deadline of the client seriously, and says so in time.
+            let exceeded = service_fn(async |_: Request<TimeoutBody<Body>>| {
+                Ok::<_, Infallible>(trailers_only("4"))
+            });
+            let service = layers.service(exceeded);
+            for _ in 0..30 {
+                let request = Request::builder()
+                    .header("content-type", "application/grpc")
+                    .header("grpc-timeout", timeout);
+                let request = request.body(Empty::new().boxed_unsync()).unwrap();
+                let response = service.clone().oneshot(request).await.unwrap();
+                response.into_body().collect().await.unwrap();
+            }
+            sleep(Duration::from_millis(20)).await;
+            let standings = ["good", "bad"].map(|id| standing(&cluster, id));
+            let is_ejected = standings.contains(&Standing::Ejected);
+            assert_eq!(is_ejected, ejects, "{timeout}");
         }
     }
 

@@ -269,6 +269,52 @@ async fn a_node_follows_its_file() {
     assert_eq!(gateway.json("/config").await["version"], 3);
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_signal_before_it_runs_is_heeded() {
+    let backend = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(backend.address).await;
+    gateway.heed_signals();
+    // Without a listener for it, this ends the process.
+    let pid = std::process::id().to_string();
+    let mut kill = std::process::Command::new("kill");
+    assert!(kill.args(["-HUP", &pid]).status().unwrap().success());
+    gateway.run();
+    until("the reload", async || {
+        gateway.json("/config").await["version"] == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_is_new_is_discovered_before_a_route_leads_to_it() {
+    let backend = Backend::saying(OK).await;
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("endpoints.yaml");
+    std::fs::write(&list, format!("[ {{ address: \"{}\" }} ]", backend.address)).unwrap();
+    let text = |name: &str, discovery: &str| {
+        format!(
+            "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+             clusters: {{ {name}: {{ discovery: {discovery} }} }}\n\
+             routes: [ {{ match: {{}}, cluster: {name} }} ]\n"
+        )
+    };
+    let fixed = format!(
+        "{{ type: static, endpoints: [ {{ address: \"{}\" }} ] }}",
+        backend.address
+    );
+    let mut gateway = Gateway::start_in(folder, &text("old", &fixed)).await;
+    let load = Load::start(&gateway, 4);
+    load.more().await;
+    let followed = "{ type: file, path: endpoints.yaml }";
+    gateway.reload(&text("new", followed)).await;
+    load.more().await;
+    load.end().await;
+    let clusters = gateway.json("/clusters").await;
+    assert_eq!(clusters["new"]["discovery"]["state"], "live");
+    assert!(clusters.get("old").is_none());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_in_a_file_changes_under_load() {
     let mut backends = Vec::new();

@@ -7,7 +7,7 @@ use http::HeaderName;
 use crate::{
     balance::HashKey,
     pick::{LoadFactor, Maglev},
-    yaml::{Data, Fields, Mistakes, Value, boolean, number},
+    yaml::{Data, Fields, Mistakes, Value, boolean, decimal, number},
 };
 
 /// How a cluster sends requests with the same key to the same endpoint.
@@ -129,16 +129,7 @@ fn source(value: &Value<'_>) -> Result<HashKey, Mistakes> {
 }
 
 fn load_factor(value: &Value<'_>) -> Result<LoadFactor, Mistakes> {
-    let is_decimal = |text: &str| {
-        let digits =
-            |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
-        digits(whole) && digits(part)
-    };
-    value
-        .scalar()
-        .filter(|(text, plain)| *plain && is_decimal(text))
-        .and_then(|(text, _)| text.parse().ok())
+    decimal(value)
         .and_then(|factor| LoadFactor::new(factor).ok())
         .ok_or_else(|| value.expected("a number from 1 to 1000, such as 1.25"))
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::route::{Known, Share, cluster};
 use crate::{
     failover::{Backoff, Budget, Hedge},
-    yaml::{Mistakes, Value, boolean, duration, number, percent, positive_duration, size, text},
+    yaml::{
+        Mistakes, Value, boolean, duration, number, percent, positive_duration, rate, size, text,
+    },
 };
 
 /// When a route sends its requests again.
@@ -131,19 +133,9 @@ fn share(value: &Value<'_>, default: Budget, percent: f64) -> Result<Budget, Mis
 
 /// `10/s`, `600/m` or `5000/h`, as a number a second.
 fn per_second(value: &Value<'_>) -> Result<f64, Mistakes> {
-    let parsed = value.scalar().and_then(|(text, _)| {
-        let (count, unit) = text.split_once('/')?;
-        let seconds = match unit {
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        let is_number = count.bytes().all(|byte| byte.is_ascii_digit());
-        let count: u32 = count.parse().ok().filter(|_| is_number)?;
-        Some(f64::from(count) / seconds)
-    });
-    parsed.ok_or_else(|| value.expected("a rate such as 10/s, 600/m or 5000/h"))
+    let (count, period) =
+        rate(value).ok_or_else(|| value.expected("a rate such as 10/s, 600/m or 5000/h"))?;
+    Ok(f64::from(count) / period.as_secs_f64())
 }
 
 /// `{ after: p95 }` or `{ after: 100ms }`, with a budget of its own.

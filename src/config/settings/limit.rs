@@ -7,7 +7,7 @@ use http::HeaderName;
 use super::{Place, RouteSettings};
 use crate::{
     limit::{InvalidQuota, LimitKey, OnStoreFailure, Quota, store::MAX_ASKS},
-    yaml::{Data, Mistake, Mistakes, Value, boolean, number, one_of, text},
+    yaml::{self, Data, Mistake, Mistakes, Value, boolean, number, one_of, text},
 };
 
 /// A limit of a route.
@@ -137,24 +137,11 @@ fn name(value: &Value<'_>) -> Result<String, Mistakes> {
 /// `100/s`, `1000/m`, `5000/h` or `10000/d`.
 fn rate(value: &Value<'_>) -> Result<(u32, Duration), Mistakes> {
     let expected = || value.expected("a rate such as 100/s, 1000/m, 5000/h or 10000/d");
-    let (amount, unit) = value
-        .scalar()
-        .and_then(|(text, _)| text.split_once('/'))
-        .ok_or_else(expected)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return Err(expected()),
-    };
-    if amount.is_empty() || !amount.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(expected());
+    let (amount, period) = yaml::rate(value).ok_or_else(expected)?;
+    if amount == 0 {
+        return Err(value.expected("a rate from 1 to 4294967295"));
     }
-    match amount.parse() {
-        Ok(0) | Err(_) => Err(value.expected("a rate from 1 to 4294967295")),
-        Ok(amount) => Ok((amount, Duration::from_secs(seconds))),
-    }
+    Ok((amount, period))
 }
 
 /// One key, or a list of them: each combination of values is counted by itself.

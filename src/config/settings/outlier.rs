@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     health::{FailurePercentage, Outlier, Percent, SuccessFloor, SuccessRate},
-    yaml::{Mistakes, Value, duration, number, percent, positive_duration},
+    yaml::{Mistakes, Value, decimal, duration, number, percent, positive_duration},
 };
 
 /// Longer rows of failures are never seen in time.
@@ -113,16 +113,7 @@ fn success_floor(value: &Value<'_>) -> Result<SuccessFloor, Mistakes> {
 }
 
 fn deviations(value: &Value<'_>) -> Result<f64, Mistakes> {
-    let is_decimal = |text: &str| {
-        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
-        let is_digits =
-            |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-        is_digits(whole) && is_digits(part)
-    };
-    value
-        .scalar()
-        .filter(|(text, plain)| *plain && is_decimal(text))
-        .and_then(|(text, _)| text.parse::<f64>().ok())
+    decimal(value)
         .filter(|deviations| (0.0..=10.0).contains(deviations))
         .ok_or_else(|| value.expected("a number from 0 to 10, such as 1.9"))
 }

@@ -79,6 +79,11 @@ impl Gateway {
         node.reload().await;
     }
 
+    pub(crate) fn heed_signals(&mut self) {
+        let node = self.node.as_mut().expect("it does not run yet");
+        node.heed_signals();
+    }
+
     /// Lets the node follow its file and drain when it is asked to.
     pub(crate) fn run(&mut self) {
         let node = self.node.take().expect("it does not run yet");
