@@ -93,7 +93,7 @@
 //! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
 //! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
-//! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
+//! | `redis` | | `redis`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
@@ -155,6 +155,12 @@ pub mod member;
 pub mod node;
 pub mod outcome;
 pub mod pick;
+#[cfg(feature = "redis")]
+#[cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, unused_imports, reason = "the cache uses the rest of it")
+)]
+pub mod redis;
 pub mod refusal;
 pub mod register;
 pub mod route;

@@ -40,15 +40,12 @@ mod etcd;
 mod files;
 mod lock;
 mod memory;
-#[cfg(feature = "redis")]
-#[cfg_attr(
-    not(feature = "cache"),
-    allow(dead_code, unused_imports, reason = "the cache uses it")
-)]
-pub mod redis;
 mod state;
 mod version;
 
+#[cfg(feature = "redis")]
+#[doc(hidden)]
+pub use crate::redis;
 pub use config::{Config, ConfigEvent, ConfigStore, Refusal};
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;

@@ -13,7 +13,7 @@ use std::{
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
     &[
-        "body", "client", "endpoint", "etcd", "head", "outcome", "yaml",
+        "body", "client", "endpoint", "etcd", "head", "outcome", "redis", "yaml",
     ],
     &[
         "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
