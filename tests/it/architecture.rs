@@ -81,6 +81,8 @@ const PURE: &[&str] = &[
     "discover/dns/name.rs",
     "discover/etcd/entry.rs",
     "discover/guard",
+    "discover/redis/entry.rs",
+    "discover/redis/keys.rs",
     "discover/roster",
     "discover/snapshot",
     "edge/forwarded.rs",

@@ -35,6 +35,7 @@ mod outlier;
 mod policy;
 mod pool;
 mod readme;
+mod redis;
 mod reload;
 mod smuggling;
 mod sticky;
