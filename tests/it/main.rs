@@ -31,6 +31,7 @@ mod layers;
 mod limit;
 mod load_report;
 mod nginx;
+mod nodes;
 mod outlier;
 mod policy;
 mod pool;

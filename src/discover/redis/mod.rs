@@ -76,6 +76,7 @@ return said",
 /// # Defaults
 ///
 /// - `prefix`: `gateway`
+/// - `group`: the name of the service
 /// - `interval`: 500 ms
 /// - `heartbeat`: 10 s, the time for which removals wait after an outage of Redis
 #[derive(Clone, Debug)]
@@ -84,6 +85,7 @@ pub struct RedisServices {
     prefix: Arc<str>,
     interval: Duration,
     heartbeat: Duration,
+    group: Option<ServiceName>,
 }
 
 impl RedisServices {
@@ -95,6 +97,7 @@ impl RedisServices {
             prefix: "gateway".into(),
             interval: Duration::from_millis(500),
             heartbeat: Duration::from_secs(10),
+            group: None,
         }
     }
 
@@ -102,6 +105,13 @@ impl RedisServices {
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<Arc<str>>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// Follows this group, whatever the service is called.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<ServiceName>) -> Self {
+        self.group = Some(group.into());
         self
     }
 
@@ -131,7 +141,7 @@ impl DiscoveryBackend for RedisServices {
             hints: self.connection.subscribe(CHANNEL),
             connection: self.connection.clone(),
             keys,
-            service: service.clone(),
+            service: self.group.as_ref().unwrap_or(service).clone(),
             interval: self.interval,
             is_begun: false,
             epoch: None,
