@@ -90,15 +90,15 @@
 //! | feature | | what it adds |
 //! |---|---|---|
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
-//! | `server` | | `node`: a listener for HTTP/1.1 and HTTP/2 that drains |
+//! | `server` | | `node::Listener`: HTTP/1.1 and HTTP/2 on one port, drained on request |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
 //! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
-//! | `redis` | | `store::redis`: what the nodes of a cluster share, in Redis |
+//! | `redis` | | `redis`, `discover::RedisServices`, `register::RedisRegistry`, `store::RedisStore`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
 //! | `admin` | | `admin`: health, metrics and clusters for operators; brings `cache` |
-//! | `config` | | `config`: a running node from a YAML file; brings the eight above |
+//! | `config` | | `config`: a running node from a YAML file; brings the nine above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 
@@ -151,10 +151,15 @@ pub mod load;
     allow(dead_code, reason = "the upstream client uses the rest of it")
 )]
 pub mod member;
-#[cfg(feature = "server")]
 pub mod node;
 pub mod outcome;
 pub mod pick;
+#[cfg(feature = "redis")]
+#[cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, unused_imports, reason = "the cache uses the rest of it")
+)]
+pub mod redis;
 pub mod refusal;
 pub mod register;
 pub mod route;

@@ -13,6 +13,7 @@
 //! | `GET /metrics` | Prometheus text format 0.0.4 |
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
 //! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
+//! | `GET /nodes` | the nodes of the cluster that this one sees, itself included, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
 //! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
@@ -45,6 +46,7 @@ mod cache;
 mod clusters;
 mod limits;
 mod metrics;
+mod nodes;
 mod router;
 
 use std::{fmt, sync::Arc};
@@ -54,7 +56,10 @@ use axum::Router;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{cache::HttpCache, cluster::Cluster, failover, limit::Limiter, refusal::Refusals};
+use crate::{
+    cache::HttpCache, cluster::Cluster, failover, limit::Limiter, node::Membership,
+    refusal::Refusals,
+};
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -72,6 +77,7 @@ struct Shared {
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
+    membership: Mutex<Option<Membership>>,
     token: Mutex<Option<String>>,
 }
 
@@ -140,6 +146,7 @@ impl Admin {
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
             config: Mutex::default(),
+            membership: Mutex::default(),
             token: Mutex::default(),
         };
         Self {
@@ -150,6 +157,11 @@ impl Admin {
     /// Names the node.
     pub fn set_node(&self, id: impl Into<String>) {
         *self.shared.node.lock() = id.into();
+    }
+
+    /// Shows this node among the others from now on.
+    pub fn set_membership(&self, membership: Membership) {
+        *self.shared.membership.lock() = Some(membership);
     }
 
     /// Shows these clusters from now on.

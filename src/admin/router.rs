@@ -26,6 +26,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/clusters", get(clusters))
         .route("/config", get(config))
+        .route("/nodes", get(nodes))
         .route("/limits/{name}/", limit())
         .route("/limits/{name}/{*key}", limit())
         .route("/drain", post(drain))
@@ -38,7 +39,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /readyz, \
+                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /nodes, /readyz, \
                  POST /cache/invalidate, POST /drain, POST /suspect\n";
             (StatusCode::NOT_FOUND, text)
         })
@@ -50,7 +51,7 @@ fn limit() -> MethodRouter<Admin> {
 }
 
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config /limits/NAME/KEY, POST /cache/invalidate /drain /suspect\n"
+    "GET /healthz /readyz /metrics /clusters /config /nodes /limits/NAME/KEY, POST /cache/invalidate /drain /suspect\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -73,6 +74,11 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 
 async fn clusters(State(admin): State<Admin>) -> Response {
     json_response(&super::clusters::render(&admin.shared.clusters.load()))
+}
+
+async fn nodes(State(admin): State<Admin>) -> Response {
+    let membership = admin.shared.membership.lock().clone();
+    json_response(&super::nodes::render(membership.as_ref()))
 }
 
 async fn config(State(admin): State<Admin>) -> Response {

@@ -72,6 +72,19 @@ impl ConfigFile {
         Ok(Plan::new(settings, &self.path, &self.policies)?)
     }
 
+    /// These settings with the clusters and routes of a text that was found at `source`, and the
+    /// files that it names. It blocks.
+    pub(super) fn with_shared(
+        &self,
+        text: &str,
+        source: &Path,
+        settings: &Settings,
+    ) -> Result<Plan, LoadError> {
+        let names: Vec<_> = self.policies.iter().map(|(name, _)| &**name).collect();
+        let settings = settings.with_shared(text, source, &self.path, &names)?;
+        Ok(Plan::new(settings, source, &self.policies)?)
+    }
+
     /// How the file looks from outside; an error when it is not there.
     pub(super) fn stamp(&self) -> io::Result<Stamp> {
         let metadata = fs::metadata(&self.path)?;

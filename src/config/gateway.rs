@@ -22,7 +22,8 @@ use crate::{
     check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
     cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
     discover::{
-        Discovery, Dns, EtcdPrefix, File, Fixed, ServiceDiscovery, ServiceName, ServiceWatch, State,
+        Discovery, Dns, EtcdPrefix, File, Fixed, RedisServices, ServiceDiscovery, ServiceName,
+        ServiceWatch, State,
     },
     error_response::ErrorResponseLayer,
     failover::{self, FailoverLayer},
@@ -30,6 +31,7 @@ use crate::{
         Limit, Limiter, RateLimitLayer,
         store::{Memory, Store},
     },
+    redis::Connection,
     route::{Match, Table},
     timeout::TimeoutLayer,
     upstream::{TcpConnector, Upstream},
@@ -47,6 +49,8 @@ pub(super) struct Gateway {
     store: Arc<dyn Store>,
     /// Made when the first route wants it; what it holds outlives every plan.
     cache: Option<HttpCache>,
+    /// Opened when the first plan has a Redis to share.
+    redis: Option<Connection>,
 }
 
 impl Default for Gateway {
@@ -58,8 +62,16 @@ impl Default for Gateway {
             limits: BTreeMap::new(),
             store: Arc::new(Memory::new()),
             cache: None,
+            redis: None,
         }
     }
+}
+
+/// What a cluster is made of beside its own settings.
+#[derive(Clone, Copy, Debug)]
+struct Ground<'p> {
+    settings: &'p Settings,
+    redis: Option<&'p Connection>,
 }
 
 /// The attempts of one route at one cluster, with the budgets that they are out of.
@@ -115,13 +127,17 @@ impl Gateway {
     /// Starts the clusters of a plan that are new, so that they have endpoints when routes lead
     /// there. Returns those of which discovery has said nothing yet.
     pub(super) fn prepare(&mut self, plan: &Plan) -> Vec<Cluster> {
-        let all = &plan.settings;
+        let redis = self.redis(&plan.settings);
+        let ground = Ground {
+            settings: &plan.settings,
+            redis: redis.as_ref(),
+        };
         let mut pending = Vec::new();
-        for (name, settings) in &all.clusters {
+        for (name, settings) in &plan.settings.clusters {
             if self.clusters.contains_key(name) {
                 continue;
             }
-            let running = Running::start(name, settings, &plan.clusters[name], all);
+            let running = Running::start(name, settings, &plan.clusters[name], ground);
             if running.cluster.snapshot().discovery() == State::Pending {
                 pending.push(running.cluster.clone());
             }
@@ -133,12 +149,17 @@ impl Gateway {
     /// Goes over to a plan. What is the same in both goes on as it is: clusters with their live
     /// state, connection pools, rotations.
     pub(super) fn apply(&mut self, plan: &Plan, node: &str, routes: &Routes) {
+        let redis = self.redis(&plan.settings);
+        let ground = Ground {
+            settings: &plan.settings,
+            redis: redis.as_ref(),
+        };
         let mut previous = std::mem::take(&mut self.clusters);
         for (name, settings) in &plan.settings.clusters {
             let cluster_plan = &plan.clusters[name];
             let running = match previous.remove(name) {
-                Some(running) => running.changed(name, settings, cluster_plan, &plan.settings),
-                None => Running::start(name, settings, cluster_plan, &plan.settings),
+                Some(running) => running.changed(name, settings, cluster_plan, ground),
+                None => Running::start(name, settings, cluster_plan, ground),
             };
             let running = running.structured(&Structure::new(settings, &plan.settings, node));
             self.clusters.insert(name.clone(), running);
@@ -161,6 +182,15 @@ impl Gateway {
         routes.set(table.into_iter().collect::<Table<Target>>());
         // Clusters that are gone stop following only now, when no route leads to them.
         drop(previous);
+    }
+
+    /// The connection over which instances are known, if there is a Redis to share.
+    pub(super) fn redis(&mut self, settings: &Settings) -> Option<Connection> {
+        let shared = settings.store.redis.as_ref()?;
+        let opened = self
+            .redis
+            .get_or_insert_with(|| shared.patient_connection());
+        Some(opened.clone())
     }
 
     pub(super) fn clusters(&self) -> Vec<Cluster> {
@@ -266,7 +296,7 @@ impl Gateway {
 }
 
 impl Running {
-    fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: &Settings) -> Self {
+    fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: Ground<'_>) -> Self {
         let watch = watch(name, settings, all);
         let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
         cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
@@ -277,7 +307,7 @@ impl Running {
         let upstream = upstream(settings, plan.tls.as_ref()).breaker(cluster.breaker());
         Self {
             settings: settings.clone(),
-            snapshot_dir: all.node.snapshot_dir.clone(),
+            snapshot_dir: all.settings.node.snapshot_dir.clone(),
             tls: plan.tls.clone(),
             structure: Structure::default(),
             cluster,
@@ -290,9 +320,9 @@ impl Running {
         name: &str,
         settings: &ClusterSettings,
         plan: &ClusterPlan,
-        all: &Settings,
+        all: Ground<'_>,
     ) -> Self {
-        let folder = &all.node.snapshot_dir;
+        let folder = &all.settings.node.snapshot_dir;
         if self.settings.discovery != settings.discovery || self.snapshot_dir != *folder {
             self.snapshot_dir.clone_from(folder);
             self.cluster.follow(watch(name, settings, all));
@@ -393,7 +423,7 @@ impl ClusterSettings {
     }
 }
 
-fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch {
+fn watch(name: &str, settings: &ClusterSettings, all: Ground<'_>) -> ServiceWatch {
     let service = ServiceName::from(name);
     let discovery = match &settings.discovery {
         DiscoverySettings::Static(endpoints) => {
@@ -413,8 +443,12 @@ fn watch(name: &str, settings: &ClusterSettings, all: &Settings) -> ServiceWatch
         DiscoverySettings::Etcd { prefix, etcd } => {
             Discovery::new(EtcdPrefix::new(etcd.client(), prefix.as_str()).exact())
         }
+        DiscoverySettings::Redis { service } => {
+            let redis = all.redis.expect("settings name no store that they lack");
+            Discovery::new(RedisServices::new(redis.clone()).group(service.as_str()))
+        }
     };
-    match &all.node.snapshot_dir {
+    match &all.settings.node.snapshot_dir {
         Some(folder) => discovery.snapshot_dir(folder).watch(&service),
         None => discovery.watch(&service),
     }

@@ -40,6 +40,7 @@ mod node;
 mod plan;
 mod serve;
 pub mod settings;
+mod shared;
 
 pub use error::{ConfigError, LoadError};
 pub use file::ConfigFile;

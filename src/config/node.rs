@@ -4,14 +4,15 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        Arc, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 use tower::Layer;
 
 use super::{
@@ -20,13 +21,18 @@ use super::{
     gateway::Gateway,
     plan::Plan,
     serve::Routes,
-    settings::{NodeSettings, Secret, StoreSettings},
+    settings::{ConfigStoreSettings, NodeSettings, Secret, StoreSettings},
+    shared::{Ground, Shared},
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
     cluster::Cluster,
+    discover::{Discovery, RedisServices},
     edge::EdgeLayer,
-    node::{Listener, Server},
+    endpoint::{Address, Endpoint},
+    node::{Listener, Membership, Server},
+    redis::Connection,
+    register::{RedisRegistry, Registry},
     time,
 };
 
@@ -40,6 +46,8 @@ const DISCOVERY: Duration = Duration::from_secs(5);
 /// How long a reload waits for the first word of discovery on clusters that are new, so that no
 /// request goes to one that has no endpoints yet.
 const NEW_CLUSTERS: Duration = Duration::from_secs(2);
+/// How long a node that starts waits for a configuration in a store before it listens all the same.
+const CONFIGURATION: Duration = Duration::from_secs(2);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,16 @@ pub struct Node {
     address: SocketAddr,
     admin_server: Option<(Server, SocketAddr)>,
     signals: Option<Signals>,
+    /// The task that follows the configuration in a store.
+    follow: Option<AbortHandle>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(follow) = &self.follow {
+            follow.abort();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -83,6 +101,18 @@ struct State {
     default_id: String,
     /// As the node was started with it.
     store: StoreSettings,
+    /// This node among the others of its cluster.
+    membership: Membership,
+    /// Where the clusters and routes come from, when not from the file.
+    shared: Option<Shared>,
+    /// As the node was started with it.
+    config_store: Option<ConfigStoreSettings>,
+    /// Why the file is not used as it is.
+    file_refused: Mutex<Option<String>>,
+    /// How often it was not.
+    file_refusals: AtomicU64,
+    /// One plan at a time.
+    applying: tokio::sync::Mutex<()>,
     /// Read for each request, also on connections that were there before a reload.
     trusted_hops: Arc<AtomicU32>,
 }
@@ -105,19 +135,43 @@ impl Node {
         };
 
         let (listener, address) = listener;
+        let default_id = default_id(address);
+        let mut gateway = Gateway::default();
+        let redis = gateway.redis(&plan.settings);
+        let ground = |plan: &Plan| Ground {
+            file: file.clone(),
+            settings: plan.settings.clone(),
+        };
+        let config_store = plan.settings.config_store.clone();
+        let shared = config_store
+            .as_ref()
+            .map(|store| Shared::follow(store, ground(&plan)));
         let state = Arc::new(State {
             admin: Admin::new(),
             routes: Routes::new(),
-            gateway: Mutex::default(),
+            gateway: Mutex::new(gateway),
             node: ArcSwap::from_pointee(node.clone()),
-            default_id: default_id(address),
+            membership: membership(node, address, &default_id, redis),
+            default_id,
             store: plan.settings.store.clone(),
+            shared,
+            config_store,
+            file_refused: Mutex::default(),
+            file_refusals: AtomicU64::new(0),
+            applying: tokio::sync::Mutex::default(),
             trusted_hops: Arc::default(),
         });
-        let status = ConfigStatus::new(file.path().display().to_string());
-        state.admin.update_config(|config| *config = status);
+        let source = match &state.shared {
+            Some(shared) => shared.source().to_owned(),
+            None => file.path().display().to_string(),
+        };
+        state
+            .admin
+            .update_config(|config| *config = ConfigStatus::new(source));
+        state.admin.set_membership(state.membership.clone());
         state.apply(&plan);
-        tokio::spawn(ready(Arc::clone(&state)));
+        let follow = follow(&state).await;
+        tokio::spawn(ready(Arc::downgrade(&state)));
 
         let admin_server = admin_listener.map(|(listener, address)| {
             let router = state.admin.router();
@@ -137,6 +191,7 @@ impl Node {
             address,
             admin_server,
             signals: None,
+            follow,
         })
     }
 
@@ -202,23 +257,25 @@ impl Node {
         self.taken = self.file.stamp().ok();
         let (file, plan) = load(self.file.clone()).await;
         self.file = file;
+        self.state.take(plan, &self.file).await;
+    }
+}
+
+impl State {
+    /// Goes over to the file as it is now, if it can be used.
+    async fn take(&self, plan: Result<Plan, LoadError>, file: &ConfigFile) {
+        let applying = self.applying.lock().await;
+        let plan = plan.and_then(|plan| self.with_shared(plan, file));
         match plan {
             Ok(plan) => {
-                let pending = self.state.gateway.lock().prepare(&plan);
-                if !discovered(pending, NEW_CLUSTERS).await {
-                    tracing::warn!(
-                        event = "discovery_slow",
-                        "routes lead to a new cluster that is not discovered yet"
-                    );
-                }
-                let restart_needed = self.state.apply(&plan);
-                let mut version = 0;
-                self.state.admin.update_config(|config| {
+                let restart_needed = self.go_over(&plan).await;
+                *self.file_refused.lock() = None;
+                self.admin.update_config(|config| {
                     config.version += 1;
-                    config.refused = None;
                     config.restart_needed = restart_needed.clone();
-                    version = config.version;
                 });
+                self.tell_shared();
+                let version = self.admin.config().version;
                 tracing::info!(event = "config_applied", version, "configuration applied");
                 for key in restart_needed {
                     tracing::warn!(event = "restart_needed", key, "change takes a restart");
@@ -231,16 +288,79 @@ impl Node {
                     reason,
                     "the old configuration goes on"
                 );
-                self.state.admin.update_config(|config| {
-                    config.rejected += 1;
-                    config.refused = Some(reason);
-                });
+                *self.file_refused.lock() = Some(reason);
+                self.file_refusals.fetch_add(1, Relaxed);
+                self.tell_shared();
             }
         }
+        drop(applying);
     }
-}
 
-impl State {
+    /// A plan of the file with what stands in the store.
+    fn with_shared(&self, plan: Plan, file: &ConfigFile) -> Result<Plan, LoadError> {
+        let Some(shared) = &self.shared else {
+            return Ok(plan);
+        };
+        let ground = Ground {
+            file: file.clone(),
+            settings: plan.settings.clone(),
+        };
+        Ok(shared.reground(ground)?.unwrap_or(plan))
+    }
+
+    /// Goes over to what stands in the store now, if it can be used.
+    async fn take_shared(&self) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let applying = self.applying.lock().await;
+        match shared.plan() {
+            Ok(Some(plan)) => {
+                self.go_over(&plan).await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::error!(
+                    event = "config_refused",
+                    reason,
+                    "the old configuration goes on"
+                );
+            }
+        }
+        self.tell_shared();
+        drop(applying);
+    }
+
+    /// Says which configuration is in force, and what was refused.
+    fn tell_shared(&self) {
+        let followed = self.shared.as_ref().map(Shared::followed);
+        let file_refused = self.file_refused.lock().clone();
+        let file_refusals = self.file_refusals.load(Relaxed);
+        self.admin.update_config(|config| {
+            config.refused = file_refused;
+            config.rejected = file_refusals;
+            if let Some(followed) = followed {
+                config.version = followed.version;
+                config.refused = config.refused.take().or(followed.refused);
+                config.rejected += followed.refusals;
+            }
+        });
+    }
+
+    /// Goes over to a plan once its new clusters are discovered, or have had their time; returns
+    /// the keys that would need a restart.
+    async fn go_over(&self, plan: &Plan) -> Vec<String> {
+        let pending = self.gateway.lock().prepare(plan);
+        if !discovered(pending, NEW_CLUSTERS).await {
+            tracing::warn!(
+                event = "discovery_slow",
+                "routes lead to a new cluster that is not discovered yet"
+            );
+        }
+        self.apply(plan)
+    }
+
     /// Goes over to a plan; returns the keys that would need a restart.
     fn apply(&self, plan: &Plan) -> Vec<String> {
         let mut gateway = self.gateway.lock();
@@ -270,9 +390,16 @@ impl State {
         if self.store != plan.settings.store {
             restart_needed.push(String::from("store"));
         }
+        if self.config_store != plan.settings.config_store {
+            restart_needed.push(String::from("config_store"));
+        }
+        if current.register != next.register {
+            restart_needed.push(String::from("node.register"));
+        }
         let mut next = next.clone();
         next.listen = current.listen;
         next.admin = current.admin;
+        next.register.clone_from(&current.register);
         self.node.store(Arc::new(next));
         restart_needed
     }
@@ -313,6 +440,46 @@ fn default_id(address: SocketAddr) -> String {
     }
 }
 
+/// This node among the others, if it is to be known to any.
+fn membership(
+    node: &NodeSettings,
+    address: SocketAddr,
+    default_id: &str,
+    redis: Option<Connection>,
+) -> Membership {
+    let register = node.register.as_ref();
+    let advertised = register.and_then(|register| register.advertise.clone());
+    let endpoint = Endpoint::new(advertised.unwrap_or_else(|| Address::from(address)));
+    let endpoint = endpoint.id(node.id.as_deref().unwrap_or(default_id));
+    let endpoint = match &node.zone {
+        Some(zone) => endpoint.zone(zone.as_str()),
+        None => endpoint,
+    };
+    let Some((register, redis)) = register.zip(redis) else {
+        return Membership::alone(endpoint);
+    };
+    let registry = Registry::new(RedisRegistry::new(redis.clone())).ttl(register.ttl);
+    let discovery = Discovery::new(RedisServices::new(redis).heartbeat(register.ttl / 3));
+    Membership::new(register.service.as_str(), endpoint, registry, &discovery)
+}
+
+/// Follows the configuration in a store from now on, once it was heard of or had its time.
+async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
+    let shared = state.shared.as_ref()?;
+    let mut changes = shared.changes();
+    // An error says that its time is over.
+    drop(tokio::time::timeout(CONFIGURATION, shared.settled()).await);
+    state.take_shared().await;
+    let state = Arc::downgrade(state);
+    let following = tokio::spawn(async move {
+        while changes.changed().await.is_ok() {
+            let Some(state) = state.upgrade() else { return };
+            state.take_shared().await;
+        }
+    });
+    Some(following.abort_handle())
+}
+
 /// Whether discovery has spoken for all of these clusters within this time.
 async fn discovered(clusters: Vec<Cluster>, patience: Duration) -> bool {
     let discovered = async {
@@ -323,21 +490,38 @@ async fn discovered(clusters: Vec<Cluster>, patience: Duration) -> bool {
     tokio::time::timeout(patience, discovered).await.is_ok()
 }
 
-/// Says that the node is ready once discovery has spoken for every cluster, or has had its time.
-async fn ready(state: Arc<State>) {
-    let clusters = state.gateway.lock().clusters();
+/// Says that the node is ready once it has a configuration and discovery has spoken for every
+/// cluster, or has had its time; then the others may know of it.
+async fn ready(state: Weak<State>) {
+    let configured = {
+        let Some(state) = state.upgrade() else { return };
+        state.shared.as_ref().map(Shared::configured)
+    };
+    if let Some(configured) = configured {
+        configured.await;
+    }
+    let clusters = {
+        let Some(state) = state.upgrade() else { return };
+        state.take_shared().await;
+        state.gateway.lock().clusters()
+    };
     if !discovered(clusters, DISCOVERY).await {
         tracing::warn!(
             event = "discovery_slow",
             "ready before every cluster was discovered"
         );
     }
+    let Some(state) = state.upgrade() else { return };
     state.admin.set_readiness(Readiness::Ready);
+    if state.admin.readiness() == Readiness::Ready {
+        state.membership.register();
+    }
 }
 
-/// Finishes what is in flight, upgraded connections too, within the time that the file allows.
+/// Tells the others, then finishes what is in flight, upgraded connections too, within the time that the file allows.
 async fn drain(server: &Server, state: &State) {
     state.admin.set_readiness(Readiness::Draining);
+    state.membership.leave().await;
     let limit = state.node.load().drain;
     let until = time::after(time::now(), limit);
     let closed = server.drain(limit).await;

@@ -123,7 +123,12 @@ pub(crate) fn json(endpoint: &Endpoint) -> serde_json::Value {
     json
 }
 
-fn address(value: &Value<'_>) -> Result<Address, Mistakes> {
+/// Reads an address.
+///
+/// # Errors
+///
+/// When it is none.
+pub(crate) fn address(value: &Value<'_>) -> Result<Address, Mistakes> {
     text(value)
         .ok()
         .and_then(|text| text.parse().ok())

@@ -15,7 +15,8 @@
 //! - With [`Discovery::snapshot_dir`] a process that starts while its registry is down serves the
 //!   last good list of the process before it.
 //!
-//! Sources: [`Fixed`], [`File`], [`Dns`], [`SystemDns`], [`EtcdPrefix`], [`poll_fn`], [`from_stream`], and any [`DiscoveryBackend`]; out of
+//! Sources: [`Fixed`], [`File`], [`Dns`], [`SystemDns`], [`EtcdPrefix`],
+//! [`RedisServices`], [`poll_fn`], [`from_stream`], and any [`DiscoveryBackend`]; out of
 //! them [`Merge`], [`Fallback`] and [`Filter`] make others. [`ServiceWatch::into_discover`] feeds
 //! what takes a [`tower::discover::Discover`]. The [`conformance`] kit tests a backend.
 //!
@@ -81,6 +82,8 @@ mod guard;
 #[cfg(feature = "file")]
 pub(crate) mod listing;
 mod name;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
 mod roster;
 #[cfg(test)]
 mod script;
@@ -109,6 +112,8 @@ pub use file::File;
 pub use fixed::Fixed;
 pub use guard::{Empties, Guard};
 pub use name::ServiceName;
+#[cfg(feature = "redis")]
+pub use redis::RedisServices;
 pub use service::ServiceDiscovery;
 pub use snapshot::{Diff, Snapshot, State};
 pub use stats::Stats;

@@ -39,10 +39,14 @@ mod backend;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod registry;
 
 pub use backend::{Announced, Lease, Record, RegistryBackend};
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdRegistry;
 pub use memory::Memory;
+#[cfg(feature = "redis")]
+pub use redis::RedisRegistry;
 pub use registry::{Registration, RegistrationState, Registry};

@@ -9,6 +9,7 @@
 //! | [`Memory`] | yes | yes | one process: tests, and a node that is alone |
 //! | [`Files`] | | yes | a folder, one file a key |
 //! | [`EtcdStore`] | yes | yes | feature `etcd` |
+//! | [`RedisStore`] | yes | yes | feature `redis` |
 //!
 //! [`Lock`] is built on any state store, [`Config`] on any configuration store.
 //!
@@ -41,14 +42,13 @@ mod files;
 mod lock;
 mod memory;
 #[cfg(feature = "redis")]
-#[cfg_attr(
-    not(feature = "cache"),
-    allow(dead_code, unused_imports, reason = "the cache uses it")
-)]
-pub mod redis;
+mod redis_store;
 mod state;
 mod version;
 
+#[cfg(feature = "redis")]
+#[doc(hidden)]
+pub use crate::redis;
 pub use config::{Config, ConfigEvent, ConfigStore, Refusal};
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;
@@ -56,5 +56,7 @@ pub use etcd::EtcdStore;
 pub use files::Files;
 pub use lock::Lock;
 pub use memory::Memory;
+#[cfg(feature = "redis")]
+pub use redis_store::RedisStore;
 pub use state::StateStore;
 pub use version::{Expected, StoreError, Version, Versioned};

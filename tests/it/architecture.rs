@@ -13,7 +13,7 @@ use std::{
 const RANKS: [&[&str]; 10] = [
     &["error", "sync", "time"],
     &[
-        "body", "client", "endpoint", "etcd", "head", "outcome", "yaml",
+        "body", "client", "endpoint", "etcd", "head", "outcome", "redis", "yaml",
     ],
     &[
         "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
@@ -81,6 +81,8 @@ const PURE: &[&str] = &[
     "discover/dns/name.rs",
     "discover/etcd/entry.rs",
     "discover/guard",
+    "discover/redis/entry.rs",
+    "discover/redis/keys.rs",
     "discover/roster",
     "discover/snapshot",
     "edge/forwarded.rs",

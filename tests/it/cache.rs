@@ -12,7 +12,7 @@ use tower_gateway::{
         Acknowledge, Answer, Bypass, Fill, Hit, Keep, Key, Level, Lookup, NotAcknowledged,
         Partition, Purge, Scope, TieredCache, Verdict, store::Redis,
     },
-    store::redis::{Connection, Options},
+    redis::{Connection, Options},
 };
 
 use crate::support::{redis::RedisServer, until};

@@ -1,4 +1,4 @@
-//! What a route keeps of its responses, and how much memory that may take.
+//! What a route keeps of its responses.
 
 use std::time::Duration;
 
@@ -36,26 +36,6 @@ pub struct CacheSettings {
     pub query: QueryRules,
 }
 
-/// What is kept for all routes.
-///
-/// # Defaults
-///
-/// - `cache_memory`: 256 MiB
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StoreSettings {
-    /// Bytes of responses that this process keeps, at most.
-    pub cache_memory: usize,
-}
-
-impl Default for StoreSettings {
-    fn default() -> Self {
-        Self {
-            cache_memory: 256 << 20,
-        }
-    }
-}
-
 pub(super) fn read(value: &Value<'_>) -> Result<CacheSettings, Mistakes> {
     let mut fields = value.fields()?;
     let default_ttl = fields.optional("default_ttl", duration);
@@ -79,15 +59,6 @@ pub(super) fn read(value: &Value<'_>) -> Result<CacheSettings, Mistakes> {
         max_staleness: max_staleness.unwrap_or(Duration::from_secs(1)),
         on_partition: on_partition.unwrap_or_default(),
         query,
-    }))
-}
-
-pub(super) fn read_store(value: &Value<'_>) -> Result<StoreSettings, Mistakes> {
-    let mut fields = value.fields()?;
-    let cache_memory = fields.optional("cache_memory", size);
-    let default = StoreSettings::default();
-    fields.finish(Some(StoreSettings {
-        cache_memory: cache_memory.unwrap_or(default.cache_memory),
     }))
 }
 

@@ -122,6 +122,11 @@ pub enum DiscoverySettings {
         /// Where etcd is.
         etcd: EtcdSettings,
     },
+    /// They are registered in the Redis that the nodes share.
+    Redis {
+        /// The service whose instances they are.
+        service: String,
+    },
 }
 
 /// The cookie that keeps a session at one endpoint.
@@ -265,6 +270,7 @@ impl Reader<'_> {
             Dns,
             DnsSrv,
             Etcd,
+            Redis,
         }
         let mut fields = value.fields()?;
         let kind = one_of(&[
@@ -273,6 +279,7 @@ impl Reader<'_> {
             ("dns", Kind::Dns),
             ("dns_srv", Kind::DnsSrv),
             ("etcd", Kind::Etcd),
+            ("redis", Kind::Redis),
         ]);
         let discovery = match fields.required("type", kind) {
             // Which other keys are known depends on the type.
@@ -309,6 +316,15 @@ impl Reader<'_> {
                 prefix
                     .zip(etcd)
                     .map(|(prefix, etcd)| DiscoverySettings::Etcd { prefix, etcd })
+            }
+            Some(Kind::Redis) => {
+                if !self.has_redis {
+                    fields.keep::<()>(Err(
+                        value.wrong("expected store with type redis beside clusters, found none")
+                    ));
+                }
+                let service = fields.required("service", text);
+                service.map(|service| DiscoverySettings::Redis { service })
             }
         };
         fields.finish(discovery)

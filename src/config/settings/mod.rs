@@ -14,6 +14,7 @@ mod outlier;
 mod place;
 mod policy;
 mod route;
+mod store;
 mod structure;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ use std::{
 
 pub use affinity::{AffinityPolicy, AffinitySettings};
 pub use breaker::BreakerSettings;
-pub use cache::{CacheSettings, StoreSettings};
+pub use cache::CacheSettings;
 pub use cluster::{
     ClusterSettings, ConnectionCap, DiscoverySettings, Identity, Protocol, StickySettings,
     TlsSettings,
@@ -36,14 +37,15 @@ pub use etcd::EtcdSettings;
 pub use failover::FailoverSettings;
 pub use health::{CheckSettings, HealthSettings};
 pub use limit::LimitSettings;
-pub use node::{NodeSettings, Secret};
+pub use node::{NodeSettings, RegisterSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
 pub use route::{RouteSettings, Share};
+pub use store::{ConfigPlace, ConfigStoreSettings, RedisSettings, StoreSettings};
 pub use structure::ZoneSettings;
 
 use super::ConfigError;
-use crate::yaml::{self, Mistakes, Value, text};
+use crate::yaml::{self, Fields, Mistakes, Value, text};
 
 /// A whole configuration file.
 ///
@@ -54,6 +56,7 @@ use crate::yaml::{self, Mistakes, Value, text};
 ///
 /// - `clusters`, `routes`: none
 /// - `store`: this process alone
+/// - `config_store`: none, clusters and routes stand in the file
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -65,6 +68,8 @@ pub struct Settings {
     pub routes: Vec<RouteSettings>,
     /// What is kept for all routes.
     pub store: StoreSettings,
+    /// Where the clusters and routes are instead, if they are not in the file.
+    pub config_store: Option<ConfigStoreSettings>,
 }
 
 impl Settings {
@@ -82,10 +87,46 @@ impl Settings {
             folder: file.parent().unwrap_or_else(|| Path::new("")),
             policies,
             has_zone: true,
+            has_redis: true,
         };
         yaml::parse(text)
             .and_then(|tree| reader.settings(&Value::root(&tree)))
             .map_err(|mistakes| ConfigError::new(file, mistakes.into_vec()))
+    }
+
+    /// These settings with the clusters and routes of another text, which has no others.
+    ///
+    /// `source` gives its name to the mistakes; paths in the text are relative to the folder of
+    /// `file`.
+    ///
+    /// # Errors
+    ///
+    /// When the text is not YAML, has a key that is not known, or a value that cannot be used.
+    pub fn with_shared(
+        &self,
+        text: &str,
+        source: &Path,
+        file: &Path,
+        policies: &[&str],
+    ) -> Result<Self, ConfigError> {
+        let reader = Reader {
+            folder: file.parent().unwrap_or_else(|| Path::new("")),
+            policies,
+            has_zone: self.node.zone.is_some(),
+            has_redis: self.store.redis.is_some(),
+        };
+        let traffic = yaml::parse(text).and_then(|tree| {
+            let mut fields = Value::root(&tree).fields()?;
+            let traffic = reader.traffic(&mut fields);
+            fields.finish(Some(traffic))
+        });
+        let (clusters, routes) =
+            traffic.map_err(|mistakes| ConfigError::new(source, mistakes.into_vec()))?;
+        Ok(Self {
+            clusters,
+            routes,
+            ..self.clone()
+        })
     }
 }
 
@@ -96,13 +137,49 @@ struct Reader<'r> {
     policies: &'r [&'r str],
     /// Whether the node has a zone, as far as that is known.
     has_zone: bool,
+    /// Whether there is a Redis that the nodes share, as far as that is known.
+    has_redis: bool,
 }
+
+/// What says where requests go.
+type Traffic = (BTreeMap<String, ClusterSettings>, Vec<RouteSettings>);
 
 impl Reader<'_> {
     fn settings(mut self, root: &Value<'_>) -> Result<Settings, Mistakes> {
         let mut fields = root.fields()?;
+        let store_value = fields.value("store");
+        let store = store_value.and_then(|value| fields.keep(store::store(&value)));
+        // A store with a mistake of its own is not one that is missing.
+        let is_read = fields.is_right();
+        self.has_redis = !is_read || store.as_ref().is_some_and(|store| store.redis.is_some());
         let node = fields.required("node", |node| self.node(node));
         self.has_zone = node.as_ref().is_none_or(|node| node.zone.is_some());
+        let config_store = fields.optional("config_store", |value| {
+            store::config_store(value, store.as_ref())
+        });
+        if config_store.is_some() {
+            for key in ["clusters", "routes"] {
+                if let Some(value) = fields.value(key) {
+                    fields.keep::<()>(Err(value.wrong("expected it in the config_store alone")));
+                }
+            }
+        }
+        let (clusters, routes) = match config_store {
+            Some(_) => Traffic::default(),
+            None => self.traffic(&mut fields),
+        };
+        let settings = node.map(|node| Settings {
+            node,
+            clusters,
+            routes,
+            store: store.unwrap_or_default(),
+            config_store,
+        });
+        fields.finish(settings)
+    }
+
+    /// The keys `clusters` and `routes`.
+    fn traffic(self, fields: &mut Fields<'_>) -> Traffic {
         let clusters = fields.value("clusters");
         // A route to a cluster with a mistake of its own is not one more mistake.
         let names: Vec<&str> = match clusters.as_ref().map(Value::entries) {
@@ -129,14 +206,7 @@ impl Reader<'_> {
         for contradiction in limit::contradictions(routes.as_deref().unwrap_or_default()) {
             fields.keep::<()>(Err(contradiction.into()));
         }
-        let store = fields.optional("store", cache::read_store);
-        let settings = node.map(|node| Settings {
-            node,
-            clusters: clusters.unwrap_or_default(),
-            routes: routes.unwrap_or_default(),
-            store: store.unwrap_or_default(),
-        });
-        fields.finish(settings)
+        (clusters.unwrap_or_default(), routes.unwrap_or_default())
     }
 
     /// A path, relative to the folder of the configuration file.

@@ -3,7 +3,14 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::Reader;
-use crate::yaml::{Fields, Mistakes, Value, duration, number, socket_addr, text};
+use crate::{
+    discover::listing::address,
+    endpoint::Address,
+    yaml::{Fields, Mistakes, Value, duration, number, positive_duration, socket_addr, text},
+};
+
+/// A record that lives shorter dies of a pause.
+const LEAST_TTL: Duration = Duration::from_secs(1);
 
 /// The settings of this process.
 ///
@@ -11,7 +18,7 @@ use crate::yaml::{Fields, Mistakes, Value, duration, number, socket_addr, text};
 ///
 /// - `id`: none, which stands for the host name and the port
 /// - `zone`: none
-/// - `admin`, `admin_token`, `snapshot_dir`: none
+/// - `admin`, `admin_token`, `snapshot_dir`, `register`: none
 /// - `trusted_hops`: 0
 /// - `drain`: 10 s
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +40,25 @@ pub struct NodeSettings {
     pub drain: Duration,
     /// Where the last good lists are kept.
     pub snapshot_dir: Option<PathBuf>,
+    /// How the other nodes know of this one, if they do.
+    pub register: Option<RegisterSettings>,
+}
+
+/// How a node is known to the others.
+///
+/// # Defaults
+///
+/// - `advertise`: where it listens
+/// - `ttl`: 10 s
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RegisterSettings {
+    /// The service whose instances the nodes are.
+    pub service: String,
+    /// Where the others reach it.
+    pub advertise: Option<Address>,
+    /// How long it is known after it fell silent.
+    pub ttl: Duration,
 }
 
 /// A text that is not printed.
@@ -43,6 +69,10 @@ impl Secret {
     #[cfg(test)]
     pub(super) fn new(text: &str) -> Self {
         Self(text.to_owned())
+    }
+
+    pub(super) fn from_text(text: String) -> Self {
+        Self(text)
     }
 
     /// The text itself.
@@ -71,6 +101,7 @@ impl Reader<'_> {
         let trusted_hops = fields.optional("trusted_hops", number(0..=u8::MAX));
         let drain = fields.optional("drain", duration);
         let snapshot_dir = fields.optional("snapshot_dir", |path| self.path(path));
+        let register = fields.optional("register", |value| self.register(value, listen));
         let node = listen.map(|listen| NodeSettings {
             id,
             zone,
@@ -80,8 +111,45 @@ impl Reader<'_> {
             trusted_hops: trusted_hops.unwrap_or(0),
             drain: drain.unwrap_or(Duration::from_secs(10)),
             snapshot_dir,
+            register,
         });
         fields.finish(node)
+    }
+
+    fn register(
+        self,
+        value: &Value<'_>,
+        listen: Option<SocketAddr>,
+    ) -> Result<RegisterSettings, Mistakes> {
+        let mut fields = value.fields()?;
+        if !self.has_redis {
+            fields.keep::<()>(Err(
+                value.wrong("expected store with type redis beside node, found none")
+            ));
+        }
+        let service = fields.required("service", text);
+        let advertised = fields.value("advertise");
+        let advertise = advertised
+            .as_ref()
+            .and_then(|value| fields.keep(address(value)));
+        if advertised.is_none() && listen.is_some_and(|listen| listen.ip().is_unspecified()) {
+            fields.keep::<()>(Err(value.wrong(
+                "expected advertise, where the others reach a node that listens on every address",
+            )));
+        }
+        let ttl = fields.optional("ttl", |value| {
+            let ttl = positive_duration(value)?;
+            if ttl < LEAST_TTL {
+                return Err(value.expected("a duration of at least 1s"));
+            }
+            Ok(ttl)
+        });
+        let register = service.map(|service| RegisterSettings {
+            service,
+            advertise,
+            ttl: ttl.unwrap_or(Duration::from_secs(10)),
+        });
+        fields.finish(register)
     }
 }
 

@@ -36,6 +36,7 @@ node:
   trusted_hops: 1
   drain: 5s
   snapshot_dir: state
+  register: { service: api-gateway, advertise: "gateway-1.internal:80", ttl: 5s }
 clusters:
   users:
     discovery:
@@ -115,6 +116,9 @@ routes:
       - { name: users, weight: 95, subset: { version: v2, stage: prod } }
       - { name: files, weight: 5 }
 store:
+  type: redis
+  url: "redis://user:hunter2@127.0.0.1:6379"
+  namespace: gw-1
   cache_memory: 64MiB
 "#;
 
@@ -183,6 +187,11 @@ fn a_file_with_every_key_is_read() {
             trusted_hops: 1,
             drain: Duration::from_secs(5),
             snapshot_dir: Some("etc/state".into()),
+            register: Some(RegisterSettings {
+                service: "api-gateway".into(),
+                advertise: Some("gateway-1.internal:80".parse().unwrap()),
+                ttl: Duration::from_secs(5),
+            }),
         }
     );
     let token = settings.node.admin_token.unwrap();
@@ -311,7 +320,7 @@ fn a_file_with_every_key_is_read() {
         .collect();
     assert_eq!(name, "least_loaded");
     assert_eq!(*hash_key, Some(HashKey::path()));
-    assert_eq!(options, [("window", "10s", 49), ("sample", "2", 49)]);
+    assert_eq!(options, [("window", "10s", 50), ("sample", "2", 50)]);
 
     assert_eq!(
         settings.routes,
@@ -392,7 +401,17 @@ fn a_file_with_every_key_is_read() {
             },
         ]
     );
-    assert_eq!(settings.store.cache_memory, 64 << 20);
+    assert_eq!(
+        settings.store,
+        StoreSettings {
+            redis: Some(RedisSettings {
+                url: Secret::new("redis://user:hunter2@127.0.0.1:6379"),
+                namespace: "gw-1".into(),
+            }),
+            cache_memory: 64 << 20,
+        }
+    );
+    assert_eq!(settings.config_store, None);
 }
 
 #[test]
@@ -413,6 +432,7 @@ clusters: { users: { discovery: { type: file, path: /a }, max_connections: 7 } }
             trusted_hops: 0,
             drain: Duration::from_secs(10),
             snapshot_dir: None,
+            register: None,
         }
     );
     assert_eq!(
@@ -473,7 +493,8 @@ fn a_reload_sees_which_clusters_changed() {
 
 #[test]
 fn the_token_is_never_printed() {
-    assert!(!format!("{:?}", parse(FULL).unwrap()).contains("s3cret"));
+    let printed = format!("{:?}", parse(FULL).unwrap());
+    assert!(!printed.contains("s3cret") && !printed.contains("hunter2"));
     let printed = parse(&FULL.replace("s3cret", "'s3 cret'")).unwrap_err();
     assert!(!format!("{printed} {printed:?}").contains("s3"));
 }
@@ -527,7 +548,7 @@ nodes: {}
             "gateway.yaml:5: clusters.users.discovery: expected a mapping, found nothing",
             "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"; did you mean \"http1\"?",
             "gateway.yaml:8: node.listen: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"here\"",
-            "gateway.yaml:9: nodes: expected one of node, clusters, routes, store, found the unknown key \"nodes\"; did you mean \"node\"?",
+            "gateway.yaml:9: nodes: expected one of store, node, config_store, clusters, routes, found the unknown key \"nodes\"; did you mean \"node\"?",
         ]
     );
     assert_eq!(
@@ -850,13 +871,13 @@ fn discovery_is_checked() {
         (
             "path: a",
             vec![
-                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, found nothing",
+                "gateway.yaml:4: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, redis, found nothing",
             ],
         ),
         (
             "type: dsn",
             vec![
-                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, found \"dsn\"",
+                "gateway.yaml:5: clusters.users.discovery.type: expected one of static, file, dns, dns_srv, etcd, redis, found \"dsn\"",
             ],
         ),
         (
@@ -1146,14 +1167,8 @@ fn caches_are_checked() {
         refused_route(&route(cache), &[&mistake]);
     }
     let minimal = "node: { listen: 127.0.0.1:0 }\n";
-    assert_eq!(
-        parse(minimal).unwrap().store,
-        StoreSettings {
-            cache_memory: 256 << 20
-        }
-    );
-    let mistake =
-        "gateway.yaml:2: store.type: expected one of cache_memory, found the unknown key \"type\"";
+    assert_eq!(parse(minimal).unwrap().store, StoreSettings::default());
+    let mistake = "gateway.yaml:2: store.url: expected the URL of a Redis, such as redis://127.0.0.1:6379, found nothing";
     assert_eq!(
         refused(&format!("{minimal}store: {{ type: redis }}\n")),
         [mistake]
@@ -1322,16 +1337,16 @@ fn a_limit_has_one_meaning_in_a_file() {
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
     let minimal = "node: { listen: 127.0.0.1:0 }\n";
-    for key in ["config_store", "alerts"] {
+    for key in ["alerts", "plugins"] {
         let mistake = format!(
-            "gateway.yaml:2: {key}: expected one of node, clusters, routes, store, found the unknown key \"{key}\""
+            "gateway.yaml:2: {key}: expected one of store, node, config_store, clusters, routes, found the unknown key \"{key}\""
         );
         assert_eq!(refused(&format!("{minimal}{key}: {{}}\n")), [mistake]);
     }
     refused_node(
-        "listen: 127.0.0.1:0\nregister: { service: a }",
+        "listen: 127.0.0.1:0\ndiscover: { service: a }",
         &[
-            "gateway.yaml:3: node.register: expected one of id, zone, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, found the unknown key \"register\"",
+            "gateway.yaml:3: node.discover: expected one of id, zone, listen, admin, admin_token, trusted_hops, drain, snapshot_dir, register, found the unknown key \"discover\"",
         ],
     );
     refused_cluster(
@@ -1369,7 +1384,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 83);
+    assert_eq!(tried, 87);
 }
 
 proptest! {
@@ -1522,4 +1537,154 @@ fn breakers_are_read() {
             "gateway.yaml:5: clusters.users.adaptive_concurrency.max: expected a number from 5 to 1000000, found \"4\"",
         ],
     );
+}
+
+const ETCD_CONFIG: &str =
+    "config_store: { type: etcd, endpoints: [\"http://127.0.0.1:2379\"], key: /gw/config }\n";
+
+#[test]
+fn a_node_registers_in_the_redis_that_nodes_share() {
+    let text = "node: { listen: 127.0.0.1:80, register: { service: gw } }\n\
+                store: { type: redis, url: \"redis://127.0.0.1\" }\n\
+                clusters: { a: { discovery: { type: redis, service: users } } }\n";
+    let settings = parse(text).unwrap();
+    let register = settings.node.register.unwrap();
+    assert_eq!(register.service, "gw");
+    assert_eq!(
+        (register.advertise, register.ttl),
+        (None, Duration::from_secs(10))
+    );
+    assert_eq!(settings.store.redis.unwrap().namespace, "gw");
+    let discovery = &settings.clusters["a"].discovery;
+    assert_eq!(
+        *discovery,
+        DiscoverySettings::Redis {
+            service: "users".into()
+        }
+    );
+}
+
+#[test]
+fn what_needs_a_redis_says_so() {
+    let node = |register: &str, rest: &str| {
+        refused(&format!(
+            "node: {{ listen: 0.0.0.0:80, register: {register} }}\n{rest}"
+        ))
+    };
+    let store = "store: { type: redis, url: \"redis://127.0.0.1\" }\n";
+    let at = "gateway.yaml:1: node.register";
+    for (register, rest, mistakes) in [
+        (
+            "{ service: gw, advertise: a:80 }",
+            "",
+            vec![format!(
+                "{at}: expected store with type redis beside node, found none"
+            )],
+        ),
+        (
+            "{ service: gw }",
+            store,
+            vec![format!(
+                "{at}: expected advertise, where the others reach a node that listens on every address"
+            )],
+        ),
+        (
+            "{ advertise: a:80 }",
+            store,
+            vec![format!("{at}.service: expected a text, found nothing")],
+        ),
+        (
+            "{ service: gw, advertise: a, ttl: 200ms }",
+            store,
+            vec![
+                format!(
+                    "{at}.advertise: expected host:port, such as 127.0.0.1:8080, [::1]:8080 or \
+                     users.internal:80, found \"a\""
+                ),
+                format!("{at}.ttl: expected a duration of at least 1s, found \"200ms\""),
+            ],
+        ),
+    ] {
+        assert_eq!(node(register, rest), mistakes);
+    }
+    assert_eq!(
+        refused(
+            "node: { listen: 127.0.0.1:80 }\n\
+             clusters: { a: { discovery: { type: redis, service: users } } }\n"
+        ),
+        [
+            "gateway.yaml:2: clusters.a.discovery: expected store with type redis beside clusters, found none"
+        ]
+    );
+    // A store that is wrong is not one that is missing.
+    assert_eq!(
+        refused(
+            "node: { listen: 127.0.0.1:80, register: { service: gw } }\n\
+             store: { type: redis, url: \"http://:s3cret@a\", namespace: \"{a}\" }\n"
+        ),
+        [
+            "gateway.yaml:2: store.url: expected the URL of a Redis, such as \
+             redis://127.0.0.1:6379, found another text",
+            "gateway.yaml:2: store.namespace: expected visible ASCII characters without braces, \
+             found the quoted \"{a}\"",
+        ]
+    );
+}
+
+#[test]
+fn a_configuration_may_stand_in_a_store() {
+    let node = "node: { listen: 127.0.0.1:80 }\n";
+    let settings = parse(&format!("{node}{ETCD_CONFIG}")).unwrap();
+    let store = settings.config_store.clone().unwrap();
+    assert_eq!(store.name(), "etcd:/gw/config");
+    let redis = "config_store: { type: redis, url: \"redis://127.0.0.1\" }\n";
+    let redis = parse(&format!("{node}{redis}")).unwrap();
+    assert_eq!(redis.config_store.unwrap().name(), "redis:/gateway/config");
+    for (store, mistake) in [
+        (
+            "{ type: redis, key: a }",
+            "config_store: expected url in it, or store with type redis beside it, found neither",
+        ),
+        (
+            "{ type: zookeeper }",
+            "config_store.type: expected one of etcd, redis, found \"zookeeper\"",
+        ),
+        (
+            "{ type: etcd, key: a }",
+            "config_store.endpoints: expected a list, found nothing",
+        ),
+    ] {
+        let mistake = format!("gateway.yaml:2: {mistake}");
+        assert_eq!(
+            refused(&format!("{node}config_store: {store}\n")),
+            [mistake]
+        );
+    }
+    assert_eq!(
+        refused(&format!("{node}{ETCD_CONFIG}clusters: {{}}\n")),
+        ["gateway.yaml:3: clusters: expected it in the config_store alone"]
+    );
+
+    let shared = |text: &str| {
+        let file = Path::new("etc/gateway.yaml");
+        settings.with_shared(text, Path::new("etcd:/gw/config"), file, POLICIES)
+    };
+    let text = "clusters: { a: { discovery: { type: file, path: a.yaml } } }\n\
+                routes: [ { match: {}, cluster: a } ]\n";
+    let whole = shared(text).unwrap();
+    assert_eq!((whole.clusters.len(), whole.routes.len()), (1, 1));
+    assert_eq!(whole.node, settings.node);
+    for (text, mistake) in [
+        (
+            "node: {}\n",
+            "node: expected one of clusters, routes, found the unknown key \"node\"",
+        ),
+        (
+            "clusters: { a: { discovery: { type: redis, service: b } } }\n",
+            "clusters.a.discovery: expected store with type redis beside clusters, found none",
+        ),
+    ] {
+        let found = shared(text).unwrap_err().to_string();
+        assert_eq!(found, format!("etcd:/gw/config:1: {mistake}"));
+    }
 }

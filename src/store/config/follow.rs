@@ -332,6 +332,9 @@ impl<T: Send + Sync + 'static> Follower<T> {
             return;
         };
         let kept = tokio::task::spawn_blocking(move || {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
             // Whole or not at all.
             let beside = path.with_extension("new");
             std::fs::write(&beside, text)?;
@@ -412,7 +415,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_good_value_is_there_before_the_store_is() {
         let folder = tempfile::tempdir().unwrap();
-        let copy = folder.path().join("limit");
+        let copy = folder.path().join("made/limit");
         let store = Memory::new();
         put(&store, "7").await;
         let config = Config::follow_with_copy(Arc::new(store), "limit", number, &copy);

@@ -23,7 +23,7 @@ use crate::{
         value::Encoded,
         version::{Epoch, News, Purge, Stamp},
     },
-    store::redis::{Argument, Connection, Notice, RedisError, Script, Subscription},
+    redis::{Argument, Connection, Notice, RedisError, Script, Subscription},
 };
 
 /// Bodies up to so many bytes are in the entry; larger ones are got without a script.

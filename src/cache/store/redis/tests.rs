@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     cache::{store::shard::Shard, version::Epoch},
-    store::redis::Options,
+    redis::Options,
 };
 
 #[path = "../../../../tests/it/support/redis.rs"]

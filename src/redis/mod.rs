@@ -2,7 +2,7 @@
 //! a gate that keeps requests from waiting for a server that does not answer.
 //!
 //! ```no_run
-//! use tower_gateway::store::redis::{Connection, InvalidUrl, Options};
+//! use tower_gateway::redis::{Connection, InvalidUrl, Options};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), InvalidUrl> {

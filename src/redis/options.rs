@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use fred::{
     clients::Client,
-    error::Error,
+    error::{Error, ErrorKind},
     types::{
         Builder, RespVersion,
         config::{Config, ReconnectPolicy, TcpConfig, UnresponsiveConfig},
@@ -48,6 +48,15 @@ impl Options {
     ///
     /// [`InvalidUrl`] for anything else.
     pub fn new(url: &str) -> Result<Self, InvalidUrl> {
+        // The client takes any scheme for that of a single server.
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let (kind, way) = scheme.split_once('-').unwrap_or((scheme, ""));
+        let is_known = matches!(kind, "redis" | "rediss" | "valkey" | "valkeys")
+            && matches!(way, "" | "cluster" | "sentinel");
+        if !is_known {
+            let error = Error::new(ErrorKind::Config, "unknown scheme");
+            return Err(InvalidUrl(error));
+        }
         let mut config = Config::from_url(url).map_err(InvalidUrl)?;
         // A store that is unreachable at start does not stop the node.
         config.fail_fast = false;
@@ -136,7 +145,7 @@ mod tests {
         let cluster = Options::new("redis-cluster://a:1?node=b:2&node=c:3");
         assert!(cluster.unwrap().is_clustered());
         assert!(Options::new("redis-sentinel://a:1?sentinelServiceName=m").is_ok());
-        for wrong in ["", "127.0.0.1:6379", "redis-sentinel://a:1"] {
+        for wrong in ["", "127.0.0.1:6379", "http://a:1", "redis-sentinel://a:1"] {
             assert!(Options::new(wrong).is_err(), "{wrong}");
         }
     }

@@ -37,4 +37,21 @@ impl RedisError {
             _ => Self::Refused(error),
         }
     }
+
+    /// Whether it may be better soon: the server is away, or not yet what it will be.
+    pub(crate) fn is_transient(&self) -> bool {
+        const PASSING: [&str; 6] = [
+            "BUSY",
+            "CLUSTERDOWN",
+            "LOADING",
+            "MASTERDOWN",
+            "READONLY",
+            "TRYAGAIN",
+        ];
+        match self {
+            Self::Closed | Self::Timeout | Self::Lost(_) => true,
+            Self::Refused(error) => PASSING.iter().any(|word| error.details().starts_with(word)),
+            Self::Unexpected => false,
+        }
+    }
 }

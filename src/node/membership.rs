@@ -1,0 +1,382 @@
+//! A node among the others of its cluster.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::time::timeout_at;
+
+use crate::{
+    discover::{ServiceDiscovery, ServiceName, ServiceWatch, Snapshot, State},
+    endpoint::Endpoint,
+    register::{Registration, RegistrationState, Registry},
+    time,
+};
+
+/// How long the others may take to hear that a node leaves.
+const PROPAGATION: Duration = Duration::from_secs(1);
+
+/// How long a change that this node has seen may still be on its way to another one.
+const LAG: Duration = Duration::from_millis(200);
+
+/// A node among the others of its cluster: what it is called, who the others are, and how it comes
+/// and goes. Clones share state.
+///
+/// The nodes of a cluster are the instances of one service in a registry; each one is registered
+/// there when it is [ready](Self::register), until it [leaves](Self::leave).
+///
+/// A node comes in this order: it serves, it is ready, it registers. It goes in this order: it says
+/// that it is not ready, it leaves, it stops to accept, it finishes what is in flight.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_gateway::{discover::Discovery, node::Membership, register::{Memory, Registry}};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let memory = Memory::new();
+/// let registry = Registry::new(memory.clone()).ttl(Duration::from_secs(10));
+/// let discovery = Discovery::new(memory);
+/// let member = Membership::new("api-gateway", "127.0.0.1:8080".parse()?, registry, &discovery);
+/// // The application listens; from now on the others know of it.
+/// member.register();
+/// println!("{} nodes", member.nodes().len());
+///
+/// // On the way out, before it stops to accept.
+/// member.leave().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Membership {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    endpoint: Arc<Endpoint>,
+    /// None for a node that is alone.
+    cluster: Option<Cluster>,
+    stage: Mutex<Stage>,
+}
+
+struct Cluster {
+    service: ServiceName,
+    registry: Registry,
+    watch: ServiceWatch,
+}
+
+/// How far the node has come.
+enum Stage {
+    /// It does not want requests yet.
+    Starting,
+    /// The others may know of it; a node that is alone has nobody to tell.
+    Joined(Option<Registration>),
+    /// It goes, or is gone.
+    Leaving,
+}
+
+/// A node, as another one or it itself sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeView {
+    /// What it is called, where it is, and its zone.
+    pub endpoint: Arc<Endpoint>,
+    /// Whether it is the one that looks.
+    pub is_self: bool,
+    /// What is known of it.
+    pub state: NodeState,
+}
+
+/// What is known of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeState {
+    /// It is not ready yet.
+    Starting,
+    /// It is there.
+    Live,
+    /// It finishes what it has.
+    Draining,
+    /// It was there when the registry was last heard.
+    Stale,
+}
+
+impl NodeState {
+    /// The word of the admin router.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Live => "live",
+            Self::Draining => "draining",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+impl Membership {
+    /// A node that will be this instance of a service.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, where following the others takes a task.
+    #[must_use]
+    pub fn new(
+        service: impl Into<ServiceName>,
+        endpoint: Endpoint,
+        registry: Registry,
+        discovery: &impl ServiceDiscovery,
+    ) -> Self {
+        let service = service.into();
+        let watch = discovery.watch(&service);
+        Self::with_cluster(
+            endpoint,
+            Some(Cluster {
+                service,
+                registry,
+                watch,
+            }),
+        )
+    }
+
+    /// A node without others.
+    #[must_use]
+    pub fn alone(endpoint: Endpoint) -> Self {
+        Self::with_cluster(endpoint, None)
+    }
+
+    fn with_cluster(endpoint: Endpoint, cluster: Option<Cluster>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                endpoint: Arc::new(endpoint),
+                cluster,
+                stage: Mutex::new(Stage::Starting),
+            }),
+        }
+    }
+
+    /// What this node is to the others.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.shared.endpoint
+    }
+
+    /// The service whose instances the nodes are; none for a node that is alone.
+    #[must_use]
+    pub fn service(&self) -> Option<&ServiceName> {
+        let cluster = self.shared.cluster.as_ref();
+        cluster.map(|cluster| &cluster.service)
+    }
+
+    /// Makes the node known, and keeps it so in the background, over every outage of the registry.
+    /// It does nothing for a node that has done it, or that leaves.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, which runs the task that sends heartbeats.
+    pub fn register(&self) {
+        let shared = &self.shared;
+        let mut stage = shared.stage.lock();
+        if matches!(*stage, Stage::Starting) {
+            let registration = shared.cluster.as_ref().map(|cluster| {
+                let endpoint = Endpoint::clone(&shared.endpoint);
+                cluster.registry.register(cluster.service.clone(), endpoint)
+            });
+            *stage = Stage::Joined(registration);
+        }
+    }
+
+    /// What is known of the registration; none before it is made, after it is taken back, and for
+    /// a node that is alone.
+    #[must_use]
+    pub fn registration(&self) -> Option<RegistrationState> {
+        match &*self.shared.stage.lock() {
+            Stage::Joined(Some(registration)) => Some(registration.state()),
+            _ => None,
+        }
+    }
+
+    /// Every node that is known, this one first, the others by their names.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeView> {
+        let own = match &*self.shared.stage.lock() {
+            Stage::Starting => NodeState::Starting,
+            Stage::Joined(_) => NodeState::Live,
+            Stage::Leaving => NodeState::Draining,
+        };
+        let own = NodeView {
+            endpoint: Arc::clone(&self.shared.endpoint),
+            is_self: true,
+            state: own,
+        };
+        let mut nodes = vec![own];
+        if let Some(cluster) = &self.shared.cluster {
+            nodes.extend(self.others(&cluster.watch.current()));
+        }
+        nodes
+    }
+
+    fn others(&self, snapshot: &Snapshot) -> impl Iterator<Item = NodeView> {
+        let is_stale = matches!(snapshot.state, State::Stale { .. });
+        let others = snapshot.endpoints.iter();
+        let others = others.filter(|endpoint| !self.is_own(endpoint));
+        others.map(move |endpoint| NodeView {
+            endpoint: Arc::clone(endpoint),
+            is_self: false,
+            state: match (is_stale, endpoint.draining) {
+                (true, _) => NodeState::Stale,
+                (false, true) => NodeState::Draining,
+                (false, false) => NodeState::Live,
+            },
+        })
+    }
+
+    /// A process that was here before is this one, whatever it was called.
+    fn is_own(&self, endpoint: &Endpoint) -> bool {
+        let own = &self.shared.endpoint;
+        endpoint.id == own.id || endpoint.address == own.address
+    }
+
+    /// Follows the instances of the service, this node among them.
+    #[must_use]
+    pub fn watch(&self) -> Option<ServiceWatch> {
+        let cluster = self.shared.cluster.as_ref();
+        cluster.map(|cluster| cluster.watch.clone())
+    }
+
+    /// Takes the node off the registry and waits until the others have heard of it, a second at
+    /// most. A second call finds nothing to do.
+    ///
+    /// # Cancel safety
+    ///
+    /// A call that is dropped may leave the record to its time to live.
+    pub async fn leave(&self) {
+        let before = std::mem::replace(&mut *self.shared.stage.lock(), Stage::Leaving);
+        let (Stage::Joined(Some(registration)), Some(cluster)) = (before, &self.shared.cluster)
+        else {
+            return;
+        };
+        let until = time::after(time::now(), PROPAGATION);
+        match timeout_at(until.into(), registration.deregister()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let reason = error.reason();
+                tracing::warn!(
+                    event = "deregister",
+                    reason,
+                    "the record is left to its time"
+                );
+            }
+            Err(_) => tracing::warn!(
+                event = "deregister",
+                "no answer: the record is left to its time"
+            ),
+        }
+        let mut watch = cluster.watch.clone();
+        let gone = async {
+            while watch.current().endpoints.iter().any(|one| self.is_own(one)) {
+                watch.changed().await;
+            }
+        };
+        // An error says that the time is over.
+        drop(timeout_at(until.into(), gone).await);
+        time::sleep_until(time::after(time::now(), LAG).min(until)).await;
+    }
+}
+
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Membership")
+            .field("endpoint", &self.shared.endpoint)
+            .field("service", &self.service())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{discover::Discovery, register::Memory};
+
+    fn endpoint(port: u16) -> Endpoint {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        Endpoint::new(address).id(format!("node-{port}"))
+    }
+
+    fn member(memory: &Memory, port: u16) -> Membership {
+        let registry = Registry::new(memory.clone()).ttl(Duration::from_secs(3));
+        let discovery = Discovery::new(memory.clone());
+        Membership::new("api-gateway", endpoint(port), registry, &discovery)
+    }
+
+    fn seen(member: &Membership) -> Vec<String> {
+        let nodes = member.nodes().into_iter();
+        nodes
+            .map(|node| format!("{} {}", node.endpoint.id, node.state.as_str()))
+            .collect()
+    }
+
+    async fn sees(member: &Membership, expected: &[&str]) {
+        let waited = tokio::time::timeout(Duration::from_secs(30), async {
+            while seen(member) != expected {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        if waited.await.is_err() {
+            panic!("expected {expected:?}, found {:?}", seen(member));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_see_each_other_come_and_go() {
+        let memory = Memory::new();
+        let (one, two) = (member(&memory, 1), member(&memory, 2));
+        assert_eq!(seen(&one), ["node-1 starting"]);
+        one.register();
+        two.register();
+        two.register();
+        sees(&one, &["node-1 live", "node-2 live"]).await;
+        sees(&two, &["node-2 live", "node-1 live"]).await;
+
+        let begun = time::now();
+        one.leave().await;
+        assert!(
+            time::now() - begun < PROPAGATION,
+            "the others have heard of it"
+        );
+        assert_eq!(seen(&two), ["node-2 live"]);
+        assert_eq!(seen(&one), ["node-1 draining", "node-2 live"]);
+        // What was late does not bring it back.
+        one.register();
+        one.leave().await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(seen(&two), ["node-2 live"]);
+        // One that dies is noticed within its time.
+        drop(two);
+        sees(&one, &["node-1 draining"]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_is_away_delays_the_end_by_a_second_at_most() {
+        let memory = Memory::new();
+        let (one, two) = (member(&memory, 1), member(&memory, 2));
+        one.register();
+        two.register();
+        sees(&one, &["node-1 live", "node-2 live"]).await;
+        memory.set_down(true);
+        let begun = time::now();
+        one.leave().await;
+        assert!(time::now() - begun <= PROPAGATION);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_alone_sees_itself() {
+        let alone = Membership::alone(endpoint(1));
+        assert_eq!(seen(&alone), ["node-1 starting"]);
+        alone.register();
+        assert_eq!(seen(&alone), ["node-1 live"]);
+        alone.leave().await;
+        assert_eq!(seen(&alone), ["node-1 draining"]);
+    }
+}
