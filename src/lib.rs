@@ -96,7 +96,7 @@
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
 //! | `admin` | | `admin`: health, metrics and clusters for operators |
-//! | `config` | | `config`: a running node from a YAML file; brings the seven above |
+//! | `config` | | `config`: a running node from a YAML file; brings the eight above |
 //! | `conformance` | | `discover::conformance`: the test kit for discovery backends |
 //! | `full` | | all of them |
 

@@ -13,7 +13,7 @@ use super::{
     settings::{
         CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings, FailoverSettings,
         HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings, Settings,
-        StickySettings,
+        StickySettings, StoreSettings,
     },
 };
 use crate::{
@@ -27,9 +27,10 @@ use crate::{
     failover::{self, FailoverLayer},
     limit::{
         Limit, Limiter, RateLimitLayer,
-        store::{Memory, Store},
+        store::{Memory, Redis, Store},
     },
     route::{Match, Table},
+    store::redis::{Connection, Options},
     timeout::TimeoutLayer,
     upstream::{TcpConnector, Upstream},
 };
@@ -44,18 +45,8 @@ pub(super) struct Gateway {
     limits: BTreeMap<String, Limit>,
     /// What limits have counted outlives every plan.
     store: Arc<dyn Store>,
-}
-
-impl Default for Gateway {
-    fn default() -> Self {
-        Self {
-            clusters: BTreeMap::new(),
-            failovers: Vec::new(),
-            stats: BTreeMap::new(),
-            limits: BTreeMap::new(),
-            store: Arc::new(Memory::new()),
-        }
-    }
+    /// The same, where it is shared.
+    shared: Option<Redis>,
 }
 
 /// The attempts of one route at one cluster, with the budgets that they are out of.
@@ -108,6 +99,32 @@ impl Structure {
 }
 
 impl Gateway {
+    /// With nothing in it yet, and the store that it keeps for good.
+    pub(super) fn new(store: &StoreSettings) -> Self {
+        let shared = store.redis.as_ref().map(|redis| {
+            let options = Options::new(redis.url.reveal());
+            let options = options.expect("the URL was checked when it was read");
+            Redis::new(Connection::open(options), &redis.namespace)
+        });
+        let store: Arc<dyn Store> = match &shared {
+            Some(shared) => Arc::new(shared.clone()),
+            None => Arc::new(Memory::new()),
+        };
+        Self {
+            clusters: BTreeMap::new(),
+            failovers: Vec::new(),
+            stats: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            store,
+            shared,
+        }
+    }
+
+    /// The store of the limits, where nodes share it.
+    pub(super) fn shared(&self) -> Option<Redis> {
+        self.shared.clone()
+    }
+
     /// Goes over to a plan. What is the same in both goes on as it is: clusters with their live
     /// state, connection pools, rotations.
     pub(super) fn apply(&mut self, plan: &Plan, node: &str, routes: &Routes) {

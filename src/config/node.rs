@@ -20,7 +20,7 @@ use super::{
     gateway::Gateway,
     plan::Plan,
     serve::Routes,
-    settings::{NodeSettings, Secret},
+    settings::{NodeSettings, Secret, StoreSettings},
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
@@ -32,6 +32,9 @@ use crate::{
 /// How often the configuration file is looked at. A change is taken when it held still between
 /// two looks.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a node waits for its store before it serves without.
+const STORE: Duration = Duration::from_millis(250);
 
 /// How long a node waits for the first word of discovery before it says that it is ready.
 const DISCOVERY: Duration = Duration::from_secs(5);
@@ -73,6 +76,8 @@ struct State {
     routes: Routes,
     gateway: Mutex<Gateway>,
     node: ArcSwap<NodeSettings>,
+    /// As the node was started with it.
+    store: StoreSettings,
     /// Its name where the file gives none.
     default_id: String,
     /// Read for each request, also on connections that were there before a reload.
@@ -100,14 +105,16 @@ impl Node {
         let state = Arc::new(State {
             admin: Admin::new(),
             routes: Routes::new(),
-            gateway: Mutex::default(),
+            gateway: Mutex::new(Gateway::new(&plan.settings.store)),
             node: ArcSwap::from_pointee(node.clone()),
+            store: plan.settings.store.clone(),
             default_id: default_id(address),
             trusted_hops: Arc::default(),
         });
         let status = ConfigStatus::new(file.path().display().to_string());
         state.admin.update_config(|config| *config = status);
         state.apply(&plan);
+        connected(&state).await;
         tokio::spawn(ready(Arc::clone(&state)));
 
         let admin_server = admin_listener.map(|(listener, address)| {
@@ -243,6 +250,9 @@ impl State {
         if current.admin != next.admin {
             restart_needed.push(String::from("node.admin"));
         }
+        if self.store != plan.settings.store {
+            restart_needed.push(String::from("store"));
+        }
         let mut next = next.clone();
         next.listen = current.listen;
         next.admin = current.admin;
@@ -283,6 +293,22 @@ fn default_id(address: SocketAddr) -> String {
     match name.trim() {
         "" => address.to_string(),
         name => format!("{name}:{}", address.port()),
+    }
+}
+
+/// Waits until the store answers, or has had its time: one that does not is none to stop for.
+async fn connected(state: &State) {
+    let Some(store) = state.gateway.lock().shared() else {
+        return;
+    };
+    if tokio::time::timeout(STORE, store.available())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            event = "store_unreachable",
+            "the store does not answer: this node counts alone until it does"
+        );
     }
 }
 

@@ -27,6 +27,7 @@ mod http1;
 mod http2;
 mod layers;
 mod limit;
+mod limit_redis;
 mod load_report;
 mod nginx;
 mod outlier;

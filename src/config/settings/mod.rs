@@ -13,6 +13,7 @@ mod outlier;
 mod place;
 mod policy;
 mod route;
+mod store;
 mod structure;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use node::{NodeSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
 pub use route::{RouteSettings, Share};
+pub use store::{RedisSettings, StoreSettings};
 pub use structure::ZoneSettings;
 
 use super::ConfigError;
@@ -51,6 +53,7 @@ use crate::yaml::{self, Mistakes, Value, text};
 /// # Defaults
 ///
 /// - `clusters`, `routes`: none
+/// - `store`: this process alone
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -60,6 +63,8 @@ pub struct Settings {
     pub clusters: BTreeMap<String, ClusterSettings>,
     /// The routes in order; each names clusters of this file.
     pub routes: Vec<RouteSettings>,
+    /// What is kept for all routes.
+    pub store: StoreSettings,
 }
 
 impl Settings {
@@ -124,10 +129,12 @@ impl Reader<'_> {
         for contradiction in limit::contradictions(routes.as_deref().unwrap_or_default()) {
             fields.keep::<()>(Err(contradiction.into()));
         }
+        let store = fields.optional("store", store::read);
         let settings = node.map(|node| Settings {
             node,
             clusters: clusters.unwrap_or_default(),
             routes: routes.unwrap_or_default(),
+            store: store.unwrap_or_default(),
         });
         fields.finish(settings)
     }

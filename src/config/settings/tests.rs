@@ -506,7 +506,7 @@ nodes: {}
             "gateway.yaml:5: clusters.users.discovery: expected a mapping, found nothing",
             "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"; did you mean \"http1\"?",
             "gateway.yaml:8: node.listen: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"here\"",
-            "gateway.yaml:9: nodes: expected one of node, clusters, routes, found the unknown key \"nodes\"; did you mean \"node\"?",
+            "gateway.yaml:9: nodes: expected one of node, clusters, routes, store, found the unknown key \"nodes\"; did you mean \"node\"?",
         ]
     );
     assert_eq!(
@@ -1253,9 +1253,9 @@ fn a_limit_has_one_meaning_in_a_file() {
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
     let minimal = "node: { listen: 127.0.0.1:0 }\n";
-    for key in ["store", "config_store", "alerts"] {
+    for key in ["config_store", "alerts"] {
         let mistake = format!(
-            "gateway.yaml:2: {key}: expected one of node, clusters, routes, found the unknown key \"{key}\""
+            "gateway.yaml:2: {key}: expected one of node, clusters, routes, store, found the unknown key \"{key}\""
         );
         assert_eq!(refused(&format!("{minimal}{key}: {{}}\n")), [mistake]);
     }
@@ -1459,4 +1459,27 @@ fn breakers_are_read() {
             "gateway.yaml:5: clusters.users.adaptive_concurrency.max: expected a number from 5 to 1000000, found \"4\"",
         ],
     );
+}
+
+#[test]
+fn a_store_is_memory_or_redis() {
+    let store = |text: &str| parse(&format!("node: {{ listen: \"127.0.0.1:0\" }}\n{text}"));
+    assert_eq!(store("").unwrap().store, StoreSettings::default());
+    assert_eq!(
+        store("store: { type: memory }").unwrap().store,
+        StoreSettings::default()
+    );
+    let settings = store("store: { type: redis, url: \"redis://:secret@127.0.0.1:6379\" }");
+    let redis = settings.unwrap().store.redis.unwrap();
+    assert_eq!(redis.namespace, "gw");
+    assert_eq!(redis.url.reveal(), "redis://:secret@127.0.0.1:6379");
+    assert!(!format!("{redis:?}").contains("secret"));
+    for wrong in [
+        "store: { type: redis }",
+        "store: { type: redis, url: \"127.0.0.1\" }",
+        "store: { type: redis, url: \"redis://a\", namespace: \"{x}\" }",
+        "store: { type: rediss, url: \"redis://a\" }",
+    ] {
+        assert!(store(wrong).is_err(), "{wrong}");
+    }
 }

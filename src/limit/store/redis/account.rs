@@ -314,7 +314,13 @@ impl Account {
     }
 
     /// The level of an ask that was decided so.
-    pub(super) fn level(&mut self, ask: &Ask, verdict: Verdict, source: Source, now: Instant) -> Level {
+    pub(super) fn level(
+        &mut self,
+        ask: &Ask,
+        verdict: Verdict,
+        source: Source,
+        now: Instant,
+    ) -> Level {
         let decision = match verdict {
             Verdict::Admit | Verdict::Unknown => Decision::Admit,
             Verdict::Deny if ask.cost > ask.quota.capacity() => Decision::Never,
@@ -421,7 +427,10 @@ impl Account {
 
     /// How many slots are worth to be booked, for a request that may be denied.
     pub(super) fn bookable(&mut self, at: u64) -> u64 {
-        let hold = self.pace.plus(Mark::default(), self.pace.capacity - 1).whole;
+        let hold = self
+            .pace
+            .plus(Mark::default(), self.pace.capacity - 1)
+            .whole;
         if hold < AHEAD / 2 || self.slots.next < self.slots.count {
             return 0;
         }
@@ -432,7 +441,11 @@ impl Account {
 
     /// Takes in what the server says.
     pub(super) fn absorb(&mut self, answer: Answer, told: Statement, booked: u64, trip: Trip) {
-        let Trip { sent, received, now } = trip;
+        let Trip {
+            sent,
+            received,
+            now,
+        } = trip;
         self.is_asked = false;
         self.share = None;
         let is_kept = told.size > 0 && answer.claim == told.size;

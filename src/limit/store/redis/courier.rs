@@ -181,12 +181,22 @@ impl Load {
         is_there == Some(true)
     }
 
-    fn push(&mut self, shared: &Shared, key: Fingerprint, account: &mut Account, now: std::time::Instant) {
+    fn push(
+        &mut self,
+        shared: &Shared,
+        key: Fingerprint,
+        account: &mut Account,
+        now: std::time::Instant,
+    ) {
         let at = shared.nanos(now);
         let told = account.state(shared.nodes(), at, now);
         self.keys.push(key);
         self.told.push(told);
-        self.bookable.push(if told.refund > 0 { 0 } else { account.bookable(at) });
+        self.bookable.push(if told.refund > 0 {
+            0
+        } else {
+            account.bookable(at)
+        });
         self.batch.keys.push((account.pace, told));
     }
 
@@ -251,7 +261,11 @@ impl Load {
         for (waiters, grant) in self.waiters.into_iter().zip(&reply.grants) {
             for (waiter, turn) in waiters.into_iter().zip(0..) {
                 let levels = waiter.asks.iter().zip(&grant.each).map(|(ask, each)| {
-                    let verdict = if turn < *each { Verdict::Admit } else { Verdict::Deny };
+                    let verdict = if turn < *each {
+                        Verdict::Admit
+                    } else {
+                        Verdict::Deny
+                    };
                     shared.level(ask, verdict, Source::Store, trip.received)
                 });
                 let is_admitted = turn < grant.admitted;

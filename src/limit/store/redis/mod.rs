@@ -192,6 +192,17 @@ impl Redis {
         !self.shared.shards.iter().any(|shard| shard.is_silent())
     }
 
+    /// Waits until the server answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// It may be dropped and called again.
+    pub async fn available(&self) {
+        while !self.is_available() {
+            time::sleep_until(time::after(time::now(), Duration::from_millis(5))).await;
+        }
+    }
+
     async fn ask(&self, asks: Vec<Ask>, deadline: Option<Instant>) -> Decided {
         let shared = &self.shared;
         let now = time::now();
@@ -214,7 +225,10 @@ impl Redis {
                 None => parts.push((shard, vec![position])),
             }
         }
-        if parts.iter().any(|(shard, _)| shared.shards[*shard].is_silent()) {
+        if parts
+            .iter()
+            .any(|(shard, _)| shared.shards[*shard].is_silent())
+        {
             deadline = now;
         }
         let answers = parts.iter().map(async |(shard, positions)| {
@@ -350,7 +364,9 @@ impl Shared {
         }
         let verdicts = &verdicts[..asks.len()];
         let decision = Decision::of(asks, levels);
-        let is_known = verdicts.iter().all(|(verdict, _)| *verdict != Verdict::Unknown);
+        let is_known = verdicts
+            .iter()
+            .all(|(verdict, _)| *verdict != Verdict::Unknown);
         if decision.admits() && is_known {
             if asks.len() == 1 {
                 if is_low {
@@ -610,7 +626,8 @@ impl Redis {
         let mine: Vec<Ask> = own.iter().map(|position| asks[*position]).collect();
         let is_other = |(position, _): &(usize, &Ask)| !own.contains(position);
         let others = asks.iter().enumerate().filter(is_other);
-        let (positions, others): (Vec<usize>, Vec<Ask>) = others.map(|(at, ask)| (at, *ask)).unzip();
+        let (positions, others): (Vec<usize>, Vec<Ask>) =
+            others.map(|(at, ask)| (at, *ask)).unzip();
         let mut levels = vec![Level::default(); asks.len()];
         let mut found = vec![Level::default(); mine.len()];
         let decision = memory.try_decide(&mine, &mut found, patience, now);

@@ -159,7 +159,11 @@ impl Key {
         }
         if told.size > 0 && told.epoch + 1 >= state.epoch {
             let room = (self.pace.capacity / 4).saturating_sub(state.cur + state.prev);
-            state.cur += if self.is_missing { room } else { told.size.min(room) };
+            state.cur += if self.is_missing {
+                room
+            } else {
+                told.size.min(room)
+            };
             self.is_dirty = true;
         }
     }
@@ -200,7 +204,11 @@ impl Key {
         if told.want > self.claim {
             let room = (self.pace.capacity / 4).saturating_sub(self.held());
             let more = (told.want - self.claim).min(room);
-            let more = if more > 0 { more.min(self.spare(more, now)) } else { 0 };
+            let more = if more > 0 {
+                more.min(self.spare(more, now))
+            } else {
+                0
+            };
             if more > 0 {
                 self.state.cur += more;
                 self.claim += more;
@@ -218,7 +226,9 @@ impl Key {
             let back = self.pace.plus(Mark::default(), told.refund);
             let arrival = self.state.arrival;
             let borrows = arrival.part < back.part;
-            let whole = arrival.whole.saturating_sub(back.whole + u64::from(borrows));
+            let whole = arrival
+                .whole
+                .saturating_sub(back.whole + u64::from(borrows));
             let part = arrival.part + if borrows { self.pace.amount } else { 0 } - back.part;
             self.state.arrival = if whole < now {
                 Mark::at(now)
@@ -321,7 +331,8 @@ impl Model {
                 let full = key.full();
                 if full > Mark::at(now) {
                     let millis = (full.whole - now + 1).div_ceil(10_000);
-                    self.values.insert(*name, (key.state, now + millis * 10_000));
+                    self.values
+                        .insert(*name, (key.state, now + millis * 10_000));
                 } else {
                     self.values.remove(name);
                 }

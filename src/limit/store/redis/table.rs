@@ -25,7 +25,11 @@ impl Table {
     }
 
     /// Does something with the account of a key, if there is one.
-    pub(super) fn with<T>(&self, key: Fingerprint, then: impl FnOnce(&mut Account) -> T) -> Option<T> {
+    pub(super) fn with<T>(
+        &self,
+        key: Fingerprint,
+        then: impl FnOnce(&mut Account) -> T,
+    ) -> Option<T> {
         self.shard(key).lock().get_mut(&key).map(then)
     }
 

@@ -342,7 +342,11 @@ async fn play(scene: &Scene, seed: u64) -> Outcome {
     while at < end {
         let now = begin + Duration::from_secs_f64(at);
         time::sleep_until(now).await;
-        let count = if scene.bursts { scene.burst.into() } else { 1_u64 };
+        let count = if scene.bursts {
+            scene.burst.into()
+        } else {
+            1_u64
+        };
         for _ in 0..count {
             let node = if scene.nodes == 1 || random.f64() < scene.skew {
                 0
@@ -427,7 +431,11 @@ fn simulate(scene: &Scene, seed: u64) -> Outcome {
     let outcome = runtime.block_on(play(scene, seed));
     // Two round trips, as time is told in milliseconds, and a token.
     let slack = f64::from(scene.amount) * 0.003 + 1.0;
-    let slack = if scene.lossy { slack + f64::from(scene.amount) * 0.2 } else { slack };
+    let slack = if scene.lossy {
+        slack + f64::from(scene.amount) * 0.2
+    } else {
+        slack
+    };
     assert!(outcome.excess <= slack, "{scene:?} {seed} {outcome:?}");
     outcome
 }
@@ -466,7 +474,11 @@ fn fuzz(runs: u64) {
     for seed in 0..runs {
         let mut random = fastrand::Rng::with_seed(seed);
         let amount = [5, 50, 500, 2000][random.usize(0..4)];
-        let mut scene = scene(amount, (amount / random.u32(1..10)).max(2), random.f64() * 4.0 + 0.1);
+        let mut scene = scene(
+            amount,
+            (amount / random.u32(1..10)).max(2),
+            random.f64() * 4.0 + 0.1,
+        );
         scene.nodes = random.usize(2..8);
         scene.skew = random.f64();
         scene.millis = random.u64(1000..5000);
@@ -483,7 +495,10 @@ fn fuzz(runs: u64) {
     worst.sort_by(f64::total_cmp);
     let p90 = worst[worst.len() * 9 / 10];
     let total = 1.0 - admitted as f64 / fair as f64;
-    println!("{runs} runs: lost {total:.5}, p90 {p90:.4}, worst {:?}", worst.last());
+    println!(
+        "{runs} runs: lost {total:.5}, p90 {p90:.4}, worst {:?}",
+        worst.last()
+    );
     assert!(total <= 0.005, "{total}");
 }
 
