@@ -51,7 +51,9 @@ pub(super) struct Account {
     memory: (u64, u64),
     reserve: Reserve,
     slots: Slots,
-    share: Option<Cell>,
+    /// What this node has taken of its share by the number of nodes, whoever decided.
+    share: Cell,
+    is_alone: bool,
     owed: u64,
     refund: u64,
     charged_at: Option<Instant>,
@@ -87,6 +89,8 @@ struct Reserve {
     left: u64,
     /// Since the server was last told.
     spent: u64,
+    /// What of that it is being told.
+    told: u64,
     epoch: u64,
     until: Option<Instant>,
 }
@@ -155,6 +159,13 @@ impl Attempts {
         }
     }
 
+    /// How many come in a window when they come all the time: after a burst a reserve would lie
+    /// idle.
+    fn steady(&mut self, now: u64) -> u64 {
+        self.turn(now);
+        self.before
+    }
+
     /// How many come in a window.
     fn rate(&mut self, now: u64) -> u64 {
         self.turn(now);
@@ -172,7 +183,8 @@ impl Account {
             memory: (0, 0),
             reserve: Reserve::default(),
             slots: Slots::default(),
-            share: None,
+            share: Cell::default(),
+            is_alone: false,
             owed: 0,
             refund: 0,
             charged_at: None,
@@ -186,6 +198,7 @@ impl Account {
     pub(super) fn change(&mut self, quota: Quota) {
         *self = Self {
             attempts: self.attempts,
+            share: self.share,
             memory: self.memory,
             owed: self.owed,
             refund: self.refund,
@@ -224,12 +237,12 @@ impl Account {
     /// Puts back what was taken a moment ago.
     pub(super) fn put_back(&mut self, cost: u64, taken: Taken) {
         match taken {
-            Taken::Reserve if self.reserve.spent >= cost => {
+            Taken::Reserve if self.reserve.spent >= self.reserve.told + cost => {
                 self.reserve.left += cost;
                 self.reserve.spent -= cost;
                 self.check();
             }
-            // The server was told in between that it was spent.
+            // The server is told that it was spent.
             Taken::Reserve => self.refund += cost,
             Taken::Slot => self.slots.next -= 1,
             Taken::Nothing => {}
@@ -337,9 +350,26 @@ impl Account {
         }
     }
 
-    /// Whether it is time to fetch more, so that nobody has to wait for it.
+    /// Whether it is time to fetch more, so that nobody has to wait for it. It says so once.
+    pub(super) fn falls_low(&mut self) -> bool {
+        let falls = !self.is_asked && self.is_low();
+        self.is_asked |= falls;
+        falls
+    }
+
     pub(super) fn is_low(&self) -> bool {
-        !self.is_asked && self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 2
+        self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 2
+    }
+
+    /// Nothing needs to be asked after all.
+    pub(super) fn rest(&mut self) {
+        self.is_asked = false;
+    }
+
+    /// Counts an admission, whoever decided it.
+    pub(super) fn record(&mut self, cost: u32, alone: Alone) {
+        let quota = share_of(&self.quota, alone.nodes);
+        gcra::owe(&mut self.share, &quota, cost, alone.at);
     }
 
     /// Whether it has something to tell the server that nobody waits for.
@@ -351,13 +381,25 @@ impl Account {
         self.reserve.size > 0
     }
 
+    /// What others hold, which is not spent yet.
+    pub(super) fn held_by_others(&self) -> u64 {
+        self.sight
+            .map_or(0, |sight| sight.held.saturating_sub(sight.own))
+    }
+
+    /// What it has taken from the bucket and nobody has used.
+    #[cfg(test)]
+    pub(super) fn unused(&self) -> u64 {
+        self.reserve.left + (self.slots.count - self.slots.next)
+    }
+
     /// Whether there is nothing to remember.
     pub(super) fn is_idle(&mut self, now: Instant) -> bool {
         !self.is_asked
             && !self.has_news()
             && !self.holds()
             && self.left(now) == 0
-            && self.share.is_none()
+            && !self.is_alone
             && self.reset_after(now).is_zero()
     }
 
@@ -384,21 +426,20 @@ impl Account {
     pub(super) fn forget(&mut self) {
         self.resets = true;
         self.sight = None;
-        self.share = None;
+        self.share = Cell::default();
         self.slots = Slots::default();
     }
 
     /// What others have forgotten may be less than is known here.
     pub(super) fn doubt(&mut self) {
         self.sight = None;
-        self.share = None;
     }
 
     /// Makes up what the server is told; `at` is the time since the store began, in nanoseconds.
     pub(super) fn state(&mut self, nodes: u64, at: u64, now: Instant) -> Statement {
         self.left(now);
         let fair = self.pace.capacity / 4 / nodes.max(1);
-        let want = self.attempts.rate(at).min(fair);
+        let want = self.attempts.steady(at).min(fair);
         let want = if want < 2 || self.releases { 0 } else { want };
         let age = self.charged_at.map_or(0, |charged_at| {
             units(now.saturating_duration_since(charged_at + REFUND_SLACK))
@@ -409,7 +450,7 @@ impl Account {
         }
         let (known, hint) = self.memory;
         self.is_asked = true;
-        self.charged_at = None;
+        self.reserve.told = self.reserve.spent;
         Statement {
             known,
             hint,
@@ -447,7 +488,10 @@ impl Account {
             now,
         } = trip;
         self.is_asked = false;
-        self.share = None;
+        self.is_alone = false;
+        if self.refund == 0 {
+            self.charged_at = None;
+        }
         let is_kept = told.size > 0 && answer.claim == told.size;
         let reserve = &mut self.reserve;
         if told.release == 1 || !is_kept {
@@ -455,8 +499,9 @@ impl Account {
             reserve.left = 0;
             reserve.spent = 0;
         } else {
-            reserve.spent -= told.spent;
+            reserve.spent = reserve.spent.saturating_sub(told.spent);
         }
+        reserve.told = 0;
         reserve.size = answer.size;
         reserve.left += answer.added;
         reserve.epoch = answer.epoch;
@@ -493,6 +538,7 @@ impl Account {
     /// A call has failed. Where it was never sent, all is as before.
     pub(super) fn fail(&mut self, told: Statement, was_sent: bool) {
         self.is_asked = false;
+        self.reserve.told = 0;
         if was_sent {
             // The server may have done it or not: the claim is not made again, and what is left is
             // used up to its end, when the server takes it as spent.
@@ -522,32 +568,33 @@ impl Account {
         };
         let mut level = self.level(ask, Verdict::Admit, Source::Degraded, now);
         level.decision = decision;
-        if let Some(share) = &self.share {
-            let quota = share_of(&ask.quota, alone.nodes);
-            level.remaining = gcra::take(&mut share.clone(), &quota, 0, 0, alone.at).remaining;
+        if ask.on_store_failure == OnStoreFailure::LocalShare {
+            level.remaining = self.share_left(alone);
         }
         level
     }
 
+    fn share_left(&self, alone: Alone) -> u32 {
+        let quota = share_of(&self.quota, alone.nodes);
+        gcra::take(&mut self.share.clone(), &quota, 0, 0, alone.at).remaining
+    }
+
     fn take_share(&mut self, ask: &Ask, alone: Alone, now: Instant) -> Decision {
         let quota = share_of(&ask.quota, alone.nodes);
-        let known = self.sight.is_some();
-        let remaining = self.remaining(now) / alone.nodes;
-        let mut share = self.share.unwrap_or_else(|| {
-            let mut cell = Cell::default();
+        if !self.is_alone {
+            // It goes on from what it last knew, and never with more than its share.
+            self.is_alone = true;
             let fits = u64::from(ask.quota.capacity()) >= alone.nodes;
-            let begin = match (known, alone.is_unsure) {
+            let most = match (self.sight.is_some(), alone.is_unsure) {
                 _ if !fits => 0,
-                (true, _) => remaining,
+                (true, _) => self.remaining(now) / alone.nodes,
                 (false, true) => 0,
                 (false, false) => u64::from(quota.capacity()),
             };
-            let gone = u64::from(quota.capacity()).saturating_sub(begin);
-            gcra::owe(&mut cell, &quota, gone as u32, alone.at);
-            cell
-        });
-        let reading = gcra::take(&mut share, &quota, ask.cost, 0, alone.at);
-        self.share = Some(share);
+            let excess = u64::from(self.share_left(alone)).saturating_sub(most);
+            gcra::owe(&mut self.share, &quota, excess as u32, alone.at);
+        }
+        let reading = gcra::take(&mut self.share, &quota, ask.cost, 0, alone.at);
         match reading.outcome {
             Outcome::Admit => {
                 self.owe(ask.cost.into());
@@ -567,10 +614,8 @@ impl Account {
     pub(super) fn put_back_alone(&mut self, ask: &Ask, alone: Alone) {
         let cost = u64::from(ask.cost);
         self.owed = self.owed.saturating_sub(cost);
-        if let Some(share) = &mut self.share {
-            let quota = share_of(&ask.quota, alone.nodes);
-            gcra::refund(share, &quota, ask.cost, alone.at, alone.at);
-        }
+        let quota = share_of(&ask.quota, alone.nodes);
+        gcra::refund(&mut self.share, &quota, ask.cost, alone.at, alone.at);
     }
 
     fn check(&self) {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     limit::{
-        ask::{Ask, Level, Mode, Source},
+        ask::{Ask, Decision, Level, Mode, Source},
         fingerprint::Fingerprint,
     },
     sync::{
@@ -93,6 +93,7 @@ impl Shard {
     /// An answer is overdue.
     pub(super) fn fall_silent(&self) {
         self.is_silent.store(true, Relaxed);
+        self.wake.notify_one();
     }
 
     /// Asks. The levels come when they are known; never, when the call fails.
@@ -175,6 +176,8 @@ impl Load {
             let is_wanted = account.is_low() || account.has_news();
             if is_wanted {
                 self.push(shared, key, account, now);
+            } else {
+                account.rest();
             }
             is_wanted
         });
@@ -268,8 +271,14 @@ impl Load {
                     };
                     shared.level(ask, verdict, Source::Store, trip.received)
                 });
+                let mut levels: Vec<_> = levels.collect();
                 let is_admitted = turn < grant.admitted;
-                let levels: Vec<_> = levels.collect();
+                if !is_admitted && Decision::of(&waiter.asks, &levels).admits() {
+                    deny_repeated(shared, &waiter.asks, &mut levels, trip);
+                }
+                if is_admitted {
+                    shared.record(&waiter.asks, trip.received);
+                }
                 if let Err(levels) = waiter.done.send(levels)
                     && is_admitted
                 {
@@ -296,6 +305,20 @@ impl Load {
             if has_news == Some(true) {
                 shard.send(*key);
             }
+        }
+    }
+}
+
+/// A key that is asked for twice has enough for each of them, and not for both.
+fn deny_repeated(shared: &Shared, asks: &[Ask], levels: &mut [Level], trip: Trip) {
+    for (position, ask) in asks.iter().enumerate().rev() {
+        let same = asks[..position].iter();
+        let same = same.filter(|other| other.fingerprint == ask.fingerprint);
+        let before: u32 = same.map(|other| other.cost).sum();
+        if before > 0 && ask.mode == Mode::Enforce {
+            let both = ask.cost(ask.cost.saturating_add(before));
+            levels[position] = shared.level(&both, Verdict::Deny, Source::Store, trip.received);
+            return;
         }
     }
 }

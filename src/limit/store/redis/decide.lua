@@ -257,7 +257,7 @@ for _ = 1, groups do
       end
     end
     for k, sum in pairs(sums) do
-      again = again or not has(k, sum, 0)
+      again = again or (sum > 0 and not has(k, sum, 0))
     end
     if again then
       n = n - 1

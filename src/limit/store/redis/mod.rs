@@ -305,6 +305,23 @@ impl Shared {
         }
     }
 
+    fn alone(&self, now: Instant) -> Alone {
+        Alone {
+            nodes: self.nodes(),
+            is_unsure: false,
+            at: self.nanos(now),
+        }
+    }
+
+    /// Counts what was admitted.
+    fn record(&self, asks: &[Ask], now: Instant) {
+        let alone = self.alone(now);
+        for ask in asks {
+            self.table
+                .with(ask.fingerprint, |account| account.record(ask.cost, alone));
+        }
+    }
+
     fn has_begun(&self) -> bool {
         self.has_begun.load(Relaxed)
     }
@@ -333,7 +350,8 @@ impl Shared {
 
     /// Takes from what is held here, for all or for none; `None` where somebody must be asked.
     fn decide_here(&self, asks: &[Ask], levels: &mut [Level], now: Instant) -> Option<Decision> {
-        let at = self.nanos(now);
+        let alone = self.alone(now);
+        let at = alone.at;
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         let mut is_low = false;
         for (position, ask) in asks.iter().enumerate() {
@@ -346,7 +364,10 @@ impl Shared {
                 levels[position] = account.level(ask, taken.0, Source::Local, now);
                 if taken.0 != Verdict::Unknown && asks.len() == 1 {
                     account.attempt(at);
-                    is_low = account.is_low();
+                    is_low = account.falls_low();
+                }
+                if taken.0 == Verdict::Admit && asks.len() == 1 {
+                    account.record(ask.cost, alone);
                 }
                 Some(taken)
             });
@@ -377,7 +398,8 @@ impl Shared {
             for ask in asks {
                 let is_low = self.table.with(ask.fingerprint, |account| {
                     account.attempt(at);
-                    account.is_low()
+                    account.record(ask.cost, alone);
+                    account.falls_low()
                 });
                 if is_low == Some(true) {
                     self.send(ask.fingerprint);
@@ -408,14 +430,13 @@ impl Shared {
         now: Instant,
     ) -> Decision {
         let alone = Alone {
-            nodes: self.nodes(),
             is_unsure,
-            at: self.nanos(now),
+            ..self.alone(now)
         };
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         for (position, ask) in asks.iter().enumerate() {
             let new = || Account::new(ask.quota);
-            let had_news = self.table.open(ask.fingerprint, now, new, |account| {
+            let is_news = self.table.open(ask.fingerprint, now, new, |account| {
                 let had_news = account.has_news();
                 if account.quota != ask.quota {
                     account.change(ask.quota);
@@ -426,9 +447,12 @@ impl Shared {
                     Verdict::Unknown => account.decide_alone(ask, alone, now),
                     verdict => account.level(ask, verdict, Source::Local, now),
                 };
-                had_news
+                if taken.0 == Verdict::Admit {
+                    account.record(ask.cost, alone);
+                }
+                account.has_news() && !had_news
             });
-            if !had_news {
+            if is_news {
                 self.send(ask.fingerprint);
             }
         }
@@ -590,7 +614,12 @@ impl Store for Redis {
                 None => None,
             };
             let levels = levels.ok_or_else(unreachable_store)?;
-            levels.first().copied().ok_or_else(unreachable_store)
+            let mut level = levels.first().copied().ok_or_else(unreachable_store)?;
+            let held = |account: &mut Account| account.held_by_others();
+            let held = store.shared.table.with(ask.fingerprint, held).unwrap_or(0);
+            let held = u32::try_from(held).unwrap_or(u32::MAX);
+            level.remaining = level.remaining.saturating_add(held).min(level.limit);
+            Ok(level)
         };
         peek.boxed()
     }
