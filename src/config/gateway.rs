@@ -13,12 +13,12 @@ use super::{
     settings::{
         CacheSettings, CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings,
         FailoverSettings, HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings,
-        Settings, StickySettings,
+        Settings, StickySettings, StoreSettings,
     },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
-    cache::{Cache, CacheLayer, HttpCache},
+    cache::{Cache, CacheLayer, HttpCache, store},
     check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
     cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
     discover::{
@@ -29,7 +29,7 @@ use crate::{
     failover::{self, FailoverLayer},
     limit::{
         Limit, Limiter, RateLimitLayer,
-        store::{Memory, Store},
+        store::{Memory, Redis, Store},
     },
     redis::Connection,
     route::{Match, Table},
@@ -47,24 +47,12 @@ pub(super) struct Gateway {
     limits: BTreeMap<String, Limit>,
     /// What limits have counted outlives every plan.
     store: Arc<dyn Store>,
+    /// The same, where it is shared.
+    shared: Option<Redis>,
     /// Made when the first route wants it; what it holds outlives every plan.
     cache: Option<HttpCache>,
     /// Opened when the first plan has a Redis to share.
     redis: Option<Connection>,
-}
-
-impl Default for Gateway {
-    fn default() -> Self {
-        Self {
-            clusters: BTreeMap::new(),
-            failovers: Vec::new(),
-            stats: BTreeMap::new(),
-            limits: BTreeMap::new(),
-            store: Arc::new(Memory::new()),
-            cache: None,
-            redis: None,
-        }
-    }
 }
 
 /// What a cluster is made of beside its own settings.
@@ -124,6 +112,33 @@ impl Structure {
 }
 
 impl Gateway {
+    /// With nothing in it yet, and the store that it keeps for good.
+    pub(super) fn new(store: &StoreSettings) -> Self {
+        let shared = store
+            .redis
+            .as_ref()
+            .map(|redis| Redis::new(Connection::open(redis.options()), &redis.namespace));
+        let store: Arc<dyn Store> = match &shared {
+            Some(shared) => Arc::new(shared.clone()),
+            None => Arc::new(Memory::new()),
+        };
+        Self {
+            clusters: BTreeMap::new(),
+            failovers: Vec::new(),
+            stats: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            store,
+            shared,
+            cache: None,
+            redis: None,
+        }
+    }
+
+    /// The store of the limits, where nodes share it.
+    pub(super) fn shared(&self) -> Option<Redis> {
+        self.shared.clone()
+    }
+
     /// Starts the clusters of a plan that are new, so that they have endpoints when routes lead
     /// there. Returns those of which discovery has said nothing yet.
     pub(super) fn prepare(&mut self, plan: &Plan) -> Vec<Cluster> {
@@ -171,7 +186,7 @@ impl Gateway {
                 .iter()
                 .any(|route| route.cache.is_some())
         {
-            self.cache = Some(HttpCache::new(plan.settings.store.cache_memory as u64));
+            self.cache = Some(cache(&plan.settings.store));
         }
         self.limits = self.limits_of(&plan.settings);
         let mut failovers = std::mem::take(&mut self.failovers);
@@ -488,6 +503,18 @@ fn limit(settings: &LimitSettings) -> Limit {
         limit.shadow()
     } else {
         limit
+    }
+}
+
+/// The responses of all routes, shared with the other nodes where there is a server for it.
+fn cache(settings: &StoreSettings) -> HttpCache {
+    let bytes = settings.cache_memory as u64;
+    match &settings.redis {
+        Some(redis) => {
+            let connection = Connection::open(redis.options());
+            HttpCache::with_store(bytes, store::Redis::new(connection, &redis.namespace))
+        }
+        None => HttpCache::new(bytes),
     }
 }
 

@@ -40,6 +40,9 @@ use crate::{
 /// two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// How long a node waits for its store before it serves without.
+const STORE: Duration = Duration::from_millis(250);
+
 /// How long a node waits for the first word of discovery before it says that it is ready.
 const DISCOVERY: Duration = Duration::from_secs(5);
 
@@ -136,7 +139,7 @@ impl Node {
 
         let (listener, address) = listener;
         let default_id = default_id(address);
-        let mut gateway = Gateway::default();
+        let mut gateway = Gateway::new(&plan.settings.store);
         let redis = gateway.redis(&plan.settings);
         let ground = |plan: &Plan| Ground {
             file: file.clone(),
@@ -170,6 +173,7 @@ impl Node {
             .update_config(|config| *config = ConfigStatus::new(source));
         state.admin.set_membership(state.membership.clone());
         state.apply(&plan);
+        connected(&state).await;
         let follow = follow(&state).await;
         tokio::spawn(ready(Arc::downgrade(&state)));
 
@@ -437,6 +441,22 @@ fn default_id(address: SocketAddr) -> String {
     match name.trim() {
         "" => address.to_string(),
         name => format!("{name}:{}", address.port()),
+    }
+}
+
+/// Waits until the store answers, or has had its time: one that does not is none to stop for.
+async fn connected(state: &State) {
+    let Some(store) = state.gateway.lock().shared() else {
+        return;
+    };
+    if tokio::time::timeout(STORE, store.available())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            event = "store_unreachable",
+            "the store does not answer: this node counts alone until it does"
+        );
     }
 }
 

@@ -30,6 +30,7 @@ mod http2;
 mod kill;
 mod layers;
 mod limit;
+mod limit_redis;
 mod load_report;
 mod nginx;
 mod nodes;

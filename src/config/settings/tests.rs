@@ -1688,3 +1688,26 @@ fn a_configuration_may_stand_in_a_store() {
         assert_eq!(found, format!("etcd:/gw/config:1: {mistake}"));
     }
 }
+
+#[test]
+fn a_store_is_memory_or_redis() {
+    let store = |text: &str| parse(&format!("node: {{ listen: \"127.0.0.1:0\" }}\n{text}"));
+    assert_eq!(store("").unwrap().store, StoreSettings::default());
+    assert_eq!(
+        store("store: { type: memory }").unwrap().store,
+        StoreSettings::default()
+    );
+    let settings = store("store: { type: redis, url: \"redis://:secret@127.0.0.1:6379\" }");
+    let redis = settings.unwrap().store.redis.unwrap();
+    assert_eq!(redis.namespace, "gw");
+    assert_eq!(redis.url.reveal(), "redis://:secret@127.0.0.1:6379");
+    assert!(!format!("{redis:?}").contains("secret"));
+    for wrong in [
+        "store: { type: redis }",
+        "store: { type: redis, url: \"127.0.0.1\" }",
+        "store: { type: redis, url: \"redis://a\", namespace: \"{x}\" }",
+        "store: { type: rediss, url: \"redis://a\" }",
+    ] {
+        assert!(store(wrong).is_err(), "{wrong}");
+    }
+}

@@ -35,6 +35,8 @@
 //!   it is [settled](Store::settle) with 0. What a node holds ends with the node.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::{
     fmt,
@@ -44,6 +46,8 @@ use std::{
 use futures_util::future::BoxFuture;
 
 pub use memory::Memory;
+#[cfg(feature = "redis")]
+pub use redis::Redis;
 
 use super::ask::{Ask, Decision, Level};
 use crate::error::BoxError;

@@ -1,0 +1,405 @@
+//! What is asked and told in one call, and who waits for it.
+//!
+//! One call is under way to each shard at a time; who comes meanwhile goes with the next one. So
+//! nobody waits while there is nothing to wait for, and batches are the larger the more there is to
+//! do.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::{
+    Shared,
+    account::{Account, Statement, Trip, Verdict},
+    batch::{Batch, Group, Part},
+};
+use crate::{
+    limit::{
+        ask::{Ask, Decision, Level, Mode, Source},
+        fingerprint::Fingerprint,
+    },
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time,
+};
+
+/// Keys of one call, at most: longer ones hold up everybody else's.
+const MOST_KEYS: usize = 48;
+/// Between two probes of a server that does not answer, at most.
+const PROBE_PAUSE: Duration = Duration::from_millis(50);
+/// How long a node goes on alone after the server is back, so that all of them have told what they
+/// admitted meanwhile before anybody takes from the bucket.
+const SETTLING: Duration = Duration::from_millis(100);
+
+/// What a call came to that has no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It was never sent.
+    Unsent,
+    /// It may have been done, or may still be.
+    Unknown,
+}
+
+/// The asks that one server, or one slot of a cluster, decides on.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pending: Mutex<Pending>,
+    wake: Notify,
+    is_silent: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    waiters: VecDeque<Waiter>,
+    errands: VecDeque<Fingerprint>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    asks: Vec<Ask>,
+    done: oneshot::Sender<Vec<Level>>,
+}
+
+/// A call in the making, and what it needs to be understood.
+#[derive(Debug, Default)]
+struct Load {
+    keys: Vec<Fingerprint>,
+    told: Vec<Statement>,
+    bookable: Vec<u64>,
+    batch: Batch,
+    waiters: Vec<Vec<Waiter>>,
+}
+
+impl Shard {
+    pub(super) fn new() -> Self {
+        Self {
+            pending: Mutex::new(Pending::default()),
+            wake: Notify::new(),
+            is_silent: AtomicBool::new(true),
+        }
+    }
+
+    /// Whether the server does not answer, so that nobody is to wait for it.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_silent.load(Relaxed)
+    }
+
+    /// An answer is overdue.
+    pub(super) fn fall_silent(&self) {
+        self.is_silent.store(true, Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Asks. The levels come when they are known; never, when the call fails.
+    pub(super) fn ask(&self, asks: Vec<Ask>) -> oneshot::Receiver<Vec<Level>> {
+        let (done, levels) = oneshot::channel();
+        self.pending.lock().waiters.push_back(Waiter { asks, done });
+        self.wake.notify_one();
+        levels
+    }
+
+    /// Has the server told about a key, when there is time.
+    pub(super) fn send(&self, key: Fingerprint) {
+        self.pending.lock().errands.push_back(key);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn pack(&self, shared: &Shared) -> Option<Load> {
+        let mut load = Load::default();
+        let mut positions: HashMap<Fingerprint, usize> = HashMap::new();
+        let mut pending = self.pending.lock();
+        while let Some(waiter) = pending.waiters.pop_front() {
+            let news = waiter.asks.iter();
+            let news = news.filter(|ask| !positions.contains_key(&ask.fingerprint));
+            let is_odd = waiter.asks.iter().any(|ask| {
+                let position = positions.get(&ask.fingerprint);
+                position.is_some_and(|position| {
+                    load.batch.keys[*position].0 != super::pace::Pace::new(&ask.quota)
+                })
+            });
+            if !load.keys.is_empty() && (load.keys.len() + news.count() > MOST_KEYS || is_odd) {
+                pending.waiters.push_front(waiter);
+                break;
+            }
+            for ask in &waiter.asks {
+                positions.entry(ask.fingerprint).or_insert_with(|| {
+                    load.add(shared, ask);
+                    load.keys.len() - 1
+                });
+            }
+            load.join(waiter, &positions);
+        }
+        while load.keys.len() < MOST_KEYS
+            && let Some(key) = pending.errands.pop_front()
+        {
+            if !positions.contains_key(&key) && load.run(shared, key) {
+                positions.insert(key, load.keys.len() - 1);
+            }
+        }
+        drop(pending);
+        load.book();
+        load.batch.generation = fastrand::u64(1..1 << 50);
+        (!load.keys.is_empty()).then_some(load)
+    }
+
+    /// Nobody is to wait any more.
+    fn dismiss(&self) {
+        self.pending.lock().waiters.clear();
+    }
+}
+
+impl Load {
+    fn add(&mut self, shared: &Shared, ask: &Ask) {
+        let now = time::now();
+        let new = || Account::new(ask.quota);
+        shared.table.open(ask.fingerprint, now, new, |account| {
+            if account.quota != ask.quota {
+                account.change(ask.quota);
+            }
+            self.push(shared, ask.fingerprint, account, now);
+        });
+    }
+
+    fn run(&mut self, shared: &Shared, key: Fingerprint) -> bool {
+        let now = time::now();
+        let is_there = shared.table.with(key, |account| {
+            let is_wanted = account.is_low() || account.has_news();
+            if is_wanted {
+                self.push(shared, key, account, now);
+            } else {
+                account.rest();
+            }
+            is_wanted
+        });
+        is_there == Some(true)
+    }
+
+    fn push(
+        &mut self,
+        shared: &Shared,
+        key: Fingerprint,
+        account: &mut Account,
+        now: std::time::Instant,
+    ) {
+        let at = shared.nanos(now);
+        let told = account.state(shared.nodes(), at, now);
+        self.keys.push(key);
+        self.told.push(told);
+        self.bookable.push(if told.refund > 0 {
+            0
+        } else {
+            account.bookable(at)
+        });
+        self.batch.keys.push((account.pace, told));
+    }
+
+    fn join(&mut self, waiter: Waiter, positions: &HashMap<Fingerprint, usize>) {
+        let parts = waiter.asks.iter().map(|ask| Part {
+            key: positions[&ask.fingerprint],
+            cost: ask.cost.into(),
+            is_shadow: ask.mode == Mode::Shadow,
+        });
+        let parts: Vec<_> = parts.collect();
+        let mut groups = self.batch.groups.iter_mut();
+        match groups.position(|group| group.asks == parts) {
+            Some(position) => {
+                self.batch.groups[position].count += 1;
+                self.waiters[position].push(waiter);
+            }
+            None => {
+                self.batch.groups.push(Group {
+                    count: 1,
+                    book: 0,
+                    asks: parts,
+                });
+                self.waiters.push(vec![waiter]);
+            }
+        }
+    }
+
+    /// Slots are booked for keys that are asked for in one way.
+    fn book(&mut self) {
+        let mut users = vec![0; self.keys.len()];
+        for part in self.batch.groups.iter().flat_map(|group| &group.asks) {
+            users[part.key] += 1;
+        }
+        for group in &mut self.batch.groups {
+            if let [part] = &group.asks[..]
+                && part.cost == 1
+                && !part.is_shadow
+                && users[part.key] == 1
+            {
+                group.book = self.bookable[part.key];
+            }
+        }
+    }
+
+    fn succeed(self, shared: &Shared, shard: &Shard, reply: &super::batch::Reply, trip: Trip) {
+        let mut booked = vec![0; self.keys.len()];
+        for (group, grant) in self.batch.groups.iter().zip(&reply.grants) {
+            if grant.booked > 0 {
+                booked[group.asks[0].key] = grant.booked;
+            }
+        }
+        for (position, key) in self.keys.iter().enumerate() {
+            let (answer, told) = (reply.keys[position], self.told[position]);
+            shared.table.with(*key, |account| {
+                let held = account.holds();
+                account.absorb(answer, told, booked[position], trip);
+                if account.holds() && !held {
+                    shared.holders.lock().push(*key);
+                }
+            });
+        }
+        for (waiters, grant) in self.waiters.into_iter().zip(&reply.grants) {
+            for (waiter, turn) in waiters.into_iter().zip(0..) {
+                let levels = waiter.asks.iter().zip(&grant.each).map(|(ask, each)| {
+                    let verdict = if turn < *each {
+                        Verdict::Admit
+                    } else {
+                        Verdict::Deny
+                    };
+                    shared.level(ask, verdict, Source::Store, trip.received)
+                });
+                let mut levels: Vec<_> = levels.collect();
+                let is_admitted = turn < grant.admitted;
+                if !is_admitted && Decision::of(&waiter.asks, &levels).admits() {
+                    deny_repeated(shared, &waiter.asks, &mut levels, trip);
+                }
+                if is_admitted {
+                    shared.record(&waiter.asks, trip.received);
+                }
+                if let Err(levels) = waiter.done.send(levels)
+                    && is_admitted
+                {
+                    // Nobody waits for it any more: what came late is put back.
+                    let asks = waiter.asks.iter().zip(&levels);
+                    for (ask, _) in asks.filter(|(_, level)| level.decision.admits()) {
+                        shared.table.with(ask.fingerprint, |account| {
+                            account.give_back(ask.cost.into(), trip.sent);
+                        });
+                        shard.send(ask.fingerprint);
+                    }
+                }
+            }
+        }
+    }
+
+    fn fail(self, shared: &Shared, shard: &Shard, failure: &Failure) {
+        let was_sent = matches!(failure, Failure::Unknown);
+        for (key, told) in self.keys.iter().zip(self.told) {
+            let has_news = shared.table.with(*key, |account| {
+                account.fail(told, was_sent);
+                account.has_news()
+            });
+            if has_news == Some(true) {
+                shard.send(*key);
+            }
+        }
+    }
+}
+
+/// A key that is asked for twice has enough for each of them, and not for both.
+fn deny_repeated(shared: &Shared, asks: &[Ask], levels: &mut [Level], trip: Trip) {
+    for (position, ask) in asks.iter().enumerate().rev() {
+        let same = asks[..position].iter();
+        let same = same.filter(|other| other.fingerprint == ask.fingerprint);
+        let before: u32 = same.map(|other| other.cost).sum();
+        if before > 0 && ask.mode == Mode::Enforce {
+            let both = ask.cost(ask.cost.saturating_add(before));
+            levels[position] = shared.level(&both, Verdict::Deny, Source::Store, trip.received);
+            return;
+        }
+    }
+}
+
+/// Carries the asks of a shard, until the store is gone.
+pub(super) async fn carry(store: Weak<Shared>, shard: Arc<Shard>, number: u16) {
+    let mut was_lost = true;
+    loop {
+        if was_lost {
+            match probe(&store, number).await {
+                Some(true) => {}
+                Some(false) => {
+                    let pause = PROBE_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0);
+                    time::sleep_until(time::after(time::now(), pause)).await;
+                    continue;
+                }
+                None => return,
+            }
+        } else {
+            shard.wake.notified().await;
+        }
+        let mut settled = was_lost && {
+            let Some(shared) = store.upgrade() else {
+                return;
+            };
+            // A server that was never there before has nothing to settle.
+            !shared.has_begun()
+        };
+        loop {
+            let (line, load) = {
+                let Some(shared) = store.upgrade() else {
+                    return;
+                };
+                let Some(load) = shard.pack(&shared) else {
+                    if was_lost && !settled {
+                        drop(shared);
+                        time::sleep_until(time::after(time::now(), SETTLING)).await;
+                        settled = true;
+                        continue;
+                    }
+                    was_lost = false;
+                    shared.begin();
+                    shard.is_silent.store(false, Relaxed);
+                    break;
+                };
+                (Arc::clone(&shared.line), load)
+            };
+            let sent = time::now();
+            let reply = line.call(number, &load.keys, &load.batch).await;
+            let received = time::now();
+            let Some(shared) = store.upgrade() else {
+                return;
+            };
+            match reply {
+                Ok(reply) => {
+                    let trip = Trip {
+                        sent,
+                        received,
+                        now: reply.now,
+                    };
+                    load.succeed(&shared, &shard, &reply, trip);
+                    if !was_lost {
+                        shard.is_silent.store(false, Relaxed);
+                    }
+                }
+                Err(failure) => {
+                    shard.fall_silent();
+                    shared.count_error();
+                    load.fail(&shared, &shard, &failure);
+                    shard.dismiss();
+                    was_lost = true;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Whether the server answers; `None` when the store is gone.
+async fn probe(store: &Weak<Shared>, number: u16) -> Option<bool> {
+    let line = Arc::clone(&store.upgrade()?.line);
+    let batch = Batch::default();
+    Some(line.call(number, &[], &batch).await.is_ok())
+}

@@ -1,0 +1,726 @@
+//! Counts that the nodes of a cluster share, in Redis.
+//!
+//! A node decides by itself what it knows for certain: it admits from a reserve that it holds, and
+//! denies what cannot be there yet, whatever the other nodes do. It asks for the rest, in the time
+//! of the server, by one script (`decide.lua`); what is asked for while an answer is under way goes
+//! together with the next question.
+
+mod account;
+mod batch;
+mod courier;
+mod line;
+mod pace;
+mod table;
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod model;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests;
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Either, join_all, select},
+};
+use tokio::sync::oneshot;
+
+use self::{
+    account::{Account, Alone, Taken, Verdict},
+    courier::{Shard, carry},
+    line::{Line, Server},
+    table::Table,
+};
+use super::{Decided, MAX_ASKS, Memory, Store, StoreError};
+use crate::{
+    limit::{
+        ask::{Ask, Decision, Level, Source},
+        fingerprint::Fingerprint,
+        quota::Rule,
+    },
+    redis::{Connection, Notice, Subscription},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time,
+};
+
+/// Over how many slots a cluster spreads the keys.
+const SHARDS: u16 = 16;
+/// Keys that a node knows something of, at most.
+const KEYS: usize = 65_536;
+/// How often a node says that it is alive, and looks for reserves that nobody uses.
+const BEAT: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(250);
+/// How long an answer to an operator may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Keeps the counts in Redis: alone, behind Sentinel, or a cluster. Clones share state.
+///
+/// What all nodes together admit is exact: in any stretch of time at most `burst + rate × length`,
+/// whatever node ends and whatever answer is lost. Most decisions take no call: a node holds a part
+/// of the burst in reserve, as much as it needs for an eighth of a second, and together at most a
+/// quarter of it; a node that ends loses what it held.
+///
+/// Limits by [GCRA](Rule::Gcra) are shared. Windows and concurrency are not: each node counts them
+/// by itself, as [`Memory`] does.
+///
+/// # While the server does not answer
+///
+/// No decision waits longer than the budget, and while an answer is overdue none waits at all.
+/// Limits go on by [`OnStoreFailure`](crate::limit::OnStoreFailure). Under `LocalShare` a node
+/// continues from what it last knew with its share by the number of live nodes, and what is admitted
+/// meanwhile is told to the server when it is back. A key that the server has lost goes on from the
+/// latest state that any node remembers.
+///
+/// # Limits of it
+///
+/// - A cost above three quarters of the burst may wait until other nodes have given their reserves
+///   back.
+/// - Where the server loses its last writes, in a failover, what no node remembers may be admitted
+///   once more: a burst at most.
+///
+/// # Defaults
+///
+/// - `budget`: 10 ms for a decision
+/// - `nodes`: those that share the namespace, as far as the server last told
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use tower_gateway::{
+///     limit::{Limit, Limiter, Quota, store::Redis},
+///     redis::{Connection, InvalidUrl, Options},
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), InvalidUrl> {
+/// let connection = Connection::open(Options::new("redis://127.0.0.1:6379")?);
+/// let store = Redis::new(connection, "gw");
+/// let limiter = Limiter::new(Limit::new("api", Quota::per_second(100))).store(store);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+    budget: Duration,
+}
+
+struct Shared {
+    line: Arc<dyn Line>,
+    table: Table,
+    shards: Vec<Arc<Shard>>,
+    /// What is not shared.
+    memory: Memory,
+    begin: Instant,
+    /// Whether the server has ever answered.
+    has_begun: AtomicBool,
+    /// As the server counts them, and as somebody has said; 0 for not known.
+    seen: AtomicU64,
+    said: AtomicU64,
+    /// Keys of which something is held.
+    holders: Mutex<Vec<Fingerprint>>,
+    errors: AtomicU64,
+}
+
+impl Redis {
+    /// A store under the keys that begin with this namespace, which the nodes of a cluster agree
+    /// on.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(connection: Connection, namespace: &str) -> Self {
+        let shards = if connection.is_clustered() { SHARDS } else { 1 };
+        let server = Server::new(connection, namespace);
+        let news = server.news();
+        let store = Self::over(Arc::new(server), shards);
+        tokio::spawn(hear(Arc::downgrade(&store.shared), news));
+        store
+    }
+
+    fn over(line: Arc<dyn Line>, shards: u16) -> Self {
+        let shared = Arc::new(Shared {
+            line,
+            table: Table::new(KEYS),
+            shards: (0..shards).map(|_| Arc::new(Shard::new())).collect(),
+            memory: Memory::new(),
+            begin: time::now(),
+            has_begun: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
+            said: AtomicU64::new(0),
+            holders: Mutex::new(Vec::new()),
+            errors: AtomicU64::new(0),
+        });
+        for (shard, number) in shared.shards.iter().zip(0..) {
+            tokio::spawn(carry(Arc::downgrade(&shared), Arc::clone(shard), number));
+        }
+        tokio::spawn(beat(Arc::downgrade(&shared)));
+        tokio::spawn(look(Arc::downgrade(&shared)));
+        Self {
+            shared,
+            budget: Duration::from_millis(10),
+        }
+    }
+
+    /// Sets how long a decision waits for the server, at most.
+    #[must_use]
+    pub fn budget(mut self, budget: Duration) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Says how many nodes share the limits, this one included, where somebody knows better than the
+    /// server; 0 for nobody. It may be said at any time: the last one known holds in an outage.
+    pub fn set_nodes(&self, nodes: u32) {
+        self.shared.said.store(nodes.into(), Relaxed);
+    }
+
+    /// Whether the server answers in time, as far as is known.
+    #[must_use]
+    pub fn is_available(&self) -> bool {
+        !self.shared.shards.iter().any(|shard| shard.is_silent())
+    }
+
+    /// Waits until the server answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// It may be dropped and called again.
+    pub async fn available(&self) {
+        while !self.is_available() {
+            time::sleep_until(time::after(time::now(), Duration::from_millis(5))).await;
+        }
+    }
+
+    async fn ask(&self, asks: Vec<Ask>, deadline: Option<Instant>) -> Decided {
+        let shared = &self.shared;
+        let now = time::now();
+        let mut deadline = deadline.map_or_else(
+            || time::after(now, self.budget),
+            |deadline| deadline.min(time::after(now, self.budget)),
+        );
+        for ask in &asks {
+            let at = shared.nanos(now);
+            shared
+                .table
+                .with(ask.fingerprint, |account| account.attempt(at));
+        }
+        let mut levels = vec![Level::default(); asks.len()];
+        let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
+        for (position, ask) in asks.iter().enumerate() {
+            let shard = shared.shard_of(ask.fingerprint);
+            match parts.iter_mut().find(|(number, _)| *number == shard) {
+                Some((_, positions)) => positions.push(position),
+                None => parts.push((shard, vec![position])),
+            }
+        }
+        if parts
+            .iter()
+            .any(|(shard, _)| shared.shards[*shard].is_silent())
+        {
+            deadline = now;
+        }
+        let answers = parts.iter().map(async |(shard, positions)| {
+            if deadline <= now {
+                return None;
+            }
+            let shard = &shared.shards[*shard];
+            let part = positions.iter().map(|position| asks[*position]).collect();
+            let answer = answer_by(shard.ask(part), deadline).await;
+            if answer.is_none() && !shard.is_silent() {
+                shard.fall_silent();
+                shared.count_error();
+            }
+            answer
+        });
+        let answers = join_all(answers).await;
+        let is_complete = answers.iter().all(Option::is_some);
+        for ((_, positions), answer) in parts.iter().zip(&answers) {
+            for (position, level) in positions.iter().zip(answer.iter().flatten()) {
+                levels[*position] = *level;
+            }
+        }
+        let decided = Decided::new(&asks, levels);
+        if is_complete && (decided.decision.admits() || parts.len() == 1) {
+            return decided;
+        }
+        // Of several slots of a cluster some have charged what others denied, or did not answer.
+        let undone = time::now();
+        for ((_, positions), answer) in parts.iter().zip(&answers) {
+            let Some(levels) = answer else { continue };
+            let part: Vec<_> = positions.iter().map(|position| asks[*position]).collect();
+            if Decision::of(&part, levels).admits() {
+                for (ask, level) in part.iter().zip(levels) {
+                    if level.decision.admits() {
+                        shared.settle(ask, 0, now, undone);
+                    }
+                }
+            }
+        }
+        if is_complete {
+            return decided;
+        }
+        let mut levels = decided.levels;
+        let is_unsure = deadline > now;
+        shared.decide_alone(&asks, &mut levels, is_unsure, undone);
+        Decided::new(&asks, levels)
+    }
+}
+
+/// What was answered in time.
+async fn answer_by(
+    mut answer: oneshot::Receiver<Vec<Level>>,
+    deadline: Instant,
+) -> Option<Vec<Level>> {
+    let sleep = std::pin::pin!(time::sleep_until(deadline));
+    match select(&mut answer, sleep).await {
+        Either::Left((levels, _)) => levels.ok(),
+        Either::Right(_) => {
+            answer.close();
+            answer.try_recv().ok()
+        }
+    }
+}
+
+impl Shared {
+    fn nanos(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.begin).as_nanos() as u64
+    }
+
+    fn nodes(&self) -> u64 {
+        match self.said.load(Relaxed) {
+            0 => self.seen.load(Relaxed).max(1),
+            said => said,
+        }
+    }
+
+    fn alone(&self, now: Instant) -> Alone {
+        Alone {
+            nodes: self.nodes(),
+            is_unsure: false,
+            at: self.nanos(now),
+        }
+    }
+
+    /// Counts what was admitted.
+    fn record(&self, asks: &[Ask], now: Instant) {
+        let alone = self.alone(now);
+        for ask in asks {
+            self.table
+                .with(ask.fingerprint, |account| account.record(ask.cost, alone));
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.has_begun.load(Relaxed)
+    }
+
+    fn begin(&self) {
+        self.has_begun.store(true, Relaxed);
+    }
+
+    fn count_error(&self) {
+        self.errors.fetch_add(1, Relaxed);
+    }
+
+    fn shard_of(&self, key: Fingerprint) -> usize {
+        (key.get() % self.shards.len() as u128) as usize
+    }
+
+    fn send(&self, key: Fingerprint) {
+        self.shards[self.shard_of(key)].send(key);
+    }
+
+    fn level(&self, ask: &Ask, verdict: Verdict, source: Source, now: Instant) -> Level {
+        let level = |account: &mut Account| account.level(ask, verdict, source, now);
+        let known = self.table.with(ask.fingerprint, level);
+        known.unwrap_or_else(|| level(&mut Account::new(ask.quota)))
+    }
+
+    /// Takes from what is held here, for all or for none; `None` where somebody must be asked.
+    fn decide_here(&self, asks: &[Ask], levels: &mut [Level], now: Instant) -> Option<Decision> {
+        let alone = self.alone(now);
+        let at = alone.at;
+        let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
+        let mut is_low = false;
+        for (position, ask) in asks.iter().enumerate() {
+            let cost = u64::from(ask.cost);
+            let taken = self.table.with(ask.fingerprint, |account| {
+                if account.quota != ask.quota {
+                    return None;
+                }
+                let taken = account.take(cost, now);
+                levels[position] = account.level(ask, taken.0, Source::Local, now);
+                if taken.0 != Verdict::Unknown && asks.len() == 1 {
+                    account.attempt(at);
+                    is_low = account.falls_low();
+                }
+                if taken.0 == Verdict::Admit && asks.len() == 1 {
+                    account.record(ask.cost, alone);
+                }
+                Some(taken)
+            });
+            verdicts[position] = match taken.flatten() {
+                Some(taken) => taken,
+                None => {
+                    let verdict = match cost > u64::from(ask.quota.capacity()) {
+                        true => Verdict::Deny,
+                        false => Verdict::Unknown,
+                    };
+                    levels[position] = self.level(ask, verdict, Source::Local, now);
+                    (verdict, Taken::Nothing)
+                }
+            };
+        }
+        let verdicts = &verdicts[..asks.len()];
+        let decision = Decision::of(asks, levels);
+        let is_known = verdicts
+            .iter()
+            .all(|(verdict, _)| *verdict != Verdict::Unknown);
+        if decision.admits() && is_known {
+            if asks.len() == 1 {
+                if is_low {
+                    self.send(asks[0].fingerprint);
+                }
+                return Some(decision);
+            }
+            for ask in asks {
+                let is_low = self.table.with(ask.fingerprint, |account| {
+                    account.attempt(at);
+                    account.record(ask.cost, alone);
+                    account.falls_low()
+                });
+                if is_low == Some(true) {
+                    self.send(ask.fingerprint);
+                }
+            }
+            return Some(decision);
+        }
+        self.put_back(asks, verdicts);
+        (!decision.admits()).then_some(decision)
+    }
+
+    fn put_back(&self, asks: &[Ask], verdicts: &[(Verdict, Taken)]) {
+        for (ask, (_, taken)) in asks.iter().zip(verdicts) {
+            if *taken != Taken::Nothing {
+                self.table.with(ask.fingerprint, |account| {
+                    account.put_back(ask.cost.into(), *taken);
+                });
+            }
+        }
+    }
+
+    /// Decides without the server: by what is held, what is certain, and the rules for an outage.
+    fn decide_alone(
+        &self,
+        asks: &[Ask],
+        levels: &mut [Level],
+        is_unsure: bool,
+        now: Instant,
+    ) -> Decision {
+        let alone = Alone {
+            is_unsure,
+            ..self.alone(now)
+        };
+        let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
+        for (position, ask) in asks.iter().enumerate() {
+            let new = || Account::new(ask.quota);
+            let is_news = self.table.open(ask.fingerprint, now, new, |account| {
+                let had_news = account.has_news();
+                if account.quota != ask.quota {
+                    account.change(ask.quota);
+                }
+                let taken = account.take(ask.cost.into(), now);
+                verdicts[position] = taken;
+                levels[position] = match taken.0 {
+                    Verdict::Unknown => account.decide_alone(ask, alone, now),
+                    verdict => account.level(ask, verdict, Source::Local, now),
+                };
+                if taken.0 == Verdict::Admit {
+                    account.record(ask.cost, alone);
+                }
+                account.has_news() && !had_news
+            });
+            if is_news {
+                self.send(ask.fingerprint);
+            }
+        }
+        let decision = Decision::of(asks, levels);
+        if !decision.admits() {
+            self.put_back(asks, &verdicts);
+            for (position, ask) in asks.iter().enumerate() {
+                if verdicts[position].0 == Verdict::Unknown && levels[position].decision.admits() {
+                    self.table.with(ask.fingerprint, |account| {
+                        account.put_back_alone(ask, alone);
+                    });
+                }
+            }
+        }
+        decision
+    }
+
+    fn settle(&self, ask: &Ask, actual: u32, charged_at: Instant, now: Instant) {
+        if ask.quota.rule() != Rule::Gcra {
+            return self.memory.settle(ask, actual, charged_at, now);
+        }
+        if actual == ask.cost {
+            return;
+        }
+        let new = || Account::new(ask.quota);
+        self.table.open(ask.fingerprint, now, new, |account| {
+            match actual.checked_sub(ask.cost) {
+                Some(more) => account.owe(more.into()),
+                None => account.give_back((ask.cost - actual).into(), charged_at),
+            }
+        });
+        self.send(ask.fingerprint);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            shard.wake();
+        }
+    }
+}
+
+/// Says that the node is alive, and hears how many are.
+async fn beat(store: Weak<Shared>) {
+    let node = fastrand::u64(..);
+    while let Some(line) = store.upgrade().map(|shared| Arc::clone(&shared.line)) {
+        let seen = line.beat(node).await;
+        drop(line);
+        if let (Some(seen), Some(shared)) = (seen, store.upgrade()) {
+            shared.seen.store(seen, Relaxed);
+        }
+        let pause = if seen.is_some() { BEAT } else { BEAT / 10 };
+        time::sleep_until(time::after(time::now(), pause)).await;
+    }
+}
+
+/// Denies nothing of what others have given back or reset.
+async fn hear(store: Weak<Shared>, mut news: Subscription) {
+    while let Some(notice) = news.next().await {
+        let Some(shared) = store.upgrade() else {
+            return;
+        };
+        let key = match &notice {
+            Notice::Message(text) => std::str::from_utf8(text).ok(),
+            Notice::Gap => None,
+        };
+        match key.and_then(|key| u128::from_str_radix(key, 16).ok()) {
+            Some(key) => {
+                shared.table.with(Fingerprint::from(key), Account::doubt);
+            }
+            None => shared.table.all(Account::doubt),
+        }
+    }
+}
+
+/// Gives back what nobody uses.
+async fn look(store: Weak<Shared>) {
+    loop {
+        time::sleep_until(time::after(time::now(), LOOK)).await;
+        let Some(shared) = store.upgrade() else {
+            return;
+        };
+        let at = shared.nanos(time::now());
+        let mut holders = std::mem::take(&mut *shared.holders.lock());
+        holders.sort_unstable();
+        holders.dedup();
+        holders.retain(|key| {
+            let is_released = shared
+                .table
+                .with(*key, |account| account.release_if_idle(at));
+            if is_released == Some(true) {
+                shared.send(*key);
+            }
+            shared.table.with(*key, |account| account.holds()) == Some(true)
+        });
+        shared.holders.lock().extend(holders);
+    }
+}
+
+impl Store for Redis {
+    fn try_decide(
+        &self,
+        asks: &[Ask],
+        levels: &mut [Level],
+        patience: Duration,
+        now: Instant,
+    ) -> Option<Decision> {
+        let shared = &self.shared;
+        let is_shared = |ask: &&Ask| ask.quota.rule() == Rule::Gcra;
+        let count = asks.iter().filter(is_shared).count();
+        if count == 0 {
+            return shared.memory.try_decide(asks, levels, patience, now);
+        }
+        if count < asks.len() {
+            // Whoever is asked must be asked for all of them.
+            return None;
+        }
+        let is_silent = |ask: &Ask| shared.shards[shared.shard_of(ask.fingerprint)].is_silent();
+        if asks.iter().any(is_silent) {
+            return Some(shared.decide_alone(asks, levels, false, now));
+        }
+        shared.decide_here(asks, levels, now)
+    }
+
+    fn decide(
+        &self,
+        asks: Vec<Ask>,
+        patience: Duration,
+        deadline: Option<Instant>,
+    ) -> BoxFuture<'static, Decided> {
+        let store = self.clone();
+        let decide = async move {
+            let own: Vec<usize> = (0..asks.len())
+                .filter(|position| asks[*position].quota.rule() != Rule::Gcra)
+                .collect();
+            if own.is_empty() {
+                return store.ask(asks, deadline).await;
+            }
+            store.ask_both(asks, &own, patience, deadline).await
+        };
+        decide.boxed()
+    }
+
+    fn settle(&self, ask: &Ask, actual: u32, charged_at: Instant, now: Instant) {
+        self.shared.settle(ask, actual, charged_at, now);
+    }
+
+    fn peek(&self, ask: Ask) -> BoxFuture<'static, Result<Level, StoreError>> {
+        if ask.quota.rule() != Rule::Gcra {
+            return self.shared.memory.peek(ask);
+        }
+        let store = self.clone();
+        let peek = async move {
+            let shard = &store.shared.shards[store.shared.shard_of(ask.fingerprint)];
+            let asked = (!shard.is_silent()).then(|| shard.ask(vec![ask.cost(0)]));
+            let levels = match asked {
+                Some(asked) => answer_by(asked, time::after(time::now(), PATIENCE)).await,
+                None => None,
+            };
+            let levels = levels.ok_or_else(unreachable_store)?;
+            let mut level = levels.first().copied().ok_or_else(unreachable_store)?;
+            let held = |account: &mut Account| account.held_by_others();
+            let held = store.shared.table.with(ask.fingerprint, held).unwrap_or(0);
+            let held = u32::try_from(held).unwrap_or(u32::MAX);
+            level.remaining = level.remaining.saturating_add(held).min(level.limit);
+            Ok(level)
+        };
+        peek.boxed()
+    }
+
+    fn reset(&self, ask: Ask) -> BoxFuture<'static, Result<(), StoreError>> {
+        if ask.quota.rule() != Rule::Gcra {
+            return self.shared.memory.reset(ask);
+        }
+        let now = time::now();
+        let new = || Account::new(ask.quota);
+        let forget = |account: &mut Account| account.forget();
+        self.shared.table.open(ask.fingerprint, now, new, forget);
+        let peek = self.peek(ask);
+        async move { peek.await.map(|_| ()) }.boxed()
+    }
+
+    fn errors(&self) -> u64 {
+        self.shared.errors.load(Relaxed)
+    }
+}
+
+impl Redis {
+    /// What this node counts by itself is asked first, and put back when the others deny.
+    async fn ask_both(
+        &self,
+        asks: Vec<Ask>,
+        own: &[usize],
+        patience: Duration,
+        deadline: Option<Instant>,
+    ) -> Decided {
+        let memory = &self.shared.memory;
+        let now = time::now();
+        let mine: Vec<Ask> = own.iter().map(|position| asks[*position]).collect();
+        let is_other = |(position, _): &(usize, &Ask)| !own.contains(position);
+        let others = asks.iter().enumerate().filter(is_other);
+        let (positions, others): (Vec<usize>, Vec<Ask>) =
+            others.map(|(at, ask)| (at, *ask)).unzip();
+        let mut levels = vec![Level::default(); asks.len()];
+        let mut found = vec![Level::default(); mine.len()];
+        let decision = memory.try_decide(&mine, &mut found, patience, now);
+        for (position, level) in own.iter().zip(&found) {
+            levels[*position] = *level;
+        }
+        let is_admitted = decision.is_some_and(|decision| decision.admits());
+        if !is_admitted {
+            for (position, ask) in positions.iter().zip(&others) {
+                levels[*position] = self.shared.level(ask, Verdict::Unknown, Source::Local, now);
+            }
+            return Decided::new(&asks, levels);
+        }
+        let held = Held {
+            memory,
+            asks: mine,
+            levels: found,
+            at: now,
+        };
+        let decided = self.ask(others, deadline).await;
+        for (position, level) in positions.iter().zip(&decided.levels) {
+            levels[*position] = *level;
+        }
+        if decided.decision.admits() {
+            held.keep();
+        }
+        Decided::new(&asks, levels)
+    }
+}
+
+/// What was taken of this node's own counts; it is given back unless it is kept.
+struct Held<'a> {
+    memory: &'a Memory,
+    asks: Vec<Ask>,
+    levels: Vec<Level>,
+    at: Instant,
+}
+
+impl Held<'_> {
+    fn keep(mut self) {
+        self.asks.clear();
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let now = time::now();
+        for (ask, level) in self.asks.iter().zip(&self.levels) {
+            if level.decision.admits() {
+                self.memory.settle(ask, 0, self.at, now);
+            }
+        }
+    }
+}
+
+fn unreachable_store() -> StoreError {
+    StoreError::caused_by("redis does not answer")
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("is_available", &self.is_available())
+            .field("nodes", &self.shared.nodes())
+            .finish_non_exhaustive()
+    }
+}

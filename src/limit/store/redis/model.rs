@@ -1,0 +1,425 @@
+//! The script in Rust, and a server that runs it after a while.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use parking_lot::Mutex;
+
+use super::{
+    account::{Answer, Statement},
+    batch::{Batch, Grant, Reply},
+    courier::Failure,
+    line::Line,
+    pace::{Mark, Pace, units},
+};
+use crate::{limit::fingerprint::Fingerprint, time};
+
+const EPOCH: u64 = 10_000_000;
+const FAR: u64 = 9_000_000_000_000_000;
+const AHEAD: u64 = 400_000;
+
+/// The value of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    arrival: Mark,
+    generation: u64,
+    healed: u64,
+    since: u64,
+    epoch: u64,
+    cur: u64,
+    prev: u64,
+}
+
+/// What the server has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    /// With when they end.
+    values: HashMap<usize, (State, u64)>,
+}
+
+struct Key {
+    pace: Pace,
+    told: Statement,
+    state: State,
+    is_missing: bool,
+    is_dirty: bool,
+    furthest: u64,
+    claim: u64,
+}
+
+impl Key {
+    fn held(&self) -> u64 {
+        self.state.cur + self.state.prev
+    }
+
+    fn horizon(&self, now: u64) -> Mark {
+        let room = self.pace.capacity.saturating_sub(self.held());
+        self.pace.plus(Mark::at(now), room)
+    }
+
+    fn times(&self, cost: u64, most: u64, now: u64) -> u64 {
+        if cost == 0 {
+            return most;
+        }
+        let level = self.pace.tokens(self.state.arrival, self.horizon(now));
+        most.min(level / cost)
+    }
+
+    fn charge(&mut self, tokens: u64, now: u64) {
+        if tokens > 0 {
+            if self.state.arrival == Mark::at(now) {
+                self.state.since = now;
+            }
+            self.state.arrival = self.pace.plus(self.state.arrival, tokens);
+            self.is_dirty = true;
+        }
+    }
+
+    fn spare(&self, tokens: u64, now: u64) -> u64 {
+        let kept = self.pace.capacity.saturating_sub(self.held()) / 4;
+        self.times(1, tokens + kept, now).saturating_sub(kept)
+    }
+
+    fn load(value: Option<State>, pace: Pace, told: Statement, new: u64, now: u64) -> Self {
+        let epoch = now / EPOCH;
+        let fresh = State {
+            arrival: Mark::at(now),
+            generation: new,
+            healed: now,
+            since: now,
+            epoch,
+            cur: 0,
+            prev: 0,
+        };
+        let mut key = Self {
+            pace,
+            told,
+            state: value.unwrap_or(fresh),
+            is_missing: value.is_none(),
+            is_dirty: false,
+            furthest: pace.plus(Mark::at(now), 2 * pace.capacity).whole + AHEAD,
+            claim: 0,
+        };
+        key.state.arrival.part = key.state.arrival.part.min(pace.amount - 1);
+        while key.state.epoch < epoch && key.held() > 0 {
+            key.state.epoch += 1;
+            if key.state.prev > 0 {
+                let end = key.state.epoch * EPOCH;
+                if key.state.arrival.whole < end {
+                    key.state.arrival = Mark::at(end);
+                }
+                key.state.arrival = pace.plus(key.state.arrival, key.state.prev);
+            }
+            key.state.prev = std::mem::take(&mut key.state.cur);
+            key.is_dirty = true;
+        }
+        key.state.epoch = key.state.epoch.max(epoch);
+        if key.state.arrival.whole < now {
+            key.state.arrival = Mark::at(now);
+        }
+        if key.state.arrival.whole > key.furthest {
+            key.state.arrival = Mark::at(key.furthest);
+            key.is_dirty = true;
+        }
+        key
+    }
+
+    fn account(&mut self, now: u64) {
+        let told = self.told;
+        if told.reset == 1 {
+            self.state.arrival = Mark::at(now);
+            self.state.since = now;
+            self.state.healed = FAR;
+            self.is_dirty = true;
+        }
+        let state = &mut self.state;
+        if told.known == 0 {
+            return;
+        }
+        if told.known == state.generation {
+            if told.size > 0 && told.epoch == state.epoch && state.cur >= told.size {
+                self.claim = told.size;
+            } else if told.size > 0 && told.epoch + 1 == state.epoch && state.prev >= told.size {
+                state.prev -= told.size;
+                state.cur += told.size;
+                self.claim = told.size;
+                self.is_dirty = true;
+            }
+            return;
+        }
+        let hint = told.hint.min(self.furthest);
+        if hint > state.healed {
+            let healed = state.arrival.whole + (hint - state.healed);
+            state.arrival.whole = self.furthest.min(healed);
+            state.healed = hint;
+            self.is_dirty = true;
+        }
+        if told.size > 0 && told.epoch + 1 >= state.epoch {
+            let room = (self.pace.capacity / 4).saturating_sub(state.cur + state.prev);
+            state.cur += if self.is_missing {
+                room
+            } else {
+                told.size.min(room)
+            };
+            self.is_dirty = true;
+        }
+    }
+
+    fn owe(&mut self, now: u64) {
+        if self.told.owed == 0 {
+            return;
+        }
+        let lowest = self.pace.plus(Mark::at(now), 2 * self.pace.capacity).whole;
+        let before = self.state.arrival;
+        self.charge(self.told.owed, now);
+        if self.state.arrival.whole >= lowest {
+            self.state.arrival = if before.whole > lowest {
+                before
+            } else {
+                Mark::at(lowest)
+            };
+        }
+    }
+
+    fn refill(&mut self, now: u64) -> u64 {
+        let told = self.told;
+        if self.claim > 0 && told.release == 1 {
+            self.state.cur -= self.claim;
+            self.charge(told.spent, now);
+            self.claim = 0;
+            self.is_dirty = true;
+            return 0;
+        }
+        let mut added = 0;
+        if self.claim > 0 && told.spent > 0 {
+            added = told.spent.min(self.spare(told.spent, now));
+            let less = told.spent - added;
+            self.charge(told.spent, now);
+            self.state.cur -= less;
+            self.claim -= less;
+        }
+        if told.want > self.claim {
+            let room = (self.pace.capacity / 4).saturating_sub(self.held());
+            let more = (told.want - self.claim).min(room);
+            let more = if more > 0 {
+                more.min(self.spare(more, now))
+            } else {
+                0
+            };
+            if more > 0 {
+                self.state.cur += more;
+                self.claim += more;
+                added += more;
+                self.is_dirty = true;
+            }
+        }
+        added
+    }
+
+    fn settle(&mut self, now: u64) {
+        let told = self.told;
+        let is_owed = i128::from(now) - i128::from(told.age) >= i128::from(self.state.since);
+        if told.refund > 0 && self.state.arrival.whole > now && is_owed {
+            let back = self.pace.plus(Mark::default(), told.refund);
+            let arrival = self.state.arrival;
+            let borrows = arrival.part < back.part;
+            let whole = arrival
+                .whole
+                .saturating_sub(back.whole + u64::from(borrows));
+            let part = arrival.part + if borrows { self.pace.amount } else { 0 } - back.part;
+            self.state.arrival = if whole < now {
+                Mark::at(now)
+            } else {
+                Mark { whole, part }
+            };
+            self.is_dirty = true;
+        }
+    }
+
+    /// Until when the value is kept.
+    fn full(&self) -> Mark {
+        let mut full = self.state.arrival;
+        if self.held() > 0 {
+            let end = full.whole.max((self.state.epoch + 2) * EPOCH);
+            full.whole = self.pace.plus(Mark::at(end), self.held()).whole;
+        }
+        if self.state.healed == FAR {
+            full.whole = full.whole.max(self.furthest);
+        }
+        full
+    }
+}
+
+impl Model {
+    pub(super) fn clear(&mut self) {
+        self.values.clear();
+    }
+
+    /// Runs a batch over the keys of these numbers.
+    pub(super) fn run(&mut self, names: &[usize], batch: &Batch, now: u64) -> Reply {
+        self.values.retain(|_, (_, end)| *end > now);
+        let mut keys: Vec<Key> = names
+            .iter()
+            .zip(&batch.keys)
+            .map(|(name, (pace, told))| {
+                let value = self.values.get(name).map(|(state, _)| *state);
+                let mut key = Key::load(value, *pace, *told, batch.generation, now);
+                key.account(now);
+                key.owe(now);
+                key
+            })
+            .collect();
+        let mut grants = Vec::new();
+        for group in &batch.groups {
+            let each: Vec<u64> = group
+                .asks
+                .iter()
+                .map(|part| keys[part.key].times(part.cost, group.count, now))
+                .collect();
+            let enforced = group.asks.iter().filter(|part| !part.is_shadow);
+            let mut admitted = group.count;
+            for (part, each) in group.asks.iter().zip(&each) {
+                if !part.is_shadow {
+                    admitted = admitted.min(*each);
+                }
+            }
+            let sums = |n: u64| {
+                let mut sums: HashMap<usize, u64> = HashMap::new();
+                for part in enforced.clone() {
+                    *sums.entry(part.key).or_default() += part.cost * n;
+                }
+                sums
+            };
+            while admitted > 0
+                && sums(admitted)
+                    .iter()
+                    .any(|(key, sum)| *sum > 0 && keys[*key].times(1, *sum, now) < *sum)
+            {
+                admitted -= 1;
+            }
+            for part in group.asks.iter().filter(|part| !part.is_shadow) {
+                keys[part.key].charge(part.cost * admitted, now);
+            }
+            for part in group.asks.iter().filter(|part| part.is_shadow) {
+                let times = keys[part.key].times(part.cost, admitted, now);
+                keys[part.key].charge(part.cost * times, now);
+            }
+            let mut booked = 0;
+            if group.book > 0 && admitted < group.count {
+                let key = &mut keys[group.asks[0].key];
+                if key.held() == 0 {
+                    booked = key.times(1, group.book, now + AHEAD);
+                    booked = if booked > 1 { booked } else { 0 };
+                    key.charge(booked, now);
+                }
+            }
+            grants.push(Grant {
+                admitted,
+                booked,
+                each,
+            });
+        }
+        let mut answers = Vec::new();
+        for (name, key) in names.iter().zip(&mut keys) {
+            let claim = key.claim;
+            let added = key.refill(now);
+            key.settle(now);
+            if key.is_dirty {
+                let full = key.full();
+                if full > Mark::at(now) {
+                    let millis = (full.whole - now + 1).div_ceil(10_000);
+                    self.values
+                        .insert(*name, (key.state, now + millis * 10_000));
+                } else {
+                    self.values.remove(name);
+                }
+            }
+            answers.push(Answer {
+                arrival: key.state.arrival,
+                generation: key.state.generation,
+                held: key.held(),
+                claim,
+                size: key.claim,
+                added,
+                epoch: key.state.epoch,
+            });
+        }
+        Reply {
+            now,
+            keys: answers,
+            grants,
+        }
+    }
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fate {
+    /// There and back.
+    pub(super) there: Duration,
+    pub(super) back: Duration,
+    pub(super) is_done: bool,
+    pub(super) is_answered: bool,
+}
+
+/// A server in this process, with a way there that can fail.
+pub(super) struct Simulation {
+    pub(super) model: Mutex<Model>,
+    pub(super) calls: Mutex<u64>,
+    begin: Instant,
+    nodes: u64,
+    fate: Box<dyn Fn() -> Fate + Send + Sync>,
+}
+
+impl Simulation {
+    pub(super) fn new(nodes: u64, fate: impl Fn() -> Fate + Send + Sync + 'static) -> Self {
+        Self {
+            model: Mutex::new(Model::default()),
+            calls: Mutex::new(0),
+            begin: time::now(),
+            nodes,
+            fate: Box::new(fate),
+        }
+    }
+}
+
+impl std::fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Simulation")
+    }
+}
+
+impl Line for Simulation {
+    fn call<'a>(
+        &'a self,
+        _: u16,
+        keys: &'a [Fingerprint],
+        batch: &'a Batch,
+    ) -> BoxFuture<'a, Result<Reply, Failure>> {
+        let call = async move {
+            let fate = (self.fate)();
+            tokio::time::sleep(fate.there).await;
+            let mut reply = None;
+            if fate.is_done {
+                *self.calls.lock() += u64::from(!keys.is_empty());
+                let now = 123_456_789_000 + units(time::now() - self.begin);
+                let names: Vec<_> = keys.iter().map(|key| key.get() as usize).collect();
+                reply = Some(self.model.lock().run(&names, batch, now));
+            }
+            if !fate.is_answered {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                return Err(Failure::Unknown);
+            }
+            tokio::time::sleep(fate.back).await;
+            reply.ok_or(Failure::Unknown)
+        };
+        call.boxed()
+    }
+
+    fn beat(&self, _: u64) -> BoxFuture<'_, Option<u64>> {
+        std::future::ready(Some(self.nodes)).boxed()
+    }
+}
