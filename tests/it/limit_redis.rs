@@ -119,6 +119,7 @@ async fn a_node_starts_without_its_store_and_shares_when_it_is_there() {
     // What was admitted meanwhile was told.
     until("the debt", async || {
         let (_, shown) = get(gateway.admin, "/limits/all/*").await;
+        eprintln!("{shown}");
         shown.contains("\"remaining\":9")
     })
     .await;

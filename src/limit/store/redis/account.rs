@@ -358,7 +358,7 @@ impl Account {
     }
 
     pub(super) fn is_low(&self) -> bool {
-        self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 2
+        self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 3
     }
 
     /// Nothing needs to be asked after all.
