@@ -10,6 +10,10 @@ use crate::{
     redis::Options,
 };
 
+#[allow(
+    clippy::duplicate_mod,
+    reason = "the starter of servers is shared text, not shared code"
+)]
 #[path = "../../../../tests/it/support/redis.rs"]
 mod server;
 

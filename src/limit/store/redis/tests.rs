@@ -16,6 +16,10 @@ use crate::{
     redis::{Argument, Options, Script},
 };
 
+#[allow(
+    clippy::duplicate_mod,
+    reason = "the starter of servers is shared text, not shared code"
+)]
 #[path = "../../../../tests/it/support/redis.rs"]
 mod server;
 
@@ -34,12 +38,15 @@ async fn connection(server: &RedisServer) -> Connection {
     connection
 }
 
+/// Of each call: the time, the lie about it, and for each limit its key, its cost and its patience.
+type Groups = Vec<(u64, u64, Vec<(usize, u64, bool)>)>;
+
 #[derive(Clone, Debug)]
 struct Step {
     pause: u64,
     /// By key: what the node has, and how it lies about it.
     told: Vec<(u64, u64, u64, u64, u64)>,
-    groups: Vec<(u64, u64, Vec<(usize, u64, bool)>)>,
+    groups: Groups,
     forgets: bool,
     resets: bool,
 }
