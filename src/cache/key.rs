@@ -40,6 +40,14 @@ impl Key {
         }
     }
 
+    /// The text of a key whose variant, if it is any, begins at `primary`.
+    pub(super) fn of_text(text: &str, primary: usize) -> Self {
+        Self {
+            text: text.into(),
+            primary,
+        }
+    }
+
     /// The primary key.
     #[must_use]
     pub fn primary(&self) -> &str {

@@ -80,12 +80,23 @@ fn name(parameter: &str) -> &str {
 
 /// The primary key of a resource; none when the authority is none that a request may have.
 pub(crate) fn primary(scheme: &str, authority: &str, path_and_query: &str) -> Option<String> {
+    let mut key = String::with_capacity(scheme.len() + authority.len() + path_and_query.len() + 4);
+    write_primary(&mut key, scheme, authority, path_and_query)?;
+    Some(key)
+}
+
+/// Writes the [`primary`] key over what is in a string.
+pub(crate) fn write_primary(
+    key: &mut String,
+    scheme: &str,
+    authority: &str,
+    path_and_query: &str,
+) -> Option<()> {
     if authority.is_empty() || authority.contains(['@', '/', '?', '#', '\\']) {
         return None;
     }
     let authority = without_default_port(scheme, authority);
-    let mut key =
-        String::with_capacity(scheme.len() + 3 + authority.len() + path_and_query.len() + 1);
+    key.clear();
     key.push_str(scheme);
     key.push_str("://");
     key.push_str(authority);
@@ -94,7 +105,7 @@ pub(crate) fn primary(scheme: &str, authority: &str, path_and_query: &str) -> Op
         key.push('/');
     }
     key.push_str(path_and_query);
-    Some(key)
+    Some(())
 }
 
 fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
