@@ -24,11 +24,14 @@ class Case:
     h2: bool
     path: str
     body: int  # bytes of an answer's body, gRPC prefix included
+    cached: bool = False  # answered from the proxy's memory
 
 
 CASES = [
     Case("h1-1k", False, "/1k", 1024),
     Case("h1-64k", False, "/64k", 64 * 1024),
+    Case("hit-1k", False, "/1k", 1024, cached=True),
+    Case("hit-64k", False, "/64k", 64 * 1024, cached=True),
     Case("grpc", True, "/bench.Echo/Unary", 5 + 105),
 ]
 
@@ -53,6 +56,7 @@ class Peer:
     name: str
     package = ""  # Debian's, when there is one
     binary_name = ""  # of this workspace, when it is built here
+    caches = False  # has a cache
     announces = False  # prints `listening on ADDRESS`
 
     def binary(self) -> "Path | None":
@@ -87,6 +91,7 @@ class Installed(Peer):
 class Nginx(Installed):
     name = "nginx"
     package = "nginx"
+    caches = True
     version_arguments = ["-v"]
 
     def command(self, run):
@@ -106,6 +111,11 @@ class Nginx(Installed):
       proxy_set_header Connection "";
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"""
+        zone, cache = "", ""
+        if run.case.cached:
+            # Files that stay in the page cache, sent without a copy, as Debian's own configuration has it.
+            zone = f"sendfile on; tcp_nopush on; proxy_cache_path {run.folder}/cache keys_zone=hits:10m use_temp_path=off;"
+            cache = "proxy_cache hits; proxy_cache_valid 200 1h;"
         temporary = "\n".join(
             f"  {kind}_temp_path {run.folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -119,6 +129,7 @@ events {{ worker_connections 4096; }}
 http {{
   access_log off;
 {temporary}
+  {zone}
   keepalive_requests 1000000000;
   upstream backends {{
     {method}
@@ -129,6 +140,7 @@ http {{
   server {{
     listen 127.0.0.1:{run.port} {listen};
     location / {{{location}
+      {cache}
     }}
   }}
 }}
@@ -167,6 +179,21 @@ backend back
 {servers}
 """
         return [str(self.binary()), "-db", "-f", run.write("haproxy.cfg", config)]
+
+
+class Varnish(Installed):
+    name = "varnishd"
+    package = "varnish"
+    caches = True
+    version_arguments = ["-V"]
+
+    def command(self, run):
+        parameters = ["thread_pools=1", "default_ttl=3600"]
+        # No jail: it would change to a user that cannot read the folder.
+        return [
+            str(self.binary()), "-F", "-j", "none", "-n", str(run.folder / "varnish"), "-a", f"127.0.0.1:{run.port}",
+            "-b", run.backends[0], "-s", "malloc,64m", *(word for parameter in parameters for word in ("-p", parameter)),
+        ]
 
 
 class Envoy(Installed):
@@ -269,6 +296,7 @@ class Gateway(Peer):
     """The example of the main crate, driven by the YAML that is its contract."""
 
     name = "gateway"
+    caches = True
     announces = True
     path: "Path | None" = None  # another build than the repository's
 
@@ -302,6 +330,7 @@ clusters:
 routes:
   - match: {{}}
     cluster: back
+{"    cache: { default_ttl: 1h }" if run.case.cached else ""}
 """
         return [str(self.binary()), "--config", run.write("gateway.yaml", config), "--threads", "1"]
 
@@ -317,6 +346,7 @@ PEERS: list[Peer] = [
     Gateway(),
     Nginx(),
     Haproxy(),
+    Varnish(),
     Envoy(),
     Built("pingora", ["pingora-proxy"]),
     Built("arp", ["axum-reverse-proxy"]),
