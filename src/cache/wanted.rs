@@ -45,12 +45,13 @@ impl Wanted {
         let sent = changed
             .as_ref()
             .map_or(path_and_query, PathAndQuery::as_str);
-        let key = TEXT.with_borrow_mut(|text| {
-            key::write_primary(text, scheme, authority, sent)?;
+        let write = |text: &mut String| {
+            key::append_primary(text, scheme, authority, sent)?;
             let primary = text.len();
             request::append_unkeyed(text, request.headers(), scheme, authority);
-            Some(Key::of_text(text, primary))
-        })?;
+            Some(primary)
+        };
+        let key = TEXT.with_borrow_mut(|text| Key::begin(text, write))?;
         Some(Self {
             control: RequestControl::of(request.headers()),
             key,
@@ -63,13 +64,15 @@ impl Wanted {
         if fields.is_empty() {
             return self.key.clone();
         }
-        TEXT.with_borrow_mut(|text| {
-            text.clear();
+        let write = |text: &mut String| {
             text.push_str(self.key.primary());
+            let primary = text.len();
             text.push_str(self.key.variant_name());
             vary::append_selecting(text, fields, request);
-            Key::of_text(text, self.key.primary().len())
-        })
+            Some(primary)
+        };
+        let key = TEXT.with_borrow_mut(|text| Key::begin(text, write));
+        key.expect("the primary key has an end")
     }
 
     /// What is found of a resource.

@@ -81,12 +81,12 @@ fn name(parameter: &str) -> &str {
 /// The primary key of a resource; none when the authority is none that a request may have.
 pub(crate) fn primary(scheme: &str, authority: &str, path_and_query: &str) -> Option<String> {
     let mut key = String::with_capacity(scheme.len() + authority.len() + path_and_query.len() + 4);
-    write_primary(&mut key, scheme, authority, path_and_query)?;
+    append_primary(&mut key, scheme, authority, path_and_query)?;
     Some(key)
 }
 
-/// Writes the [`primary`] key over what is in a string.
-pub(crate) fn write_primary(
+/// Appends the [`primary`] key, or nothing.
+pub(crate) fn append_primary(
     key: &mut String,
     scheme: &str,
     authority: &str,
@@ -96,11 +96,11 @@ pub(crate) fn write_primary(
         return None;
     }
     let authority = without_default_port(scheme, authority);
-    key.clear();
+    let start = key.len();
     key.push_str(scheme);
     key.push_str("://");
     key.push_str(authority);
-    key.make_ascii_lowercase();
+    key[start..].make_ascii_lowercase();
     if !path_and_query.starts_with('/') {
         key.push('/');
     }
