@@ -113,8 +113,8 @@ class Nginx(Installed):
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"""
         zone, cache = "", ""
         if run.case.cached:
-            # Files that stay in the page cache, sent without a copy, as Debian's own configuration has it.
-            zone = f"sendfile on; tcp_nopush on; proxy_cache_path {run.folder}/cache keys_zone=hits:10m use_temp_path=off;"
+            # Files that stay in the page cache, sent without a copy. With tcp_nopush it would wait 40 ms for each.
+            zone = f"sendfile on; proxy_cache_path {run.folder}/cache keys_zone=hits:10m use_temp_path=off;"
             cache = "proxy_cache hits; proxy_cache_valid 200 1h;"
         temporary = "\n".join(
             f"  {kind}_temp_path {run.folder}/{kind};"
