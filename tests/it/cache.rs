@@ -399,7 +399,7 @@ async fn micros(mut call: impl AsyncFnMut(usize)) -> f64 {
 
 #[tokio::test]
 #[ignore = "measures: to be run alone, with --release"]
-async fn a_hit_in_level_2_costs_less_than_two_plain_gets() {
+async fn a_hit_in_level_2_costs_less_than_three_plain_gets() {
     use fred::prelude::{Builder, ClientLike as _};
     use fred::types::{ClusterHash, CustomCommand, Value, config::Config};
 
@@ -449,6 +449,6 @@ async fn a_hit_in_level_2_costs_less_than_two_plain_gets() {
             "{size} bytes: {:.2} [{:.2}..{:.2}]",
             ratios[3], ratios[0], ratios[6]
         );
-        assert!(ratios[3] < 2.0, "{size}: {ratios:?}");
+        assert!(ratios[3] < 3.0, "{size}: {ratios:?}");
     }
 }
