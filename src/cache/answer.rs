@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 
 use super::{
     http::{
+        age,
         range::{self, Selection},
         status::CACHE_STATUS,
         validation,
@@ -24,7 +25,7 @@ pub(super) fn answer<B: From<Bytes>>(
     now: SystemTime,
 ) -> Response<B> {
     let mut headers = stored.headers.clone();
-    headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+    headers.insert(header::AGE, age::value(age));
     headers.insert(CACHE_STATUS, cache_status);
 
     if validation::has_already(request, stored.status, &stored.headers, now) {

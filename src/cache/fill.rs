@@ -214,7 +214,7 @@ impl<V: Value> Fill<V> {
         lead.close();
         let took = time::now().saturating_duration_since(self.started);
         let meta = keep.meta(V::VERSION, took);
-        let own = [Scope::key(lead.key().primary()), Scope::all()];
+        let own = [lead.key().scope(), Scope::all()];
         let scopes: Box<[Scope]> = own.into_iter().chain(scopes).collect();
         let id = fastrand::u64(..);
         let is_stored = match self.origin {

@@ -2,13 +2,17 @@
 
 use std::{fmt, sync::Arc};
 
+use super::scope::{self, Scope};
+
 /// The name of an entry: a primary key, and which of its variants.
 ///
 /// The primary key is a [`Scope`](super::Scope) of every variant, so that invalidating it takes
 /// them all; all of them live in one shard. Clones share the text.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// The text of the scope of the primary key, which thus is shared, and then the variant.
     text: Arc<str>,
+    /// Where the primary key ends.
     primary: usize,
 }
 
@@ -16,9 +20,12 @@ impl Key {
     /// The primary key itself.
     #[must_use]
     pub fn new(primary: &str) -> Self {
+        let mut text = String::with_capacity(1 + primary.len());
+        text.push(scope::KEY);
+        text.push_str(primary);
         Self {
-            text: Arc::from(primary),
-            primary: primary.len(),
+            primary: text.len(),
+            text: text.into(),
         }
     }
 
@@ -35,15 +42,39 @@ impl Key {
     #[must_use]
     pub fn variant(&self, variant: &str) -> Self {
         Self {
-            text: [self.primary(), variant].concat().into(),
+            text: [&self.text[..self.primary], variant].concat().into(),
             primary: self.primary,
+        }
+    }
+
+    /// A key whose text is appended to what is in the buffer by `write`, which gives where the
+    /// primary key ends there. One allocation.
+    pub(super) fn begin(
+        text: &mut String,
+        write: impl FnOnce(&mut String) -> Option<usize>,
+    ) -> Option<Self> {
+        text.clear();
+        text.push(scope::KEY);
+        let primary = write(text)?;
+        Some(Self {
+            text: text.as_str().into(),
+            primary,
+        })
+    }
+
+    /// The scope of the primary key.
+    pub(super) fn scope(&self) -> Scope {
+        if self.variant_name().is_empty() {
+            Scope::of_key(&self.text)
+        } else {
+            Scope::key(self.primary())
         }
     }
 
     /// The primary key.
     #[must_use]
     pub fn primary(&self) -> &str {
-        &self.text[..self.primary]
+        &self.text[scope::KEY.len_utf8()..self.primary]
     }
 
     /// Which variant; empty for the primary key itself.
@@ -77,5 +108,8 @@ mod tests {
         assert_eq!(Key::new("a").variant(""), Key::new("a"));
         let again = Key::new("a").variant("b").variant("c");
         assert_eq!((again.primary(), again.variant_name()), ("a", "c"));
+        for key in [Key::new("a"), again] {
+            assert_eq!(key.scope(), Scope::key("a"));
+        }
     }
 }

@@ -13,6 +13,9 @@ pub enum Verdict {
     Refresh,
     /// It is to be filled again first; it may still stand in for an origin that fails.
     Stale,
+    /// It is stale, and so will be whatever comes of another fill for this caller: it waits for
+    /// nobody's.
+    NeverFresh,
 }
 
 /// What a lookup comes to.
@@ -40,7 +43,7 @@ pub enum Lookup<V: Value> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bypass {
-    /// What came of the key lately is shared with nobody, so waiting for it would be in vain.
+    /// What came of the key lately is shared with nobody, or never fresh, so waiting for it would be in vain.
     HitForMiss,
     /// The store cannot be asked, and the policy does not let this node go on alone.
     Unavailable,

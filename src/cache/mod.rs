@@ -19,8 +19,9 @@
 //!   body, an upgrade, or a method in disguise goes past the cache.
 //! - **Answers** to conditions, single ranges and HEAD are made from what is stored.
 //! - **Misses** of many clients at once are one request. Nobody gets the answer to another one that
-//!   may not be shared; once that was seen, nobody waits for the like for two seconds. When the
-//!   client leaves that was first, its request goes on for those who wait.
+//!   may not be shared; once that was seen, nobody waits for the like for two seconds, nor for
+//!   what is validated for every request (`no-cache`). When the client leaves that was first, its
+//!   request goes on for those who wait.
 //! - **Invalidated** are, on every node: the URL of an unsafe method that did not fail, and of its
 //!   `Location` and `Content-Location`; the groups that it names (RFC 9875); what
 //!   [`HttpCache::invalidate`] is told, by URL, tag, host or altogether.

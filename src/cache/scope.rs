@@ -1,6 +1,15 @@
 //! What an invalidation takes. PURE.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
+
+/// What the text of the scope of a primary key begins with.
+pub(super) const KEY: char = 'k';
+
+/// Every entry shares it.
+static ALL: LazyLock<Scope> = LazyLock::new(|| Scope::with('*', ""));
 
 /// A set of entries that one invalidation takes: those of a primary key, of a tag, of a host, or
 /// all.
@@ -14,7 +23,7 @@ impl Scope {
     /// All variants of a primary key. Every entry has this scope of its own accord.
     #[must_use]
     pub fn key(primary: &str) -> Self {
-        Self::with('k', primary)
+        Self::with(KEY, primary)
     }
 
     /// All entries with this tag: a surrogate key, or a cache group of RFC 9875.
@@ -32,7 +41,7 @@ impl Scope {
     /// Everything. Every entry has this scope of its own accord.
     #[must_use]
     pub fn all() -> Self {
-        Self::with('*', "")
+        ALL.clone()
     }
 
     fn with(kind: char, name: &str) -> Self {
@@ -49,6 +58,11 @@ impl Scope {
     )]
     pub(super) fn parse(text: &str) -> Option<Self> {
         matches!(text.as_bytes().first()?, b'k' | b't' | b'h' | b'*').then(|| Self(text.into()))
+    }
+
+    /// The scope of a primary key, of its text with [`KEY`] before it.
+    pub(super) fn of_key(text: &Arc<str>) -> Self {
+        Self(Arc::clone(text))
     }
 
     /// A letter for the kind, then the name.

@@ -45,33 +45,42 @@ pub(super) enum View {
 /// What a lookup has found so far that is not fresh.
 struct Held<V> {
     hit: Option<Hit<V>>,
-    /// Whether it serves while it is filled again.
-    is_served: bool,
+    verdict: Verdict,
 }
 
 impl<V> Held<V> {
     fn nothing() -> Self {
         Self {
             hit: None,
-            is_served: false,
+            verdict: Verdict::Stale,
         }
     }
 
     /// Takes a hit that does not end the lookup, or gives it back.
     fn weigh(&mut self, hit: Hit<V>, judge: &impl Fn(&Hit<V>) -> Verdict) -> Option<Hit<V>> {
-        match judge(&hit) {
-            // What a soft purge took is never fresh, whatever the caller says.
+        self.verdict = match judge(&hit) {
             Verdict::Fresh if !hit.is_purged => return Some(hit),
-            Verdict::Refresh => self.is_served = true,
-            Verdict::Fresh | Verdict::Stale => self.is_served = false,
-        }
+            // What a soft purge took is never fresh, whatever the caller says.
+            Verdict::Fresh => Verdict::Stale,
+            other => other,
+        };
         self.hit = Some(hit);
         None
     }
 
     /// What serves while somebody else fills.
     fn served(&mut self) -> Option<Hit<V>> {
-        self.hit.take_if(|_| self.is_served)
+        let is_served = self.is_served();
+        self.hit.take_if(|_| is_served)
+    }
+
+    fn is_served(&self) -> bool {
+        self.verdict == Verdict::Refresh
+    }
+
+    /// Whether to wait for somebody else's fill would be in vain.
+    fn is_never_fresh(&self) -> bool {
+        self.verdict == Verdict::NeverFresh
     }
 }
 
@@ -206,7 +215,7 @@ impl<V: Value> TieredCache<V> {
                         return Ok(Lookup::Refresh(hit, None));
                     }
                     let now = time::now();
-                    if now < patience {
+                    if now < patience && !held.is_never_fresh() {
                         let until = time::after(now, pause.min(left)).min(patience);
                         pause = (pause * 2).min(PAUSES.1);
                         time::sleep_until(until).await;
@@ -230,7 +239,7 @@ impl<V: Value> TieredCache<V> {
     ) -> Lookup<V> {
         let (shard, _) = self.shared.sight.of(lead.key());
         let stale = held.hit.take();
-        let served = stale.clone().filter(|_| held.is_served);
+        let served = stale.clone().filter(|_| held.is_served());
         let ticket = Ticket {
             lead,
             shard,
@@ -325,6 +334,12 @@ async fn join_flight<V: Value>(
 ) -> Option<Lookup<V>> {
     if let Some(hit) = held.served() {
         return Some(Lookup::Refresh(hit, None));
+    }
+    if held.is_never_fresh() {
+        return Some(Lookup::Bypass {
+            reason: Bypass::HitForMiss,
+            stale: held.hit.take(),
+        });
     }
     match join.landing().await {
         Landing::Stored(entry) => {

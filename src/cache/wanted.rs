@@ -1,6 +1,6 @@
 //! What a request wants of the cache.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
 
@@ -15,6 +15,11 @@ use super::{
     layer::Options,
     resource::{Kind, Resource, Stored},
 };
+
+thread_local! {
+    /// Where keys are written, so that each takes one allocation.
+    static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
+}
 
 /// A request that a stored response may answer.
 #[derive(Debug)]
@@ -40,16 +45,16 @@ impl Wanted {
         let sent = changed
             .as_ref()
             .map_or(path_and_query, PathAndQuery::as_str);
-        let primary = Key::new(&key::primary(scheme, authority, sent)?);
-        let mut unkeyed = String::new();
-        request::append_unkeyed(&mut unkeyed, request.headers(), scheme, authority);
+        let write = |text: &mut String| {
+            key::append_primary(text, scheme, authority, sent)?;
+            let primary = text.len();
+            request::append_unkeyed(text, request.headers(), scheme, authority);
+            Some(primary)
+        };
+        let key = TEXT.with_borrow_mut(|text| Key::begin(text, write))?;
         Some(Self {
             control: RequestControl::of(request.headers()),
-            key: if unkeyed.is_empty() {
-                primary
-            } else {
-                primary.variant(&unkeyed)
-            },
+            key,
             changed,
         })
     }
@@ -59,9 +64,15 @@ impl Wanted {
         if fields.is_empty() {
             return self.key.clone();
         }
-        let mut variant = self.key.variant_name().to_owned();
-        vary::append_selecting(&mut variant, fields, request);
-        self.key.variant(&variant)
+        let write = |text: &mut String| {
+            text.push_str(self.key.primary());
+            let primary = text.len();
+            text.push_str(self.key.variant_name());
+            vary::append_selecting(text, fields, request);
+            Some(primary)
+        };
+        let key = TEXT.with_borrow_mut(|text| Key::begin(text, write));
+        key.expect("the primary key has an end")
     }
 
     /// What is found of a resource.
@@ -71,7 +82,10 @@ impl Wanted {
             Kind::Response(stored) => match self.reuse(stored, hit.age()) {
                 Reuse::Fresh | Reuse::Accepted => Verdict::Fresh,
                 Reuse::WhileRevalidate => Verdict::Refresh,
-                Reuse::Stale | Reuse::Refused => Verdict::Stale,
+                Reuse::Stale | Reuse::Refused if stored.freshness.may_serve(&self.control) => {
+                    Verdict::Stale
+                }
+                Reuse::Stale | Reuse::Refused => Verdict::NeverFresh,
             },
         }
     }

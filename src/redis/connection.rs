@@ -120,10 +120,7 @@ impl Connection {
             client
         });
         let client = client.await;
-        let slot = keys.first().map_or(0, |key| match key {
-            Argument::Bytes(key) => fred::util::redis_keyslot(key),
-            Argument::Integer(_) => 0,
-        });
+        let slot = slot(&keys);
         let answer = self.run_on(client, script, keys, arguments).await?;
         let wait = CustomCommand::new("WAIT", ClusterHash::Custom(slot), false);
         let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
@@ -140,10 +137,13 @@ impl Connection {
         arguments: Vec<Argument>,
     ) -> Result<Value, RedisError> {
         let count = keys.len() as u64;
+        // Of a custom command the client heeds no hash but this: with any other, the text of the
+        // script would decide which server of a cluster gets it.
+        let slot = slot(&keys);
         let call = |name: &'static str, script: Value| {
             // The client has functions for these, which do not pipeline: each would wait for the
             // answer of the one before it.
-            let command = CustomCommand::new_static(name, ClusterHash::Offset(2), false);
+            let command = CustomCommand::new_static(name, ClusterHash::Custom(slot), false);
             let head = [script, Argument::from(count).into()];
             let rest = keys.iter().chain(&arguments).cloned().map(Value::from);
             self.call(client, command, head.into_iter().chain(rest).collect())
@@ -196,6 +196,14 @@ impl Drop for Shared {
             let client = client.clone();
             runtime.spawn(async move { client.quit().await });
         }
+    }
+}
+
+/// The slot of a cluster that keys are in.
+fn slot(keys: &[Argument]) -> u16 {
+    match keys.first() {
+        Some(Argument::Bytes(key)) => fred::util::redis_keyslot(key),
+        Some(Argument::Integer(_)) | None => 0,
     }
 }
 

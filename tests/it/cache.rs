@@ -384,3 +384,71 @@ async fn what_a_node_may_do_alone_is_its_policy() {
     .await;
     assert!(found(&island).await.is_none());
 }
+
+/// Microseconds a call, of calls one after another: the median.
+async fn micros(mut call: impl AsyncFnMut(usize)) -> f64 {
+    let mut times = Vec::new();
+    for number in 0..500 {
+        let start = now();
+        call(number).await;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64() * 1e6
+}
+
+#[tokio::test]
+#[ignore = "measures: to be run alone, with --release"]
+async fn a_hit_in_level_2_costs_less_than_three_plain_gets() {
+    use fred::prelude::{Builder, ClientLike as _};
+    use fred::types::{ClusterHash, CustomCommand, Value, config::Config};
+
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let client = Builder::from_config(Config::from_url(&server.url()).unwrap());
+    let client = client.build().unwrap();
+    client.init().await.unwrap();
+    let bare = async |command: &'static str, arguments: Vec<Value>| -> Value {
+        let command = CustomCommand::new_static(command, ClusterHash::FirstKey, false);
+        client.custom(command, arguments).await.unwrap()
+    };
+    let one = node(&server).await;
+    let connection = Connection::open(patient(&server));
+    // Its level 1 has room for nothing.
+    let other = TieredCache::<Bytes>::with_store(1, Redis::new(connection.clone(), "test"));
+    let mut available = connection.availability();
+    available.wait_for(|is_open| *is_open).await.unwrap();
+    for size in [1 << 10, 10 << 10, 100 << 10] {
+        let body = Bytes::from(vec![b'x'; size]);
+        let key = |number: usize| Key::new(&format!("{size}/{}", number % 50));
+        for number in 0..50 {
+            let make = async || Ok::<_, Infallible>(Answer::new(body.clone(), Keep::new(HOUR)));
+            one.get_or_fill(&key(number), make).await.unwrap();
+        }
+        bare("SET", vec!["plain".into(), body.clone().into()]).await;
+        let mut ratios = Vec::new();
+        for _ in 0..7 {
+            let get = micros(async |_| {
+                let got = bare("GET", vec!["plain".into()]).await;
+                assert_eq!(got.as_bytes().unwrap().len(), size);
+            });
+            let get = get.await;
+            let hit = micros(
+                async |number| match other.lookup(&key(number), fresh).await {
+                    Lookup::Fresh(hit) => assert_eq!(hit.level(), Level::Two),
+                    other => panic!("{other:?}"),
+                },
+            );
+            let hit = hit.await;
+            println!("{size} bytes: GET {get:.0} us, hit {hit:.0} us");
+            ratios.push(hit / get);
+        }
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "{size} bytes: {:.2} [{:.2}..{:.2}]",
+            ratios[3], ratios[0], ratios[6]
+        );
+        assert!(ratios[3] < 3.0, "{size}: {ratios:?}");
+    }
+}

@@ -268,8 +268,7 @@ async fn a_request_that_nobody_has_seen_is_no_retry_to_the_breaker() {
     let busy = Backend::saying(BUSY).await;
     let text = file(&[busy.address], nobody().await, cluster, FAILOVER);
     let gateway = Gateway::start(&text).await;
-    let response = gateway.connect().await.ask(GET).await;
-    assert!(response.text().contains("as many retries as it may have"));
+    assert_eq!(gateway.connect().await.ask(GET).await.status(), 503);
     assert_eq!(busy.heads().len(), 1);
 }
 

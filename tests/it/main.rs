@@ -10,6 +10,7 @@ mod architecture;
 mod attempts;
 mod breaker;
 mod cache;
+mod cache_failover;
 mod cache_http;
 mod cache_rules;
 mod chaos;

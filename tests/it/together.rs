@@ -450,16 +450,15 @@ async fn a_breaker_that_refuses_retries_leaves_the_answers_before_them() {
     let mut answers = Vec::new();
     for _ in 0..3 {
         let (status, body) = get(&cluster, &layer, &network).await;
-        if status != 502 {
-            assert!(
-                ["1", "2"].contains(&&*String::from_utf8_lossy(&body)),
-                "{body:?}"
-            );
-        }
+        assert!(
+            ["1", "2"].contains(&&*String::from_utf8_lossy(&body)),
+            "{body:?}"
+        );
         answers.push(status);
     }
-    answers.sort_unstable();
-    assert_eq!(answers, [200, 502, 503]);
+    // Who was refused by one was seen by nobody, and goes to another.
+    assert!(answers.iter().all(|status| [200, 503].contains(status)));
+    assert!(answers.contains(&503), "{answers:?}");
     // With a few, no more than so many are under way at once, and nobody is worse off.
     cluster.set_limits(Some(Limits::default().max_retries(2)));
     let network = Network::new(|endpoint| match endpoint {

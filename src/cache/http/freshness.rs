@@ -90,6 +90,12 @@ impl Freshness {
         }
     }
 
+    /// Whether such a response could ever answer such a request without validation.
+    pub(crate) fn may_serve(&self, request: &RequestControl) -> bool {
+        let is_refused = request.no_cache || request.max_age == Some(Duration::ZERO);
+        !is_refused && !self.lifetime.is_zero() && self.validation != Validation::Always
+    }
+
     /// What a response of this age is good for.
     pub(crate) fn reuse(&self, request: &RequestControl, age: Duration) -> Reuse {
         let too_old = request.max_age.is_some_and(|most| age > most);

@@ -80,21 +80,32 @@ fn name(parameter: &str) -> &str {
 
 /// The primary key of a resource; none when the authority is none that a request may have.
 pub(crate) fn primary(scheme: &str, authority: &str, path_and_query: &str) -> Option<String> {
+    let mut key = String::with_capacity(scheme.len() + authority.len() + path_and_query.len() + 4);
+    append_primary(&mut key, scheme, authority, path_and_query)?;
+    Some(key)
+}
+
+/// Appends the [`primary`] key, or nothing.
+pub(crate) fn append_primary(
+    key: &mut String,
+    scheme: &str,
+    authority: &str,
+    path_and_query: &str,
+) -> Option<()> {
     if authority.is_empty() || authority.contains(['@', '/', '?', '#', '\\']) {
         return None;
     }
     let authority = without_default_port(scheme, authority);
-    let mut key =
-        String::with_capacity(scheme.len() + 3 + authority.len() + path_and_query.len() + 1);
+    let start = key.len();
     key.push_str(scheme);
     key.push_str("://");
     key.push_str(authority);
-    key.make_ascii_lowercase();
+    key[start..].make_ascii_lowercase();
     if !path_and_query.starts_with('/') {
         key.push('/');
     }
     key.push_str(path_and_query);
-    Some(key)
+    Some(())
 }
 
 fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {

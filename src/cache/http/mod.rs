@@ -1,5 +1,6 @@
 //! What HTTP says about caches, as functions over header maps: no clock, no store, no service.
 
+pub(crate) mod age;
 pub(crate) mod control;
 pub(crate) mod date;
 pub(crate) mod freshness;

@@ -5,6 +5,7 @@
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use tempfile::TempDir;
 pub(crate) struct RedisServer {
     address: SocketAddr,
     folder: TempDir,
+    config: Option<PathBuf>,
     arguments: Vec<String>,
     process: Option<Child>,
 }
@@ -48,11 +50,34 @@ impl RedisServer {
         let mut server = Self {
             address: free_address(),
             folder: tempfile::tempdir().unwrap(),
+            config: None,
             arguments: arguments.iter().map(|&one| one.to_owned()).collect(),
             process: None,
         };
         server.restart().await;
         Some(server)
+    }
+
+    /// A sentinel that replaces this master soon after it is gone. It is known as `gw`.
+    pub(crate) async fn sentinel(master: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("sentinel.conf");
+        let (ip, port) = (master.ip(), master.port());
+        let text = format!(
+            "sentinel monitor gw {ip} {port} 1\n\
+             sentinel down-after-milliseconds gw 300\n\
+             sentinel failover-timeout gw 2000\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut server = Self {
+            address: free_address(),
+            folder,
+            config: Some(config),
+            arguments: vec!["--sentinel".to_owned()],
+            process: None,
+        };
+        server.restart().await;
+        server
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -126,6 +151,7 @@ impl RedisServer {
     fn spawn(&self) -> Child {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         Command::new("redis-server")
+            .args(&self.config)
             .args(["--bind", "127.0.0.1", "--daemonize", "no"])
             .args(["--port", &self.address.port().to_string()])
             .arg("--dir")
