@@ -1,13 +1,16 @@
 //! What the nodes share, and where the configuration comes from.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{
     redis::{Connection, Options},
-    yaml::{Fields, Mistakes, Value, one_of, size, text},
+    yaml::{Fields, Mistakes, Value, one_of, positive_duration, size, text},
 };
 
 use super::{EtcdSettings, Secret, etcd::etcd};
+
+/// How long a decision waits where nothing is said.
+const TIMEOUT: Duration = Duration::from_millis(10);
 
 /// The key of a configuration in a store where none is named.
 const CONFIG_KEY: &str = "/gateway/config";
@@ -41,6 +44,7 @@ impl Default for StoreSettings {
 /// # Defaults
 ///
 /// - `namespace`: `gw`
+/// - `timeout`: 10 ms
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RedisSettings {
@@ -48,6 +52,8 @@ pub struct RedisSettings {
     pub url: Secret,
     /// What the keys of this cluster begin with.
     pub namespace: String,
+    /// How long a decision about a limit waits for it, at most.
+    pub timeout: Duration,
 }
 
 impl RedisSettings {
@@ -56,9 +62,15 @@ impl RedisSettings {
         Options::new(self.url.reveal()).expect("the URL was checked when it was read")
     }
 
+    /// A connection that gives its answers within the time-out of a decision.
+    pub(in crate::config) fn limit_connection(&self) -> Connection {
+        let patience = self.timeout.max(Duration::from_millis(40));
+        Connection::open(self.options().command_timeout(patience))
+    }
+
     /// A connection for what no request waits for.
     pub(in crate::config) fn patient_connection(&self) -> Connection {
-        let patience = std::time::Duration::from_secs(1);
+        let patience = Duration::from_secs(1);
         Connection::open(self.options().command_timeout(patience))
     }
 }
@@ -136,9 +148,11 @@ pub(super) fn store(value: &Value<'_>) -> Result<StoreSettings, Mistakes> {
 fn redis(fields: &mut Fields<'_>) -> Option<RedisSettings> {
     let url = fields.required("url", redis_url);
     let namespace = fields.optional("namespace", namespace);
+    let timeout = fields.optional("timeout", positive_duration);
     url.map(|url| RedisSettings {
         url,
         namespace: namespace.unwrap_or_else(|| "gw".to_owned()),
+        timeout: timeout.unwrap_or(TIMEOUT),
     })
 }
 
@@ -184,6 +198,7 @@ pub(super) fn config_store(
                 (Some(url), _) => fields.keep(redis_url(&url)).map(|url| RedisSettings {
                     url,
                     namespace: String::new(),
+                    timeout: TIMEOUT,
                 }),
                 (None, Some(redis)) => Some(redis.clone()),
                 (None, None) => fields.keep(Err(value.wrong(

@@ -407,6 +407,7 @@ fn a_file_with_every_key_is_read() {
             redis: Some(RedisSettings {
                 url: Secret::new("redis://user:hunter2@127.0.0.1:6379"),
                 namespace: "gw-1".into(),
+                timeout: Duration::from_millis(10),
             }),
             cache_memory: 64 << 20,
         }
