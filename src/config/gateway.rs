@@ -114,10 +114,9 @@ impl Structure {
 impl Gateway {
     /// With nothing in it yet, and the store that it keeps for good.
     pub(super) fn new(store: &StoreSettings) -> Self {
-        let shared = store
-            .redis
-            .as_ref()
-            .map(|redis| Redis::new(Connection::open(redis.options()), &redis.namespace));
+        let shared = store.redis.as_ref().map(|redis| {
+            Redis::new(redis.limit_connection(), &redis.namespace).budget(redis.timeout)
+        });
         let store: Arc<dyn Store> = match &shared {
             Some(shared) => Arc::new(shared.clone()),
             None => Arc::new(Memory::new()),
