@@ -296,10 +296,11 @@ fn check(reports: &[BTreeMap<String, Report>]) -> Result<(), BoxError> {
         expect("hanging", &hanging[policy], 2, range)?;
     }
     // One is left when it turns slow, after its half of the first half. The other is tried again
-    // when its 50 ms have decayed to the 5 ms of the others, after 10 s * ln(10), 23 s in all.
+    // when the one that is left is busy, and its answers speak for it: it has most of its half of
+    // the second half.
     let changing = &changing["response_time"];
     expect("changing", changing, 1, 0.22..0.28)?;
-    expect("changing", changing, 2, 0.04..0.13)?;
+    expect("changing", changing, 2, 0.17..0.28)?;
     if changing.p99 > 10 {
         let p99 = changing.p99;
         return Err(format!("changing: 99 % within {p99} ms, expected 10").into());
