@@ -302,7 +302,7 @@ async fn get(address: SocketAddr, path: &str) -> Result<String, BoxError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     tokio::spawn(connection);
     let request = Request::get(path)
-        .header("host", "demo.example.com")
+        .header("host", address.to_string())
         .body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
