@@ -4,8 +4,9 @@ use std::{error::Error, future::poll_fn, pin::pin, sync::Arc};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{
-    HeaderMap, Request, Response, StatusCode, Uri,
-    uri::{PathAndQuery, Scheme},
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{HOST, USER_AGENT},
+    uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body;
 use http_body_util::{BodyExt as _, Full};
@@ -19,8 +20,20 @@ use crate::{
     time,
 };
 
+/// What checks call themselves.
+const AGENT: HeaderValue = HeaderValue::from_static("tower-gateway-check");
+
 /// The most of an answer that is read: a longer one costs its connection.
 const LONGEST: usize = 64 * 1024;
+
+/// Says who asks, and which host is meant when it is not the endpoint itself.
+pub(super) fn introduce(headers: &mut HeaderMap, host: Option<&Authority>) {
+    headers.insert(USER_AGENT, AGENT);
+    if let Some(host) = host {
+        let host = HeaderValue::from_str(host.as_str());
+        headers.insert(HOST, host.expect("an authority is a header value"));
+    }
+}
 
 /// Where and how endpoints are asked.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, HOST, TE, USER_AGENT},
+    header::{CONTENT_TYPE, TE},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body;
@@ -16,8 +16,7 @@ use tower::Service;
 
 use super::{
     Check, Finding,
-    ask::{Answer, Asker},
-    http::AGENT,
+    ask::{Answer, Asker, introduce},
     message,
 };
 use crate::{error::BoxError, member::Member};
@@ -84,13 +83,9 @@ impl<S> GrpcCheck<S> {
         let mut request = Request::new(Full::new(self.message.clone()));
         *request.method_mut() = Method::POST;
         let headers = request.headers_mut();
-        headers.insert(USER_AGENT, AGENT);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
-        if let Some(host) = &self.host {
-            let host = HeaderValue::from_str(host.as_str());
-            headers.insert(HOST, host.expect("an authority is a header value"));
-        }
+        introduce(headers, self.host.as_ref());
         request
     }
 }

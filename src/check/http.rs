@@ -5,8 +5,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{
-    HeaderValue, Request, Response,
-    header::{HOST, USER_AGENT},
+    Request, Response,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body;
@@ -15,12 +14,9 @@ use tower::Service;
 
 use super::{
     Check, Finding,
-    ask::{Answer, Asker},
+    ask::{Answer, Asker, introduce},
 };
 use crate::{error::BoxError, member::Member};
-
-/// What checks call themselves.
-pub(super) const AGENT: HeaderValue = HeaderValue::from_static("tower-gateway-check");
 
 /// Expects an answer to a GET request. It is read to its end, or to 64 KiB.
 ///
@@ -90,12 +86,7 @@ impl<S> HttpCheck<S> {
 
     fn request(&self) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::default());
-        let headers = request.headers_mut();
-        headers.insert(USER_AGENT, AGENT);
-        if let Some(host) = &self.host {
-            let host = HeaderValue::from_str(host.as_str());
-            headers.insert(HOST, host.expect("an authority is a header value"));
-        }
+        introduce(request.headers_mut(), self.host.as_ref());
         request
     }
 }
