@@ -42,13 +42,10 @@ mod files;
 mod lock;
 mod memory;
 #[cfg(feature = "redis")]
-mod redis_store;
+mod redis;
 mod state;
 mod version;
 
-#[cfg(feature = "redis")]
-#[doc(hidden)]
-pub use crate::redis;
 pub use config::{Config, ConfigEvent, ConfigStore, Refusal};
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;
@@ -57,6 +54,6 @@ pub use files::Files;
 pub use lock::Lock;
 pub use memory::Memory;
 #[cfg(feature = "redis")]
-pub use redis_store::RedisStore;
+pub use redis::RedisStore;
 pub use state::StateStore;
 pub use version::{Expected, StoreError, Version, Versioned};

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tower_gateway::{
     cache::{Acknowledge, Answer, Keep, Key, Level, Purge, Scope, TieredCache, store::Redis},
-    store::redis::{Connection, Options},
+    redis::{Connection, Options},
 };
 
 use crate::support::{redis::RedisServer, until};
