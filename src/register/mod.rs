@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | [`Memory`] | itself | one process: tests, and a node that is alone |
 //! | [`EtcdRegistry`] | [`EtcdPrefix`](crate::discover::EtcdPrefix) | feature `etcd` |
+//! | [`RedisRegistry`] | [`RedisServices`](crate::discover::RedisServices) | feature `redis` |
 //!
 //! # Examples
 //!
