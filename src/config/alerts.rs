@@ -1,9 +1,9 @@
 //! The alerts of a plan: their rules, and the ways to whoever is told.
 
-
 use parking_lot::Mutex;
 
 use super::{
+    file::ConfigFile,
     plan::{Plan, Tls},
     settings::WebhookSettings,
 };
@@ -33,11 +33,13 @@ struct Hook {
 }
 
 impl Alerts {
-    /// Without any of a file yet.
-    pub(super) fn new(node: &str, own: Vec<Rule>) -> Self {
+    /// Those of the application, and none of the file yet.
+    pub(super) fn new(node: &str, file: &ConfigFile) -> Self {
+        let monitor = Monitor::new(node);
+        monitor.set_collector(file.collector.clone());
         Self {
-            monitor: Monitor::new(node),
-            own,
+            monitor,
+            own: file.rules.clone(),
             log: Channel::new(LogAlerter),
             hooks: Mutex::default(),
         }
@@ -110,8 +112,14 @@ fn webhook(
         }
         None => webhook,
     };
-    settings.headers.iter().fold(webhook, |webhook, (name, value)| {
-        let value = value.reveal().parse();
-        webhook.header(name.clone(), value.expect("the field was checked when it was read"))
-    })
+    settings
+        .headers
+        .iter()
+        .fold(webhook, |webhook, (name, value)| {
+            let value = value.reveal().parse();
+            webhook.header(
+                name.clone(),
+                value.expect("the field was checked when it was read"),
+            )
+        })
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 use super::{
     error::ConfigError,
     settings::{
-        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile,
-        Place, PolicyOption, PolicySettings, Protocol, Settings, TlsSettings, WebhookSettings,
+        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile, Place,
+        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings, WebhookSettings,
     },
 };
 use crate::{
@@ -179,7 +179,13 @@ fn ring(ring: RingHash, points: Option<NonZeroU32>) -> RingHash {
 }
 
 fn webhook_tls(settings: &WebhookSettings) -> Result<Option<Tls>, Mistake> {
-    let tls = || trusting(settings.ca.as_ref(), &settings.place, upstream::Protocol::Http1);
+    let tls = || {
+        trusting(
+            settings.ca.as_ref(),
+            &settings.place,
+            upstream::Protocol::Http1,
+        )
+    };
     settings.is_https().then(tls).transpose()
 }
 

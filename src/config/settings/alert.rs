@@ -11,7 +11,9 @@ use super::{
 use crate::{
     health::Percent,
     monitor::{Alert, AlertState, Rule, Severity, Template},
-    yaml::{Data, Fields, Mistakes, Value, duration, number, one_of, percent, positive_duration, text},
+    yaml::{
+        Data, Fields, Mistakes, Value, duration, number, one_of, percent, positive_duration, text,
+    },
 };
 
 /// More requests in a window prove nothing more.
@@ -237,7 +239,9 @@ impl Reader<'_> {
     fn authority(self, fields: &mut Fields<'_>, url: Option<&Secret>) -> Option<NamedFile> {
         let value = fields.value("ca")?;
         if url.is_some_and(|url| url.reveal().starts_with("http:")) {
-            return fields.keep(Err(value.wrong("expected an https URL beside it, found http")));
+            return fields.keep(Err(
+                value.wrong("expected an https URL beside it, found http")
+            ));
         }
         fields.keep(self.file(&value))
     }
@@ -303,7 +307,9 @@ fn header(name: &str, value: &Value<'_>) -> Result<(HeaderName, Secret), Mistake
 fn body(value: &Value<'_>, headers: &[(HeaderName, Secret)]) -> Result<String, Mistakes> {
     let body = text(value)?;
     let template = Template::new(&body).map_err(|error| {
-        value.wrong(format!("expected a text with gaps for what there is to tell: {error}"))
+        value.wrong(format!(
+            "expected a text with gaps for what there is to tell: {error}"
+        ))
     })?;
     let kind = headers.iter().find(|(name, _)| *name == CONTENT_TYPE);
     let is_json = kind.is_none_or(|(_, kind)| kind.reveal().contains("json"));
