@@ -38,7 +38,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let users = Cluster::fixed("users", RoundRobin::new(), ["127.0.0.1:9001".parse()?]);
-/// let log = Channel::new(LogAlerter);
+/// let log = Channel::new(LogAlerter::new());
 /// let monitor = Monitor::new("gateway-1");
 /// monitor.set_clusters(vec![users]);
 /// monitor.set_rules([

@@ -146,7 +146,7 @@ mod tests {
     fn cluster() -> Cluster {
         let address: Endpoint = "127.0.0.1:80".parse().unwrap();
         let ids = ["a", "b", "c"].map(|id| address.clone().id(id));
-        let going = address.clone().id("going").draining();
+        let going = address.id("going").draining();
         Cluster::fixed("c", RoundRobin::new(), ids.into_iter().chain([going]))
     }
 
