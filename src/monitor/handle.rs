@@ -174,6 +174,18 @@ impl Monitor {
         .collect()
     }
 
+    /// How many stores of the node did not answer at the last look.
+    #[must_use]
+    pub fn lost_stores(&self) -> usize {
+        self.shared.desk.lock().lost.stores
+    }
+
+    /// How many registries of the node did not answer at the last look.
+    #[must_use]
+    pub fn lost_registries(&self) -> usize {
+        self.shared.desk.lock().lost.registries
+    }
+
     /// The channels of all rules, each once.
     #[must_use]
     pub fn channels(&self) -> Vec<Channel> {
@@ -393,6 +405,7 @@ mod tests {
         assert_eq!(told(&notes), [""; 0]);
         is_up.store(false, Relaxed);
         seconds(5).await;
+        assert_eq!((monitor.lost_stores(), monitor.lost_registries()), (1, 0));
         assert_eq!(told(&notes), ["store_lost of gw-1 is 1 (above 0)"]);
         is_up.store(true, Relaxed);
         seconds(5).await;

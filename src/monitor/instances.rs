@@ -26,6 +26,15 @@ pub enum InstanceHealth {
 }
 
 impl InstanceHealth {
+    /// Every one that there is.
+    pub const ALL: [Self; 5] = [
+        Self::Healthy,
+        Self::Unhealthy,
+        Self::Ejected,
+        Self::Draining,
+        Self::Unknown,
+    ];
+
     /// The name used in metrics, logs and the admin router.
     #[must_use]
     pub fn as_str(self) -> &'static str {

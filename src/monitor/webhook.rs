@@ -50,10 +50,12 @@ const SHOWN: usize = 200;
 ///
 /// ```
 /// # #[cfg(feature = "client")] {
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
 /// use tower_gateway::{Upstream, monitor::{Template, Webhook}};
 ///
 /// let url = "http://chat.example/hooks/42".parse()?;
-/// let chat = Webhook::new(Upstream::new(), url)?
+/// let chat = Webhook::new(Upstream::<Full<Bytes>>::new(), url)?
 ///     .body(Template::new(r#"{"text": "{{text}}"}"#)?);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -36,6 +36,7 @@ mod limit_redis;
 mod load_report;
 mod nginx;
 mod nodes;
+mod observability;
 mod outlier;
 mod partition;
 mod policy;
