@@ -50,24 +50,3 @@ impl fmt::Display for Escaped<'_> {
         Ok(())
     }
 }
-
-#[cfg(test)]
-#[cfg(not(tower_gateway_loom))]
-mod tests {
-    use super::*;
-    use crate::pick::RoundRobin;
-
-    #[test]
-    fn labels_are_escaped_and_samples_follow_their_family() {
-        let endpoints = ["127.0.0.1:80".parse().unwrap()];
-        let admin = Admin::new();
-        admin.set_clusters(vec![Cluster::fixed("a\"b", RoundRobin::new(), endpoints)]);
-        let text = render(&admin);
-        assert!(text.contains(
-            "# TYPE tower_gateway_requests_total counter\n\
-             tower_gateway_requests_total{service=\"a\\\"b\",outcome=\"success\"} 0\n"
-        ));
-        assert!(text.contains("tower_gateway_config_version 0\n"));
-        assert!(text.contains("le=\"+Inf\"} 0\n"));
-    }
-}
