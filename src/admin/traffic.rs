@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{clusters::health, page::Page};
-use crate::{cluster::Cluster, load::DURATION_BUCKETS, time};
+use super::page::Page;
+use crate::{cluster::Cluster, load::DURATION_BUCKETS, monitor::InstanceHealth, time};
 
 /// Endpoints of a cluster that have series of their own; the others are added up.
 const ENDPOINTS: usize = 200;
@@ -66,7 +66,8 @@ pub(super) fn endpoints(page: &mut Page, clusters: &[Cluster]) {
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
         let now = time::now();
         for member in snapshot.members().iter() {
-            *states.entry(health(member, now).0).or_default() += 1;
+            let (health, _) = InstanceHealth::of(member, now);
+            *states.entry(health.as_str()).or_default() += 1;
         }
         for (state, count) in states {
             page.sample(
