@@ -173,7 +173,8 @@ impl Load {
     }
 
     /// The part of the requests that failed of late, from 0 to 1: an average in which the last one
-    /// counts a quarter, and which falls with a time constant of 10 s. Cancelled ones do not count.
+    /// counts a quarter, and which falls with a time constant of 10 s. One that was cancelled counts
+    /// as failed when it was late, and not at all when it was not.
     #[must_use]
     pub fn failing(&self, now: Instant) -> f32 {
         self.failing.part(|| self.at(now))
@@ -239,6 +240,15 @@ impl Load {
     pub(crate) fn penalise(&self, penalty: Duration, now: Instant) {
         let at = self.at(now);
         self.latency.penalise(penalty, at);
+        self.failing.fail(at);
+    }
+
+    /// A request was given up that had no answer when it should have had one. How long it would have
+    /// taken is not known, but that it had taken so long already; and its place is free at once,
+    /// which must not look as if it had been answered.
+    pub(crate) fn late(&self, waited: Duration, now: Instant) {
+        let at = self.at(now);
+        self.latency.outlast(waited, at);
         self.failing.fail(at);
     }
 

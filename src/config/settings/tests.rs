@@ -1239,9 +1239,15 @@ fn failover_is_read() {
         attempt_header: false,
     };
     assert_eq!(read("{}"), default);
-    for budget in ["0%", "{ percent: 0 }", "{ percent: 0%, min: 10/s }"] {
+    let none = Budget::percent(0.0).unwrap();
+    for (budget, expected) in [
+        ("0%", none),
+        ("{ percent: 0 }", none),
+        ("{ percent: 0%, min: 10/s }", none.min(10.0)),
+        ("{ min: 10/s, percent: 0% }", none.min(10.0)),
+    ] {
         let budget = read(&format!("{{ budget: {budget} }}")).budget;
-        assert_eq!(budget, Budget::percent(0.0).unwrap());
+        assert_eq!(budget, expected);
     }
     let budget = read("{ budget: { min: 7200/h } }").budget;
     assert_eq!(budget, Budget::default().min(2.0));

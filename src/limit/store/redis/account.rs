@@ -17,8 +17,10 @@ use crate::limit::{
 
 /// An epoch of the script, in units. What is held lives to the end of the epoch after its own.
 const EPOCH: u64 = 10_000_000;
-/// Attempts are counted over windows of 2^27 nanoseconds, which are 134 ms.
+/// Attempts are counted over windows of 2^27 nanoseconds, which are 134 ms, and in which of their
+/// sixteen parts they come.
 const WINDOW: u32 = 27;
+const PART: u32 = WINDOW - 4;
 /// How far ahead slots are booked, in units.
 const AHEAD: u64 = 400_000;
 /// A refund is of what was charged up to so much later than it says.
@@ -66,7 +68,10 @@ pub(super) struct Account {
 struct Attempts {
     window: u64,
     count: u64,
+    /// The parts of the window in which there were some.
+    parts: u16,
     before: u64,
+    parts_before: u16,
 }
 
 /// The key as the server last told of it.
@@ -144,26 +149,31 @@ impl Attempts {
     fn add(&mut self, now: u64) {
         self.turn(now);
         self.count += 1;
+        self.parts |= 1 << ((now >> PART) % 16);
     }
 
     fn turn(&mut self, now: u64) {
         let window = now >> WINDOW;
         if window != self.window {
-            self.before = if window == self.window + 1 {
-                self.count
-            } else {
-                0
-            };
+            let last = std::mem::take(self);
+            if window == last.window + 1 {
+                self.before = last.count;
+                self.parts_before = last.parts;
+            }
             self.window = window;
-            self.count = 0;
         }
     }
 
-    /// How many come in a window when they come all the time: after a burst a reserve would lie
-    /// idle.
+    /// How many come in a window when they come all the time. Who comes in bursts leaves a reserve
+    /// idle in between, for which others are denied.
     fn steady(&mut self, now: u64) -> u64 {
         self.turn(now);
-        self.before
+        let spread = u64::from(self.parts_before.count_ones());
+        if 2 * spread >= self.before.min(8) {
+            self.before
+        } else {
+            0
+        }
     }
 
     /// How many come in a window.
@@ -358,7 +368,9 @@ impl Account {
     }
 
     pub(super) fn is_low(&self) -> bool {
-        self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 3
+        // What comes in 4 ms, while the answer is under way.
+        let meanwhile = self.attempts.before / 32 + 1;
+        self.reserve.size > 0 && self.reserve.left <= meanwhile.min(self.reserve.size / 3)
     }
 
     /// Nothing needs to be asked after all.

@@ -1,21 +1,12 @@
-//! The script in Rust, and a server that runs it after a while.
+//! The script in Rust.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
-
-use futures_util::{FutureExt as _, future::BoxFuture};
-use parking_lot::Mutex;
+use std::collections::HashMap;
 
 use super::{
     account::{Answer, Statement},
-    batch::{Batch, Grant, Reply},
-    courier::Failure,
-    line::Line,
-    pace::{Mark, Pace, units},
+    batch::{Batch, Grant, Group, Part, Reply},
+    pace::{Mark, Pace},
 };
-use crate::{limit::fingerprint::Fingerprint, time};
 
 const EPOCH: u64 = 10_000_000;
 const FAR: u64 = 9_000_000_000_000_000;
@@ -254,8 +245,23 @@ impl Key {
 }
 
 impl Model {
-    pub(super) fn clear(&mut self) {
-        self.values.clear();
+    /// Whether somebody who knows nothing would be admitted now.
+    pub(super) fn admits(&self, name: usize, pace: Pace, cost: u64, now: u64) -> bool {
+        let part = Part {
+            key: 0,
+            cost,
+            is_shadow: false,
+        };
+        let batch = Batch {
+            generation: 1,
+            keys: vec![(pace, Statement::default())],
+            groups: vec![Group {
+                count: 1,
+                book: 0,
+                asks: vec![part],
+            }],
+        };
+        self.clone().run(&[name], &batch, now).grants[0].admitted > 0
     }
 
     /// Takes the server's word for whether a value is still there that ends about now. The server
@@ -363,74 +369,5 @@ impl Model {
             keys: answers,
             grants,
         }
-    }
-}
-
-/// What becomes of a call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fate {
-    /// There and back.
-    pub(super) there: Duration,
-    pub(super) back: Duration,
-    pub(super) is_done: bool,
-    pub(super) is_answered: bool,
-}
-
-/// A server in this process, with a way there that can fail.
-pub(super) struct Simulation {
-    pub(super) model: Mutex<Model>,
-    pub(super) calls: Mutex<u64>,
-    begin: Instant,
-    nodes: u64,
-    fate: Box<dyn Fn() -> Fate + Send + Sync>,
-}
-
-impl Simulation {
-    pub(super) fn new(nodes: u64, fate: impl Fn() -> Fate + Send + Sync + 'static) -> Self {
-        Self {
-            model: Mutex::new(Model::default()),
-            calls: Mutex::new(0),
-            begin: time::now(),
-            nodes,
-            fate: Box::new(fate),
-        }
-    }
-}
-
-impl std::fmt::Debug for Simulation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Simulation")
-    }
-}
-
-impl Line for Simulation {
-    fn call<'a>(
-        &'a self,
-        _: u16,
-        keys: &'a [Fingerprint],
-        batch: &'a Batch,
-    ) -> BoxFuture<'a, Result<Reply, Failure>> {
-        let call = async move {
-            let fate = (self.fate)();
-            tokio::time::sleep(fate.there).await;
-            let mut reply = None;
-            if fate.is_done {
-                *self.calls.lock() += u64::from(!keys.is_empty());
-                let now = 123_456_789_000 + units(time::now() - self.begin);
-                let names: Vec<_> = keys.iter().map(|key| key.get() as usize).collect();
-                reply = Some(self.model.lock().run(&names, batch, now));
-            }
-            if !fate.is_answered {
-                tokio::time::sleep(Duration::from_millis(40)).await;
-                return Err(Failure::Unknown);
-            }
-            tokio::time::sleep(fate.back).await;
-            reply.ok_or(Failure::Unknown)
-        };
-        call.boxed()
-    }
-
-    fn beat(&self, _: u64) -> BoxFuture<'_, Option<u64>> {
-        std::future::ready(Some(self.nodes)).boxed()
     }
 }
