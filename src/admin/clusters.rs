@@ -22,17 +22,17 @@ pub(super) fn render(clusters: &[Cluster]) -> Value {
 
 fn render_cluster(cluster: &Cluster) -> Value {
     let snapshot = Arc::clone(&cluster.snapshot());
-    let mut endpoints: Vec<_> = snapshot
-        .members()
-        .iter()
-        .map(|member| endpoint(member))
-        .collect();
-    if cluster.aperture().is_some() {
-        let candidates = snapshot.candidates();
-        let within: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
-        for (member, endpoint) in snapshot.members().iter().zip(&mut endpoints) {
-            endpoint["in_aperture"] = within.contains(&member.endpoint().id).into();
+    let candidates = snapshot.candidates();
+    let picked: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
+    let mut endpoints = Vec::new();
+    for member in snapshot.members().iter() {
+        let mut endpoint = endpoint(member);
+        let is_picked = picked.contains(&member.endpoint().id);
+        endpoint["picked"] = is_picked.into();
+        if cluster.aperture().is_some() {
+            endpoint["in_aperture"] = is_picked.into();
         }
+        endpoints.push(endpoint);
     }
     let found = cluster.watch().map(|watch| watch.current());
     let refused: Vec<_> = found
@@ -42,6 +42,7 @@ fn render_cluster(cluster: &Cluster) -> Value {
         .collect();
     let mut shown = json!({
         "policy": cluster.policy(),
+        "panic": !snapshot.panicking().is_empty(),
         "endpoints": endpoints,
         "discovery": {
             "state": snapshot.discovery().as_str(),
@@ -98,8 +99,12 @@ fn endpoint(member: &Member) -> Value {
     })
 }
 
+/// From this part on, most requests of late have failed.
+const MOST: f32 = 0.5;
+
 /// What is known of an endpoint, in the words of the admin router. Without active checks, its last
-/// request tells, and nothing does before there was one.
+/// requests tell, and nothing does before there was one. One that failed among others is no verdict:
+/// the endpoint is picked as before.
 pub(super) fn health(member: &Member, now: Instant) -> (&'static str, Option<Arc<str>>) {
     if member.endpoint().draining {
         return ("draining", Some("discovery says so".into()));
@@ -115,9 +120,13 @@ pub(super) fn health(member: &Member, now: Instant) -> (&'static str, Option<Arc
             match member.load().last_seen() {
                 LastSeen::Nothing => ("unknown", Some("no request has ended yet".into())),
                 LastSeen::Success => ("healthy", reason),
-                LastSeen::Failure => {
+                LastSeen::Failure if member.load().failing(now) < MOST => {
                     let reason = reason.unwrap_or_else(|| "the last request failed".into());
-                    ("unhealthy", Some(reason))
+                    ("unknown", Some(reason))
+                }
+                LastSeen::Failure => {
+                    let said = "the last requests failed, and nothing ejects it: it is picked";
+                    ("unhealthy", Some(reason.unwrap_or_else(|| said.into())))
                 }
             }
         }
