@@ -9,13 +9,16 @@ use crate::{
     member::Member,
 };
 
+/// From this part on, most requests of late have failed.
+const MOST: f32 = 0.5;
+
 /// What is known of an endpoint, in the words of the admin router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InstanceHealth {
     /// Its checks pass; without checks, its last request was answered.
     Healthy,
-    /// Its checks fail; without checks, its last request did.
+    /// Its checks fail; without checks, most requests of late did.
     Unhealthy,
     /// It is an outlier.
     Ejected,
@@ -39,7 +42,8 @@ impl InstanceHealth {
     }
 
     /// What is known of a member, and why, where that is known. Without active checks, its last
-    /// request tells, and nothing does before there was one.
+    /// requests tell, and nothing does before there was one. One that failed among others is no
+    /// verdict: the endpoint is picked as before.
     pub(crate) fn of(member: &Member, now: Instant) -> (Self, Option<Arc<str>>) {
         if member.endpoint().draining {
             return (Self::Draining, Some("discovery says so".into()));
@@ -55,9 +59,13 @@ impl InstanceHealth {
                 match member.load().last_seen() {
                     LastSeen::Nothing => (Self::Unknown, Some("no request has ended yet".into())),
                     LastSeen::Success => (Self::Healthy, reason),
-                    LastSeen::Failure => {
+                    LastSeen::Failure if member.load().failing(now) < MOST => {
                         let reason = reason.unwrap_or_else(|| "the last request failed".into());
-                        (Self::Unhealthy, Some(reason))
+                        (Self::Unknown, Some(reason))
+                    }
+                    LastSeen::Failure => {
+                        let said = "the last requests failed, and nothing ejects it: it is picked";
+                        (Self::Unhealthy, Some(reason.unwrap_or_else(|| said.into())))
                     }
                 }
             }
