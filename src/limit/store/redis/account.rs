@@ -328,7 +328,9 @@ impl Account {
     }
 
     pub(super) fn is_low(&self) -> bool {
-        self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 3
+        // What comes in 4 ms, while the answer is under way.
+        let meanwhile = self.attempts.before() / 32 + 1;
+        self.reserve.size > 0 && self.reserve.left <= meanwhile.min(self.reserve.size / 3)
     }
 
     /// Nothing needs to be asked after all.
@@ -376,11 +378,7 @@ impl Account {
     /// Gives back what nobody has asked for lately. Whether there is something to give back. It says
     /// so once.
     pub(super) fn release_if_idle(&mut self, at: u64) -> bool {
-        if self.reserve.size == 0
-            || self.attempts.rate(at) > 0
-            || self.is_asked
-            || self.releases
-        {
+        if self.reserve.size == 0 || self.attempts.rate(at) > 0 || self.is_asked || self.releases {
             return false;
         }
         self.releases = true;

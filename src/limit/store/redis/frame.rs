@@ -1,6 +1,6 @@
 //! Windows in the time of the script.
 
-use super::pace::{EXACT, unix, units};
+use super::pace::{EXACT, units, unix};
 use crate::limit::{
     calendar::Calendar,
     quota::{Quota, Rule},

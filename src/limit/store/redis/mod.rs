@@ -22,6 +22,12 @@ mod tally;
 mod model;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
+mod oracle;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod simulation;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests;
 
 use std::{

@@ -179,18 +179,21 @@ impl Tally {
 
     fn remaining(&mut self, now: Instant) -> u64 {
         let left = self.left(now);
-        let free = self.view(now).map_or(self.frame.amount, |(server, taking)| {
-            self.frame.free(taking, server)
-        });
+        let free = self
+            .view(now)
+            .map_or(self.frame.amount, |(server, taking)| {
+                self.frame.free(taking, server)
+            });
         (free + left).min(self.frame.amount)
     }
 
     /// When the cost is there if nobody else takes it; never too early.
     fn wait(&self, cost: u64, now: Instant) -> Duration {
-        self.view(now).map_or(self.quota.period(), |(server, taking)| {
-            let then = self.frame.ready(taking, cost);
-            span(then.saturating_sub(server).max(1))
-        })
+        self.view(now)
+            .map_or(self.quota.period(), |(server, taking)| {
+                let then = self.frame.ready(taking, cost);
+                span(then.saturating_sub(server).max(1))
+            })
     }
 
     /// Until all of it is there again.
@@ -344,9 +347,10 @@ impl Tally {
         let want = self.attempts.steady(party.at).min(fair);
         let want = want.saturating_sub(self.left(now));
         let (known, taking) = self.memory;
-        let age = self.owed_at.take().map_or(0, |(_, last)| {
-            units(now.saturating_duration_since(last))
-        });
+        let age = self
+            .owed_at
+            .take()
+            .map_or(0, |(_, last)| units(now.saturating_duration_since(last)));
         let (refund, of) = std::mem::take(&mut self.refund);
         self.is_asked = true;
         Statement {
@@ -478,7 +482,13 @@ impl Tally {
     pub(super) fn put_back_alone(&mut self, ask: &Ask, alone: Alone) {
         self.owed = self.owed.saturating_sub(ask.cost.into());
         let moment = moment(alone);
-        cell::refund(&mut self.share, &self.share_quota, ask.cost, alone.at, moment);
+        cell::refund(
+            &mut self.share,
+            &self.share_quota,
+            ask.cost,
+            alone.at,
+            moment,
+        );
     }
 }
 

@@ -35,7 +35,9 @@ impl Key {
         let others = leases.iter().map(|lease| lease.count).sum();
         let claim = match own {
             Some(own) if own.count >= told.hold => told.hold,
-            _ => told.used.max(told.hold.min(told.amount.saturating_sub(others))),
+            _ => told
+                .used
+                .max(told.hold.min(told.amount.saturating_sub(others))),
         };
         Self {
             told,

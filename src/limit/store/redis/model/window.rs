@@ -71,7 +71,11 @@ impl Key {
                 let is_sliding = matches!(kind, Kind::Sliding { .. });
                 if window.id > state.id {
                     let is_next = window.id == state.id + 1;
-                    state.before = if is_sliding && is_next { state.taken } else { 0 };
+                    state.before = if is_sliding && is_next {
+                        state.taken
+                    } else {
+                        0
+                    };
                     (state.id, state.taken, state.healed) = (window.id, 0, 0);
                 } else if is_sliding || state.id > window.id + 1 {
                     state.id = window.id;
@@ -92,9 +96,7 @@ impl Key {
             return;
         }
         let same = match self.frame.kind {
-            Kind::Fixed { length } => {
-                told.mark <= now && told.mark + length > now && told.hint > 0
-            }
+            Kind::Fixed { length } => told.mark <= now && told.mark + length > now && told.hint > 0,
             _ => told.mark == state.id,
         };
         if same && told.hint > state.healed {
