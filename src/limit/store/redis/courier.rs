@@ -162,7 +162,7 @@ impl Load {
     fn add(&mut self, shared: &Shared, ask: &Ask) {
         let now = time::now();
         let party = shared.party(now);
-        let new = || Entry::new(ask.quota);
+        let new = || Entry::new(ask.quota, now);
         shared.table.open(ask.fingerprint, now, new, |entry| {
             if entry.quota() != ask.quota {
                 entry.change(ask.quota);
@@ -338,8 +338,8 @@ pub(super) async fn carry(store: Weak<Shared>, shard: Arc<Shard>, number: u16) {
             let Some(shared) = store.upgrade() else {
                 return;
             };
-            // A server that was never there before has nothing to settle.
-            !shared.has_begun()
+            // Before anything was admitted there is nothing to settle.
+            !shared.has_begun() && shard.pending.lock().errands.is_empty()
         };
         loop {
             let (line, load) = {

@@ -33,11 +33,11 @@ macro_rules! each {
 }
 
 impl Entry {
-    pub(super) fn new(quota: Quota) -> Self {
+    pub(super) fn new(quota: Quota, now: Instant) -> Self {
         match quota.rule() {
             Rule::Gcra => Self::Bucket(Account::new(quota)),
             Rule::Concurrency => Self::Slots(Hold::new(quota)),
-            _ => Self::Window(Tally::new(quota)),
+            _ => Self::Window(Tally::new(quota, now)),
         }
     }
 

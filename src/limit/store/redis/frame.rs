@@ -172,8 +172,9 @@ mod tests {
                 let early = frame.rolled(taking, then - 1);
                 prop_assert!(frame.free(early, then - 1) < cost);
             }
-            let full = frame.full(taking);
-            prop_assert_eq!(frame.free(frame.rolled(taking, full.max(now)), full.max(now)), amount.into());
+            let full = frame.full(taking).max(now);
+            let rolled = frame.rolled(taking, full);
+            prop_assert_eq!(frame.free(rolled, full), u64::from(amount));
         }
     }
 

@@ -2,8 +2,11 @@
 //!
 //! A node decides by itself what it knows for certain: it admits from a reserve that it holds, and
 //! denies what cannot be there yet, whatever the other nodes do. It asks for the rest, in the time
-//! of the server, by one script (`groups.lua`); what is asked for while an answer is under way goes
-//! together with the next question.
+//! of the server, by one script; what is asked for while an answer is under way goes together with
+//! the next question.
+//!
+//! The script is in parts: `bucket.lua`, `window.lua` and `slots.lua` know what a key is by its rule,
+//! `groups.lua` decides on requests.
 
 mod account;
 mod attempts;
@@ -17,6 +20,9 @@ mod pace;
 mod table;
 mod tally;
 
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod counts;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod model;
@@ -84,8 +90,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// of the burst in reserve, as much as it needs for an eighth of a second, and together at most a
 /// quarter of it; a node that ends loses what it held.
 ///
-/// Limits by [GCRA](Rule::Gcra) are shared. Windows and concurrency are not: each node counts them
-/// by itself, as [`Memory`] does.
+/// All rules are shared, and limits of a request that are in one server, or one slot of a cluster,
+/// are decided on as one step. Windows begin and end by the clock of the server. A node fetches some
+/// of a window beforehand, the less the less is left, and gives back what nobody asks for; what a
+/// node held that ends is lost to the end of the window. Slots are leased: a node hands them out by
+/// itself, and says regularly that it still has them.
 ///
 /// # While the server does not answer
 ///
@@ -99,12 +108,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// - A cost above three quarters of the burst may wait until other nodes have given their reserves
 ///   back.
+/// - The slots of a node that ends stay taken until its lease is over. Those in use on a node that
+///   does not reach the server for that long count no more, and others may get them as well.
+/// - A slot that is kept for the next request of a node may be denied to another one for a second;
+///   while slots are scarce none is kept.
 /// - Where the server loses its last writes, in a failover, what no node remembers may be admitted
 ///   once more: a burst at most.
 ///
 /// # Defaults
 ///
 /// - `budget`: 10 ms for a decision
+/// - `lease`: 10 s for slots
 /// - `nodes`: those that share the namespace, as far as the server last told
 ///
 /// # Examples
@@ -238,11 +252,12 @@ impl Redis {
             || time::after(now, self.budget),
             |deadline| deadline.min(time::after(now, self.budget)),
         );
+        let at = shared.nanos(now);
         for ask in &asks {
-            let at = shared.nanos(now);
+            let new = || Entry::new(ask.quota, now);
             shared
                 .table
-                .with(ask.fingerprint, |entry| entry.attempt(at));
+                .open(ask.fingerprint, now, new, |entry| entry.attempt(at));
         }
         let mut levels = vec![Level::default(); asks.len()];
         let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
@@ -402,7 +417,7 @@ impl Shared {
     fn level(&self, ask: &Ask, verdict: Verdict, source: Source, now: Instant) -> Level {
         let level = |entry: &mut Entry| entry.level(ask, verdict, source, now);
         let known = self.table.with(ask.fingerprint, level);
-        known.unwrap_or_else(|| level(&mut Entry::new(ask.quota)))
+        known.unwrap_or_else(|| level(&mut Entry::new(ask.quota, now)))
     }
 
     /// Takes from what is held here, for all or for none; `None` where somebody must be asked.
@@ -492,7 +507,7 @@ impl Shared {
         };
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         for (position, ask) in asks.iter().enumerate() {
-            let new = || Entry::new(ask.quota);
+            let new = || Entry::new(ask.quota, now);
             let is_news = self.table.open(ask.fingerprint, now, new, |entry| {
                 let had_news = entry.has_news();
                 if entry.quota() != ask.quota {
@@ -531,7 +546,7 @@ impl Shared {
         if actual == ask.cost {
             return;
         }
-        let new = || Entry::new(ask.quota);
+        let new = || Entry::new(ask.quota, now);
         let is_news = self.table.open(ask.fingerprint, now, new, |entry| {
             let had_news = entry.has_news();
             match actual.checked_sub(ask.cost) {
@@ -663,7 +678,7 @@ impl Store for Redis {
 
     fn reset(&self, ask: Ask) -> BoxFuture<'static, Result<(), StoreError>> {
         let now = time::now();
-        let new = || Entry::new(ask.quota);
+        let new = || Entry::new(ask.quota, now);
         let forget = |entry: &mut Entry| entry.forget();
         self.shared.table.open(ask.fingerprint, now, new, forget);
         let peek = self.peek(ask);

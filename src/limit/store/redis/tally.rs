@@ -17,6 +17,9 @@ use crate::limit::{
     quota::{Quota, Rule},
 };
 
+/// How much later than a request comes its key may be seen for the first time.
+const SLACK: Duration = Duration::from_millis(20);
+
 /// A key that is limited by windows, as this node knows it.
 #[derive(Debug)]
 pub(super) struct Tally {
@@ -24,6 +27,8 @@ pub(super) struct Tally {
     pub(super) frame: Frame,
     attempts: Attempts,
     sight: Option<Sight>,
+    /// What was charged before may be of an older window than that of the last sight.
+    older: Instant,
     /// Whether there may be more than the last sight says.
     is_doubted: bool,
     /// The generation and the window of the last sight, for a server that has lost the key.
@@ -86,7 +91,7 @@ pub(super) struct Answer {
 }
 
 impl Tally {
-    pub(super) fn new(quota: Quota) -> Self {
+    pub(super) fn new(quota: Quota, now: Instant) -> Self {
         let nothing = Taking {
             id: 0,
             before: 0,
@@ -98,6 +103,7 @@ impl Tally {
             frame: Frame::new(&quota),
             attempts: Attempts::default(),
             sight: None,
+            older: now.checked_sub(SLACK).unwrap_or(now),
             is_doubted: false,
             memory: (0, nothing),
             held: Held::default(),
@@ -124,7 +130,7 @@ impl Tally {
             owed_at: self.owed_at,
             refund: self.refund,
             is_asked: self.is_asked,
-            ..Self::new(quota)
+            ..Self::new(quota, self.older + SLACK)
         };
     }
 
@@ -189,11 +195,13 @@ impl Tally {
 
     /// When the cost is there if nobody else takes it; never too early.
     fn wait(&self, cost: u64, now: Instant) -> Duration {
-        self.view(now)
-            .map_or(self.quota.period(), |(server, taking)| {
+        self.view(now).map_or_else(
+            || self.quota.period(),
+            |(server, taking)| {
                 let then = self.frame.ready(taking, cost);
                 span(then.saturating_sub(server).max(1))
-            })
+            },
+        )
     }
 
     /// Until all of it is there again.
@@ -296,21 +304,11 @@ impl Tally {
 
     /// Gives back what was charged in the window that still holds; for another one it is over.
     pub(super) fn give_back(&mut self, cost: u64, charged_at: Instant) {
-        let Some(sight) = self.sight else {
-            return;
-        };
-        // The server had this time or a later one when it was charged.
-        let ago = units(sight.received.saturating_duration_since(charged_at));
-        let charged = sight.now.saturating_sub(ago);
-        let taking = sight.taking;
-        if self.frame.window(charged).end == taking.end || self.began_by(taking, charged) {
-            self.give_to(cost, taking.id);
+        if let Some(sight) = self.sight
+            && charged_at >= self.older
+        {
+            self.give_to(cost, sight.taking.id);
         }
-    }
-
-    /// Whether a fixed window had begun at a time.
-    fn began_by(&self, taking: Taking, time: u64) -> bool {
-        self.quota.rule() == Rule::FixedWindow && time >= taking.id
     }
 
     fn give_to(&mut self, cost: u64, id: u64) {
@@ -324,6 +322,7 @@ impl Tally {
 
     pub(super) fn forget(&mut self) {
         self.resets = true;
+        self.older = self.sight.map_or(self.older, |sight| sight.received);
         self.sight = None;
         self.held = Held::default();
         self.share = Cell::default();
@@ -374,6 +373,10 @@ impl Tally {
         self.is_asked = false;
         self.is_alone = false;
         self.is_doubted = false;
+        // Whoever came after the last call that found another window was not charged there.
+        if let Some(sight) = self.sight.filter(|sight| sight.taking.id != taking.id) {
+            self.older = sight.sent;
+        }
         self.memory = (answer.generation, taking);
         self.sight = Some(Sight {
             sent: trip.sent,
@@ -450,14 +453,19 @@ impl Tally {
         self.turn_share(alone);
         let quota = self.share_quota;
         if !self.is_alone {
+            if self.sight.is_none() && alone.is_unsure {
+                // Somebody else may have had it: of those who come later none asks in vain.
+                return Decision::Deny {
+                    retry_after: Duration::from_secs(1),
+                };
+            }
             // It goes on from what it last knew, and never with more than its share.
             self.is_alone = true;
             let fits = u64::from(ask.quota.capacity()) >= alone.nodes;
-            let most = match (self.sight.is_some(), alone.is_unsure) {
+            let most = match self.sight {
                 _ if !fits => 0,
-                (true, _) => self.remaining(now) / alone.nodes,
-                (false, true) => 0,
-                (false, false) => u64::from(quota.capacity()),
+                Some(_) => self.remaining(now) / alone.nodes,
+                None => quota.capacity().into(),
             };
             let excess = u64::from(self.share_left(alone)).saturating_sub(most);
             cell::owe(&mut self.share, &quota, excess as u32, moment(alone));

@@ -20,7 +20,7 @@ use crate::{
     reason = "the starter of servers is shared text, not shared code"
 )]
 #[path = "../../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use server::RedisServer;
 
@@ -28,7 +28,7 @@ fn key(number: u128) -> Fingerprint {
     Fingerprint::from(number.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
 }
 
-async fn connection(server: &RedisServer) -> Connection {
+pub(super) async fn connection(server: &RedisServer) -> Connection {
     let options = Options::new(&server.url()).unwrap();
     let options = options.command_timeout(Duration::from_secs(5));
     let connection = Connection::open(options);
@@ -121,6 +121,9 @@ async fn against_the_model(connection: &Connection, run: u64, quotas: &[Quota], 
         let reply = batch.reply(numbers.map(|number| number.as_u64().unwrap()));
         let reply = reply.unwrap();
         for (name, key) in reply.keys.iter().enumerate() {
+            let Heard::Bucket(key) = key else {
+                unreachable!("every key is a bucket");
+            };
             model.ends_as(name, key.generation != batch.generation, reply.now);
         }
         let expected = model.run(&[0, 1, 2], &batch, reply.now);
