@@ -109,9 +109,6 @@ impl Instances {
 pub(super) struct Down(HashSet<EndpointId>);
 
 impl Down {
-    /// The part of the latest requests that failed, above which an endpoint is down.
-    const FAILING: f32 = 0.5;
-
     pub(super) fn count(&mut self, members: &[Arc<Member>], now: Instant) -> Instances {
         let known = std::mem::take(&mut self.0);
         let mut instances = Instances {
@@ -120,14 +117,17 @@ impl Down {
         };
         for member in members {
             let (health, _) = InstanceHealth::of(member, now);
+            let failed_last = member.load().last_seen() == LastSeen::Failure;
             match health {
-                InstanceHealth::Unhealthy if member.standing(now).is_usable() => {
+                InstanceHealth::Unhealthy | InstanceHealth::Unknown
+                    if failed_last && member.standing(now).is_usable() =>
+                {
                     let id = &member.endpoint().id;
-                    if known.contains(id) || member.load().failing(now) > Self::FAILING {
+                    if known.contains(id) || health == InstanceHealth::Unhealthy {
                         self.0.insert(id.clone());
                         instances.unhealthy += 1;
                     } else {
-                        instances.healthy += 1;
+                        instances.unknown += 1;
                     }
                 }
                 InstanceHealth::Healthy => instances.healthy += 1,
@@ -183,7 +183,7 @@ mod tests {
         ends(&cluster, "a", true);
         ends(&cluster, "b", false);
         let instances = count(&cluster);
-        assert_eq!((instances.healthy, instances.unhealthy), (2, 0));
+        assert_eq!((instances.healthy, instances.unhealthy), (1, 0));
         ends(&cluster, "b", false);
         ends(&cluster, "b", false);
         let instances = count(&cluster);
