@@ -29,6 +29,15 @@ pub enum InstanceHealth {
 }
 
 impl InstanceHealth {
+    /// Every one that there is.
+    pub const ALL: [Self; 5] = [
+        Self::Healthy,
+        Self::Unhealthy,
+        Self::Ejected,
+        Self::Draining,
+        Self::Unknown,
+    ];
+
     /// The name used in metrics, logs and the admin router.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -154,7 +163,7 @@ mod tests {
     fn cluster() -> Cluster {
         let address: Endpoint = "127.0.0.1:80".parse().unwrap();
         let ids = ["a", "b", "c"].map(|id| address.clone().id(id));
-        let going = address.clone().id("going").draining();
+        let going = address.id("going").draining();
         Cluster::fixed("c", RoundRobin::new(), ids.into_iter().chain([going]))
     }
 
