@@ -45,6 +45,7 @@ pub(super) fn render(admin: &Admin) -> String {
     traffic::durations(&mut page, &clusters);
     traffic::endpoints(&mut page, &clusters);
     health::ejections(&mut page, &clusters);
+    health::panics(&mut page, &clusters);
     health::checks(&mut page, &clusters);
     failovers(&mut page, &admin.shared.failovers.load());
     health::breakers(&mut page, &clusters);

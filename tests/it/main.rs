@@ -33,6 +33,7 @@ mod kill;
 mod layers;
 mod limit;
 mod limit_redis;
+mod limit_shared;
 mod load_report;
 mod nginx;
 mod nodes;
