@@ -318,6 +318,17 @@ class Built(Peer):
         return ", ".join(found)
 
 
+class TowerP2c(Built):
+    """tower's balancer, which has policies of its own."""
+
+    def __init__(self):
+        super().__init__("tower-p2c", ["tower", "axum", "hyper", "hyper-util"])
+
+    def command(self, run):
+        policy = "peak_ewma" if run.policy == "round_robin" else run.policy
+        return [*super().command(run), "--policy", policy]
+
+
 class Gateway(Peer):
     """The example of the main crate, driven by the YAML that is its contract."""
 
@@ -380,4 +391,5 @@ PEERS: list[Peer] = [
     Built("pingora", ["pingora-proxy"]),
     Built("arp", ["axum-reverse-proxy"]),
     Built("axum-legacy", ["axum", "hyper", "hyper-util", "h2"]),
+    TowerP2c(),
 ]
