@@ -35,6 +35,19 @@ pub enum EtcdError {
     Malformed(&'static str),
 }
 
+/// The same error for somebody else.
+pub(super) fn again(error: &EtcdError) -> EtcdError {
+    match error {
+        EtcdError::Unreachable(source) => EtcdError::Unreachable(source.to_string().into()),
+        EtcdError::Refused { status, message } => EtcdError::Refused {
+            status: *status,
+            message: message.clone(),
+        },
+        EtcdError::Compacted => EtcdError::Compacted,
+        EtcdError::Malformed(expected) => EtcdError::Malformed(expected),
+    }
+}
+
 /// A key with its value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeyValue {

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
+use http::StatusCode;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -149,5 +150,12 @@ fn check(result: &Value) -> Result<(), EtcdError> {
         return Err(EtcdError::Compacted);
     }
     let reason = result["cancel_reason"].as_str().unwrap_or("no reason");
-    Err(EtcdError::Unreachable(reason.to_owned().into()))
+    let reason = reason.to_owned();
+    Err(match reason.contains("permission denied") {
+        true => EtcdError::Refused {
+            status: StatusCode::FORBIDDEN,
+            message: reason,
+        },
+        false => EtcdError::Unreachable(reason.into()),
+    })
 }
