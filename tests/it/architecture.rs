@@ -116,6 +116,7 @@ const PURE: &[&str] = &[
     "limit/table.rs",
     "limit/window.rs",
     "load/report.rs",
+    "node/peers.rs",
     "outcome/",
     "pick/",
     "refusal.rs",
