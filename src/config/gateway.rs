@@ -1,10 +1,11 @@
 //! The clusters and routes of a plan, brought to life and kept alive from one plan to the next.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::uri::Scheme;
 use http_body_util::Full;
+use parking_lot::Mutex;
 use tower::{Layer, ServiceBuilder};
 
 use super::{
@@ -12,20 +13,22 @@ use super::{
     serve::{Backend, RequestBody, Routes, Stack, Target},
     settings::{
         CacheSettings, CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings,
-        FailoverSettings, HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings,
-        Settings, StickySettings, StoreSettings,
+        EtcdSettings, FailoverSettings, HealthSettings, LimitSettings, PolicySettings, Protocol,
+        RouteSettings, Settings, StickySettings, StoreSettings, SubsetBy, SubsetSettings,
+        ZoneNodes,
     },
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
     cache::{Cache, CacheLayer, HttpCache, store},
     check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
-    cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
+    cluster::{Aperture, Cluster, Position, SlowStart, Subset, Subsets, Zones},
     discover::{
         Discovery, Dns, EtcdPrefix, File, Fixed, RedisServices, ServiceDiscovery, ServiceName,
         ServiceWatch, State,
     },
     error_response::ErrorResponseLayer,
+    etcd::Etcd,
     failover::{self, FailoverLayer},
     limit::{
         Limit, Limiter, RateLimitLayer,
@@ -36,6 +39,9 @@ use crate::{
     timeout::TimeoutLayer,
     upstream::{TcpConnector, Upstream},
 };
+
+/// The pauses before an etcd is connected to again: a list is to be live soon after it is back.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// The clusters and limits at work.
 #[derive(Debug)]
@@ -53,6 +59,8 @@ pub(super) struct Gateway {
     cache: Option<HttpCache>,
     /// Opened when the first plan has a Redis to share.
     redis: Option<Connection>,
+    etcds: Etcds,
+    own: Own,
 }
 
 /// What a cluster is made of beside its own settings.
@@ -60,6 +68,51 @@ pub(super) struct Gateway {
 struct Ground<'p> {
     settings: &'p Settings,
     redis: Option<&'p Connection>,
+    etcds: &'p Etcds,
+}
+
+/// The clients of etcd. Who names the same servers shares one, with its connections and its watch.
+#[derive(Debug, Default)]
+struct Etcds(Mutex<Vec<KnownEtcd>>);
+
+/// A client, and what it was made from.
+#[derive(Debug)]
+struct KnownEtcd {
+    settings: EtcdSettings,
+    tls: Option<Tls>,
+    client: Etcd,
+}
+
+impl Etcds {
+    fn client(&self, settings: &EtcdSettings, tls: Option<&Tls>) -> Etcd {
+        let mut known = self.0.lock();
+        let is_same =
+            |one: &&KnownEtcd| one.settings == *settings && texts(one.tls.as_ref()) == texts(tls);
+        if let Some(known) = known.iter().find(is_same) {
+            return known.client.clone();
+        }
+        let client = settings.client();
+        let client = match tls {
+            Some(tls) => {
+                let (config, server_name) = tls.connector.parts();
+                client.tls(config.clone(), server_name.cloned())
+            }
+            None => client,
+        };
+        // A certificate that was renewed replaces the one before it.
+        known.retain(|one| one.settings != *settings);
+        known.push(KnownEtcd {
+            settings: settings.clone(),
+            tls: tls.cloned(),
+            client: client.clone(),
+        });
+        client
+    }
+}
+
+/// What a secured connection was made from.
+fn texts(tls: Option<&Tls>) -> Option<&[Vec<u8>]> {
+    tls.map(|tls| tls.texts.as_slice())
 }
 
 /// The attempts of one route at one cluster, with the budgets that they are out of.
@@ -78,6 +131,7 @@ struct Running {
     /// Where the last good lists are kept.
     snapshot_dir: Option<PathBuf>,
     tls: Option<Tls>,
+    source_tls: Option<Tls>,
     structure: Structure,
     cluster: Cluster,
     upstream: Upstream<RequestBody>,
@@ -92,23 +146,53 @@ struct Structure {
 }
 
 impl Structure {
-    /// That of a cluster, for the node of this name.
-    fn new(settings: &ClusterSettings, all: &Settings, node: &str) -> Self {
-        let zones = settings.zones.as_ref().zip(all.node.zone.as_deref());
-        let zones = zones.map(|(zones, own)| {
-            let nodes = zones.nodes.iter();
-            Zones::new(own)
-                .min_endpoints(zones.min_endpoints)
-                .nodes(nodes.map(|(zone, nodes)| (zone.as_str(), *nodes)))
+    /// That of a cluster, for a node that stands there among the others.
+    fn new(settings: &ClusterSettings, own: &Own) -> Self {
+        let zones = settings.zones.as_ref().zip(own.zone.as_deref());
+        let zones = zones.map(|(settings, zone)| {
+            let zones = Zones::new(zone).min_endpoints(settings.min_endpoints);
+            match &settings.nodes {
+                ZoneNodes::Unknown => zones,
+                ZoneNodes::Counted(nodes) => {
+                    zones.nodes(nodes.iter().map(|(zone, nodes)| (zone.as_str(), *nodes)))
+                }
+                ZoneNodes::Registered => {
+                    let nodes = own.peers.zones.iter();
+                    zones.nodes(nodes.map(|(zone, nodes)| (Arc::clone(zone), *nodes)))
+                }
+            }
         });
         Self {
             zones,
             subsets: settings.subsets.clone(),
-            aperture: settings
-                .subset_size
-                .map(|size| Aperture::rendezvous(size, node)),
+            aperture: settings.subset_size.map(|subset| own.aperture(subset)),
         }
     }
+}
+
+/// What the structure of clusters needs to know of this node.
+#[derive(Clone, Debug, Default)]
+struct Own {
+    id: String,
+    zone: Option<String>,
+    peers: Peers,
+}
+
+impl Own {
+    fn aperture(&self, subset: SubsetSettings) -> Aperture {
+        match (subset.by, self.peers.position) {
+            (SubsetBy::Position, Some(position)) => Aperture::positioned(subset.size, position),
+            // A place that nobody knows yet is none.
+            _ => Aperture::rendezvous(subset.size, &self.id),
+        }
+    }
+}
+
+/// Where this node stands among the others, as far as it is registered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peers {
+    pub(super) zones: BTreeMap<Arc<str>, u32>,
+    pub(super) position: Option<Position>,
 }
 
 impl Gateway {
@@ -130,7 +214,22 @@ impl Gateway {
             shared,
             cache: None,
             redis: None,
+            etcds: Etcds::default(),
+            own: Own::default(),
         }
+    }
+
+    /// Says where this node stands among the others from now on.
+    pub(super) fn set_peers(&mut self, peers: Peers) {
+        self.own.peers = peers;
+        for running in self.clusters.values_mut() {
+            running.set_structure(Structure::new(&running.settings, &self.own));
+        }
+    }
+
+    /// The client of an etcd, which all who name the same one share.
+    pub(super) fn etcd(&self, settings: &EtcdSettings, tls: Option<&Tls>) -> Etcd {
+        self.etcds.client(settings, tls)
     }
 
     /// The store of the limits, where nodes share it.
@@ -145,6 +244,7 @@ impl Gateway {
         let ground = Ground {
             settings: &plan.settings,
             redis: redis.as_ref(),
+            etcds: &self.etcds,
         };
         let mut pending = Vec::new();
         for (name, settings) in &plan.settings.clusters {
@@ -164,18 +264,21 @@ impl Gateway {
     /// state, connection pools, rotations.
     pub(super) fn apply(&mut self, plan: &Plan, node: &str, routes: &Routes) {
         let redis = self.redis(&plan.settings);
+        node.clone_into(&mut self.own.id);
+        self.own.zone.clone_from(&plan.settings.node.zone);
         let ground = Ground {
             settings: &plan.settings,
             redis: redis.as_ref(),
+            etcds: &self.etcds,
         };
         let mut previous = std::mem::take(&mut self.clusters);
         for (name, settings) in &plan.settings.clusters {
             let cluster_plan = &plan.clusters[name];
-            let running = match previous.remove(name) {
+            let mut running = match previous.remove(name) {
                 Some(running) => running.changed(name, settings, cluster_plan, ground),
                 None => Running::start(name, settings, cluster_plan, ground),
             };
-            let running = running.structured(&Structure::new(settings, &plan.settings, node));
+            running.set_structure(Structure::new(settings, &self.own));
             self.clusters.insert(name.clone(), running);
         }
         if self.cache.is_none()
@@ -311,7 +414,7 @@ impl Gateway {
 
 impl Running {
     fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: Ground<'_>) -> Self {
-        let watch = watch(name, settings, all);
+        let watch = watch(name, settings, plan, all);
         let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
         cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
         cluster.set_panic_threshold(settings.panic_threshold);
@@ -323,6 +426,7 @@ impl Running {
             settings: settings.clone(),
             snapshot_dir: all.settings.node.snapshot_dir.clone(),
             tls: plan.tls.clone(),
+            source_tls: plan.source_tls.clone(),
             structure: Structure::default(),
             cluster,
             upstream,
@@ -337,9 +441,12 @@ impl Running {
         all: Ground<'_>,
     ) -> Self {
         let folder = &all.settings.node.snapshot_dir;
-        if self.settings.discovery != settings.discovery || self.snapshot_dir != *folder {
+        if self.settings.discovery != settings.discovery
+            || texts(self.source_tls.as_ref()) != texts(plan.source_tls.as_ref())
+            || self.snapshot_dir != *folder
+        {
             self.snapshot_dir.clone_from(folder);
-            self.cluster.follow(watch(name, settings, all));
+            self.cluster.follow(watch(name, settings, plan, all));
         }
         if self.settings.balance != settings.balance {
             self.cluster.set_policy(Arc::clone(&plan.policy));
@@ -355,9 +462,8 @@ impl Running {
             self.cluster.set_outlier(settings.outlier.clone());
         }
         bound(&self.cluster, settings);
-        let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
-        let connects_alike =
-            self.settings.connects_like(settings) && texts(&self.tls) == texts(&plan.tls);
+        let connects_alike = self.settings.connects_like(settings)
+            && texts(self.tls.as_ref()) == texts(plan.tls.as_ref());
         if !connects_alike {
             let breaker = self.cluster.breaker();
             self.upstream = upstream(settings, plan.tls.as_ref()).breaker(breaker);
@@ -367,10 +473,11 @@ impl Running {
         }
         self.settings = settings.clone();
         self.tls = plan.tls.clone();
+        self.source_tls = plan.source_tls.clone();
         self
     }
 
-    fn structured(mut self, structure: &Structure) -> Self {
+    fn set_structure(&mut self, structure: Structure) {
         let (before, cluster) = (&self.structure, &self.cluster);
         if before.zones != structure.zones {
             cluster.set_zones(structure.zones.clone());
@@ -381,8 +488,7 @@ impl Running {
         if before.aperture != structure.aperture {
             cluster.set_aperture(structure.aperture);
         }
-        self.structure = structure.clone();
-        self
+        self.structure = structure;
     }
 
     fn stack(
@@ -437,7 +543,12 @@ impl ClusterSettings {
     }
 }
 
-fn watch(name: &str, settings: &ClusterSettings, all: Ground<'_>) -> ServiceWatch {
+fn watch(
+    name: &str,
+    settings: &ClusterSettings,
+    plan: &ClusterPlan,
+    all: Ground<'_>,
+) -> ServiceWatch {
     let service = ServiceName::from(name);
     let discovery = match &settings.discovery {
         DiscoverySettings::Static(endpoints) => {
@@ -455,7 +566,9 @@ fn watch(name: &str, settings: &ClusterSettings, all: Ground<'_>) -> ServiceWatc
             Discovery::new(resolved(Dns::srv(name.clone()), resolving))
         }
         DiscoverySettings::Etcd { prefix, etcd } => {
-            Discovery::new(EtcdPrefix::new(etcd.client(), prefix.as_str()).exact())
+            let etcd = all.etcds.client(etcd, plan.source_tls.as_ref());
+            let (least, most) = RECONNECT;
+            Discovery::new(EtcdPrefix::new(etcd, prefix.as_str()).exact()).backoff(least, most)
         }
         DiscoverySettings::Redis { service } => {
             let redis = all.redis.expect("settings name no store that they lack");

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 use super::{
     error::ConfigError,
     settings::{
-        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile,
-        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings,
+        AffinityPolicy, AffinitySettings, ClusterSettings, ConfigStoreSettings, DiscoverySettings,
+        EtcdSettings, NamedFile, PolicyOption, PolicySettings, Protocol, RegisterPlace, Settings,
+        TlsSettings,
     },
 };
 use crate::{
@@ -27,6 +28,10 @@ pub(super) type MakePolicy =
 pub struct Plan {
     pub(super) settings: Settings,
     pub(super) clusters: BTreeMap<String, ClusterPlan>,
+    /// How the etcd of the configuration is connected to, where that is secured.
+    pub(super) config_store_tls: Option<Tls>,
+    /// The same for the etcd of the registry.
+    pub(super) register_tls: Option<Tls>,
 }
 
 /// What a cluster needs beside its settings.
@@ -34,6 +39,8 @@ pub struct Plan {
 pub(super) struct ClusterPlan {
     pub(super) policy: Arc<dyn Policy>,
     pub(super) tls: Option<Tls>,
+    /// How the etcd that names the endpoints is connected to, where that is secured.
+    pub(super) source_tls: Option<Tls>,
 }
 
 /// A connector and the texts that it was made from: a certificate that was renewed in place is
@@ -65,9 +72,30 @@ impl Plan {
         if settings.node.snapshot_dir.is_none() {
             mistakes.extend(settings.clusters.values().filter_map(unreadable_list));
         }
+        let mut tls = |etcd: Option<&EtcdSettings>| match etcd.map(etcd_tls).transpose() {
+            Ok(tls) => tls.flatten(),
+            Err(mistake) => {
+                mistakes.push(mistake);
+                None
+            }
+        };
+        let config_store = settings.config_store.as_ref();
+        let config_store_tls = tls(config_store.and_then(ConfigStoreSettings::etcd));
+        let register = settings.node.register.as_ref();
+        let register_tls = tls(register.and_then(|register| match &register.place {
+            RegisterPlace::Etcd { etcd, .. } => Some(etcd),
+            RegisterPlace::Redis => None,
+        }));
         if mistakes.is_empty() {
-            Ok(Self { settings, clusters })
+            Ok(Self {
+                settings,
+                clusters,
+                config_store_tls,
+                register_tls,
+            })
         } else {
+            // One that two name is one mistake.
+            mistakes.dedup();
             Err(ConfigError::new(file, mistakes))
         }
     }
@@ -106,10 +134,24 @@ fn cluster_plan(
         Some(tls) => Some(self::tls(tls, cluster.protocol.into())?),
         None => None,
     };
+    let source_tls = match &cluster.discovery {
+        DiscoverySettings::Etcd { etcd, .. } => etcd_tls(etcd)?,
+        _ => None,
+    };
     Ok(ClusterPlan {
         policy: policy(&cluster.balance, policies)?,
         tls,
+        source_tls,
     })
+}
+
+fn etcd_tls(etcd: &EtcdSettings) -> Result<Option<Tls>, Mistake> {
+    if !etcd.is_secured() {
+        return Ok(None);
+    }
+    let default = TlsSettings::default();
+    let settings = etcd.tls.as_ref().unwrap_or(&default);
+    tls(settings, upstream::Protocol::Http1).map(Some)
 }
 
 fn policy(
