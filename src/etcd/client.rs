@@ -193,13 +193,17 @@ impl Etcd {
     /// The answer of the first server that has one.
     async fn ask(&self, path: &str, question: &Value) -> Result<Value, EtcdError> {
         let answer = self.asked_of_all(path, question).await;
-        if !matches!(&answer, Err(EtcdError::Refused { status, .. }) if *status == StatusCode::UNAUTHORIZED)
-        {
-            return answer;
+        if answer.as_ref().is_err_and(message::is_unauthenticated) {
+            // The token has run out: once more, with a new one.
+            self.forget_token();
+            return self.asked_of_all(path, question).await;
         }
-        // The token has run out: once more, with a new one.
+        answer
+    }
+
+    /// Has the next question show a new token.
+    pub(super) fn forget_token(&self) {
         *self.shared.token.lock() = None;
-        self.asked_of_all(path, question).await
     }
 
     async fn asked_of_all(&self, path: &str, question: &Value) -> Result<Value, EtcdError> {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use serde_json::json;
 use tower_gateway::{
@@ -513,4 +514,60 @@ async fn etcd_is_spoken_to_over_tls_by_a_client_with_a_name() {
         "{clusters}"
     );
     assert_eq!(clusters["users"]["endpoints"].as_array().unwrap().len(), 0);
+}
+
+/// What reads and writes one service and knows its name and password.
+#[tokio::test]
+async fn who_may_read_one_service_alone_follows_it_over_a_restart() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    let key = |key: &str| BASE64_STANDARD.encode(key);
+    let users = json!({
+        "permType": "READWRITE", "key": key("/services/users/"), "range_end": key("/services/users0"),
+    });
+    for (path, question) in [
+        ("user/add", json!({ "name": "root", "password": "secret" })),
+        ("role/add", json!({ "name": "root" })),
+        ("user/grant", json!({ "user": "root", "role": "root" })),
+        (
+            "user/add",
+            json!({ "name": "gateway", "password": "secret" }),
+        ),
+        ("role/add", json!({ "name": "users" })),
+        ("role/grant", json!({ "name": "users", "perm": users })),
+        ("user/grant", json!({ "user": "gateway", "role": "users" })),
+        ("enable", json!({})),
+    ] {
+        server.ask(&format!("auth/{path}"), &question).await;
+    }
+    let etcd = format!(
+        "type: etcd, endpoints: [\"{}\"], user: gateway, password: secret",
+        server.url()
+    );
+    let node = |id: &str| {
+        format!(
+            "node:\n  id: {id}\n  listen: \"127.0.0.1:0\"\n  admin: \"127.0.0.1:0\"\n  \
+             register: {{ service: users, ttl: 2s, {etcd} }}\n\
+             clusters: {{ users: {{ discovery: {{ {etcd}, prefix: /services/users/ }} }} }}\n",
+        )
+    };
+    let one = Gateway::start(&node("one")).await;
+    let knows = async |expected: &str| {
+        until(expected, async || {
+            let clusters = one.json("/clusters").await;
+            let endpoints = clusters["users"]["endpoints"].as_array().unwrap().iter();
+            let ids = endpoints.map(|one| one["id"].as_str().unwrap());
+            let state = clusters["users"]["discovery"]["state"].as_str().unwrap();
+            format!("{state} {}", ids.collect::<Vec<_>>().join(",")) == expected
+        })
+        .await;
+    };
+    knows("live one").await;
+    // The server forgets the tokens that it gave.
+    server.restart().await;
+    let two = Gateway::start(&node("two")).await;
+    knows("live one,two").await;
+    assert_eq!(two.json("/nodes").await.as_array().unwrap().len(), 2);
 }

@@ -120,8 +120,10 @@ impl EtcdServer {
 
     async fn answers(&self) {
         until("etcd to answer", async || {
-            let question = json!({ "key": encoded("k") });
-            self.try_ask("kv/range", &question).await.is_some()
+            let request = Request::get(format!("{}/health", self.url()));
+            let request = request.body(Full::<Bytes>::default()).unwrap();
+            let response = http_client().request(request).await;
+            response.is_ok_and(|response| response.status() == 200)
         })
         .await;
     }

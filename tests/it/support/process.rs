@@ -143,7 +143,7 @@ impl Drop for Process {
 /// An address that nobody has, out of the range that the system gives away.
 fn free_address() -> SocketAddr {
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..32_000)));
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..22_000)));
         if TcpListener::bind(address).is_ok() {
             return address;
         }
