@@ -44,10 +44,14 @@
 
 mod cache;
 mod clusters;
+mod discovery;
+mod health;
 mod limits;
 mod metrics;
 mod nodes;
+mod page;
 mod router;
+mod traffic;
 
 use std::{fmt, sync::Arc};
 

@@ -1,33 +1,23 @@
 //! The clusters and routes of a plan, brought to life and kept alive from one plan to the next.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
-use http::uri::Scheme;
-use http_body_util::Full;
-use parking_lot::Mutex;
-use tower::{Layer, ServiceBuilder};
+use tower::Layer;
 
 use super::{
-    plan::{ClusterPlan, Plan, Tls},
-    serve::{Backend, RequestBody, Routes, Stack, Target},
-    settings::{
-        CacheSettings, CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings,
-        EtcdSettings, FailoverSettings, HealthSettings, LimitSettings, PolicySettings, Protocol,
-        RouteSettings, Settings, StickySettings, StoreSettings, SubsetBy, SubsetSettings,
-        ZoneNodes,
-    },
+    etcds::Etcds,
+    plan::{Plan, Tls},
+    route_layers::{cache, cache_layer, failover_layer, limit},
+    running::Running,
+    serve::{Routes, Target},
+    settings::{EtcdSettings, FailoverSettings, RouteSettings, Settings, StoreSettings},
+    structure::{Own, Peers},
+    watch::Ground,
 };
 use crate::{
-    balance::{BalanceLayer, Sticky},
-    cache::{Cache, CacheLayer, HttpCache, store},
-    check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
-    cluster::{Aperture, Cluster, Position, SlowStart, Subset, Subsets, Zones},
-    discover::{
-        Discovery, Dns, EtcdPrefix, File, Fixed, RedisServices, ServiceDiscovery, ServiceName,
-        ServiceWatch, State,
-    },
-    error_response::ErrorResponseLayer,
+    cache::{Cache, HttpCache},
+    cluster::Cluster,
+    discover::State,
     etcd::Etcd,
     failover::{self, FailoverLayer},
     limit::{
@@ -37,11 +27,7 @@ use crate::{
     redis::Connection,
     route::{Match, Table},
     timeout::TimeoutLayer,
-    upstream::{TcpConnector, Upstream},
 };
-
-/// The pauses before an etcd is connected to again: a list is to be live soon after it is back.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// The clusters and limits at work.
 #[derive(Debug)]
@@ -63,58 +49,6 @@ pub(super) struct Gateway {
     own: Own,
 }
 
-/// What a cluster is made of beside its own settings.
-#[derive(Clone, Copy, Debug)]
-struct Ground<'p> {
-    settings: &'p Settings,
-    redis: Option<&'p Connection>,
-    etcds: &'p Etcds,
-}
-
-/// The clients of etcd. Who names the same servers shares one, with its connections and its watch.
-#[derive(Debug, Default)]
-struct Etcds(Mutex<Vec<KnownEtcd>>);
-
-/// A client, and what it was made from.
-#[derive(Debug)]
-struct KnownEtcd {
-    settings: EtcdSettings,
-    tls: Option<Tls>,
-    client: Etcd,
-}
-
-impl Etcds {
-    fn client(&self, settings: &EtcdSettings, tls: Option<&Tls>) -> Etcd {
-        let mut known = self.0.lock();
-        let is_same =
-            |one: &&KnownEtcd| one.settings == *settings && texts(one.tls.as_ref()) == texts(tls);
-        if let Some(known) = known.iter().find(is_same) {
-            return known.client.clone();
-        }
-        let client = settings.client();
-        let client = match tls {
-            Some(tls) => {
-                let (config, server_name) = tls.connector.parts();
-                client.tls(config.clone(), server_name.cloned())
-            }
-            None => client,
-        };
-        // A certificate that was renewed replaces the one before it.
-        known.retain(|one| one.settings != *settings);
-        known.push(KnownEtcd {
-            settings: settings.clone(),
-            tls: tls.cloned(),
-            client: client.clone(),
-        });
-        client
-    }
-}
-
-/// What a secured connection was made from.
-fn texts(tls: Option<&Tls>) -> Option<&[Vec<u8>]> {
-    tls.map(|tls| tls.texts.as_slice())
-}
-
 /// The attempts of one route at one cluster, with the budgets that they are out of.
 #[derive(Debug)]
 struct RunningFailover {
@@ -122,77 +56,6 @@ struct RunningFailover {
     cluster: String,
     settings: Option<FailoverSettings>,
     layer: FailoverLayer,
-}
-
-/// One cluster at work and what it was made from.
-#[derive(Debug)]
-struct Running {
-    settings: ClusterSettings,
-    /// Where the last good lists are kept.
-    snapshot_dir: Option<PathBuf>,
-    tls: Option<Tls>,
-    source_tls: Option<Tls>,
-    structure: Structure,
-    cluster: Cluster,
-    upstream: Upstream<RequestBody>,
-}
-
-/// Which part of a cluster takes a request.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Structure {
-    zones: Option<Zones>,
-    subsets: Option<Subsets>,
-    aperture: Option<Aperture>,
-}
-
-impl Structure {
-    /// That of a cluster, for a node that stands there among the others.
-    fn new(settings: &ClusterSettings, own: &Own) -> Self {
-        let zones = settings.zones.as_ref().zip(own.zone.as_deref());
-        let zones = zones.map(|(settings, zone)| {
-            let zones = Zones::new(zone).min_endpoints(settings.min_endpoints);
-            match &settings.nodes {
-                ZoneNodes::Unknown => zones,
-                ZoneNodes::Counted(nodes) => {
-                    zones.nodes(nodes.iter().map(|(zone, nodes)| (zone.as_str(), *nodes)))
-                }
-                ZoneNodes::Registered => {
-                    let nodes = own.peers.zones.iter();
-                    zones.nodes(nodes.map(|(zone, nodes)| (Arc::clone(zone), *nodes)))
-                }
-            }
-        });
-        Self {
-            zones,
-            subsets: settings.subsets.clone(),
-            aperture: settings.subset_size.map(|subset| own.aperture(subset)),
-        }
-    }
-}
-
-/// What the structure of clusters needs to know of this node.
-#[derive(Clone, Debug, Default)]
-struct Own {
-    id: String,
-    zone: Option<String>,
-    peers: Peers,
-}
-
-impl Own {
-    fn aperture(&self, subset: SubsetSettings) -> Aperture {
-        match (subset.by, self.peers.position) {
-            (SubsetBy::Position, Some(position)) => Aperture::positioned(subset.size, position),
-            // A place that nobody knows yet is none.
-            _ => Aperture::rendezvous(subset.size, &self.id),
-        }
-    }
-}
-
-/// Where this node stands among the others, as far as it is registered.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Peers {
-    pub(super) zones: BTreeMap<Arc<str>, u32>,
-    pub(super) position: Option<Position>,
 }
 
 impl Gateway {
@@ -223,7 +86,7 @@ impl Gateway {
     pub(super) fn set_peers(&mut self, peers: Peers) {
         self.own.peers = peers;
         for running in self.clusters.values_mut() {
-            running.set_structure(Structure::new(&running.settings, &self.own));
+            running.set_place(&self.own);
         }
     }
 
@@ -264,13 +127,13 @@ impl Gateway {
     /// state, connection pools, rotations.
     pub(super) fn apply(&mut self, plan: &Plan, node: &str, routes: &Routes) {
         let redis = self.redis(&plan.settings);
-        node.clone_into(&mut self.own.id);
-        self.own.zone.clone_from(&plan.settings.node.zone);
         let ground = Ground {
             settings: &plan.settings,
             redis: redis.as_ref(),
             etcds: &self.etcds,
         };
+        node.clone_into(&mut self.own.id);
+        self.own.zone.clone_from(&plan.settings.node.zone);
         let mut previous = std::mem::take(&mut self.clusters);
         for (name, settings) in &plan.settings.clusters {
             let cluster_plan = &plan.clusters[name];
@@ -278,7 +141,7 @@ impl Gateway {
                 Some(running) => running.changed(name, settings, cluster_plan, ground),
                 None => Running::start(name, settings, cluster_plan, ground),
             };
-            running.set_structure(Structure::new(settings, &self.own));
+            running.set_place(&self.own);
             self.clusters.insert(name.clone(), running);
         }
         if self.cache.is_none()
@@ -409,359 +272,5 @@ impl Gateway {
             })
         });
         Arc::clone(stats)
-    }
-}
-
-impl Running {
-    fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: Ground<'_>) -> Self {
-        let watch = watch(name, settings, plan, all);
-        let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
-        cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
-        cluster.set_panic_threshold(settings.panic_threshold);
-        cluster.set_outlier(settings.outlier.clone());
-        cluster.set_checks(checks(settings, plan.tls.as_ref()));
-        bound(&cluster, settings);
-        let upstream = upstream(settings, plan.tls.as_ref()).breaker(cluster.breaker());
-        Self {
-            settings: settings.clone(),
-            snapshot_dir: all.settings.node.snapshot_dir.clone(),
-            tls: plan.tls.clone(),
-            source_tls: plan.source_tls.clone(),
-            structure: Structure::default(),
-            cluster,
-            upstream,
-        }
-    }
-
-    fn changed(
-        mut self,
-        name: &str,
-        settings: &ClusterSettings,
-        plan: &ClusterPlan,
-        all: Ground<'_>,
-    ) -> Self {
-        let folder = &all.settings.node.snapshot_dir;
-        if self.settings.discovery != settings.discovery
-            || texts(self.source_tls.as_ref()) != texts(plan.source_tls.as_ref())
-            || self.snapshot_dir != *folder
-        {
-            self.snapshot_dir.clone_from(folder);
-            self.cluster.follow(watch(name, settings, plan, all));
-        }
-        if self.settings.balance != settings.balance {
-            self.cluster.set_policy(Arc::clone(&plan.policy));
-        }
-        if self.settings.slow_start != settings.slow_start {
-            let slow_start = settings.slow_start.map(SlowStart::new);
-            self.cluster.set_slow_start(slow_start);
-        }
-        if self.settings.panic_threshold != settings.panic_threshold {
-            self.cluster.set_panic_threshold(settings.panic_threshold);
-        }
-        if self.settings.outlier != settings.outlier {
-            self.cluster.set_outlier(settings.outlier.clone());
-        }
-        bound(&self.cluster, settings);
-        let connects_alike = self.settings.connects_like(settings)
-            && texts(self.tls.as_ref()) == texts(plan.tls.as_ref());
-        if !connects_alike {
-            let breaker = self.cluster.breaker();
-            self.upstream = upstream(settings, plan.tls.as_ref()).breaker(breaker);
-        }
-        if !connects_alike || self.settings.health != settings.health {
-            self.cluster.set_checks(checks(settings, plan.tls.as_ref()));
-        }
-        self.settings = settings.clone();
-        self.tls = plan.tls.clone();
-        self.source_tls = plan.source_tls.clone();
-        self
-    }
-
-    fn set_structure(&mut self, structure: Structure) {
-        let (before, cluster) = (&self.structure, &self.cluster);
-        if before.zones != structure.zones {
-            cluster.set_zones(structure.zones.clone());
-        }
-        if before.subsets != structure.subsets {
-            cluster.set_subsets(structure.subsets.clone());
-        }
-        if before.aperture != structure.aperture {
-            cluster.set_aperture(structure.aperture);
-        }
-        self.structure = structure;
-    }
-
-    fn stack(
-        &self,
-        subset: Option<&Subset>,
-        failover: FailoverLayer,
-        fallback: Option<Backend>,
-    ) -> Stack {
-        ServiceBuilder::new()
-            .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
-            .layer(failover.fallback(fallback))
-            .service(self.backend(subset))
-    }
-
-    fn backend(&self, subset: Option<&Subset>) -> Backend {
-        let scheme = if self.tls.is_some() {
-            Scheme::HTTPS
-        } else {
-            Scheme::HTTP
-        };
-        let balance = BalanceLayer::new(self.cluster.clone()).scheme(scheme);
-        let hash_key = match &self.settings.balance {
-            PolicySettings::Affinity(affinity) => Some(&affinity.hash_key),
-            PolicySettings::Named { hash_key, .. } => hash_key.as_ref(),
-            _ => None,
-        };
-        let balance = match hash_key {
-            Some(key) => balance.hash_key(key.clone()),
-            None => balance,
-        };
-        let balance = match &self.settings.sticky {
-            Some(settings) => balance.sticky(sticky(settings)),
-            None => balance,
-        };
-        let balance = match subset {
-            Some(subset) => balance.subset(subset.clone()),
-            None => balance,
-        };
-        balance.layer(self.upstream.clone())
-    }
-}
-
-impl ClusterSettings {
-    /// Whether connections made for one may be used for the other.
-    fn connects_like(&self, other: &Self) -> bool {
-        self.protocol == other.protocol
-            && self.tls == other.tls
-            && self.connect_timeout == other.connect_timeout
-            && self.idle_connections == other.idle_connections
-            && self.idle_connection_timeout == other.idle_connection_timeout
-            && self.cap == other.cap
-    }
-}
-
-fn watch(
-    name: &str,
-    settings: &ClusterSettings,
-    plan: &ClusterPlan,
-    all: Ground<'_>,
-) -> ServiceWatch {
-    let service = ServiceName::from(name);
-    let discovery = match &settings.discovery {
-        DiscoverySettings::Static(endpoints) => {
-            return Fixed::new(endpoints.clone()).watch(&service);
-        }
-        DiscoverySettings::File { path, allow_empty } => {
-            Discovery::new(File::new(&path.path).allow_empty(*allow_empty))
-        }
-        DiscoverySettings::Dns {
-            name,
-            port,
-            resolving,
-        } => Discovery::new(resolved(Dns::new(name.clone(), *port), resolving)),
-        DiscoverySettings::DnsSrv { name, resolving } => {
-            Discovery::new(resolved(Dns::srv(name.clone()), resolving))
-        }
-        DiscoverySettings::Etcd { prefix, etcd } => {
-            let etcd = all.etcds.client(etcd, plan.source_tls.as_ref());
-            let (least, most) = RECONNECT;
-            Discovery::new(EtcdPrefix::new(etcd, prefix.as_str()).exact()).backoff(least, most)
-        }
-        DiscoverySettings::Redis { service } => {
-            let redis = all.redis.expect("settings name no store that they lack");
-            Discovery::new(RedisServices::new(redis.clone()).group(service.as_str()))
-        }
-    };
-    match &all.settings.node.snapshot_dir {
-        Some(folder) => discovery.snapshot_dir(folder).watch(&service),
-        None => discovery.watch(&service),
-    }
-}
-
-/// Without settings, what was never written is sent to another endpoint, and nothing else.
-fn failover_layer(settings: Option<&FailoverSettings>) -> FailoverLayer {
-    let Some(settings) = settings else {
-        return FailoverLayer::unsent_only();
-    };
-    let layer = FailoverLayer::new()
-        .retries(settings.retries)
-        .backoff(settings.backoff)
-        .budget(settings.budget)
-        .replay_limit(settings.replay_limit);
-    let layer = match settings.per_try_timeout {
-        Some(timeout) => layer.per_try_timeout(timeout),
-        None => layer,
-    };
-    let layer = match settings.hedge {
-        Some(hedge) => layer.hedge(hedge),
-        None => layer,
-    };
-    if settings.attempt_header {
-        layer.attempt_header()
-    } else {
-        layer
-    }
-}
-
-fn limit(settings: &LimitSettings) -> Limit {
-    let limit = Limit::new(&*settings.name, settings.quota)
-        .key(settings.key.clone())
-        .cost(settings.cost)
-        .on_store_failure(settings.on_store_failure);
-    if settings.shadow {
-        limit.shadow()
-    } else {
-        limit
-    }
-}
-
-/// The responses of all routes, shared with the other nodes where there is a server for it.
-fn cache(settings: &StoreSettings) -> HttpCache {
-    let bytes = settings.cache_memory as u64;
-    match &settings.redis {
-        Some(redis) => {
-            let connection = Connection::open(redis.options());
-            HttpCache::with_store(bytes, store::Redis::new(connection, &redis.namespace))
-        }
-        None => HttpCache::new(bytes),
-    }
-}
-
-fn cache_layer(settings: &CacheSettings, cache: &HttpCache) -> CacheLayer {
-    let cache = cache
-        .clone()
-        .max_staleness(settings.max_staleness)
-        .on_partition(settings.on_partition);
-    let layer = CacheLayer::new(cache)
-        .default_ttl(settings.default_ttl)
-        .max_object(settings.max_object)
-        .query(settings.query.clone());
-    match &settings.tags_header {
-        Some(name) => layer.tags_header(name.clone()),
-        None => layer,
-    }
-}
-
-fn sticky(settings: &StickySettings) -> Sticky {
-    let sticky = Sticky::new(&settings.cookie).expect("the name was checked when it was read");
-    let sticky = match settings.ttl {
-        Some(ttl) => sticky.ttl(ttl),
-        None => sticky,
-    };
-    let sticky = match &settings.secret {
-        Some(secret) => sticky.secret(secret.reveal().as_bytes()),
-        None => sticky,
-    };
-    if settings.secure {
-        sticky.secure()
-    } else {
-        sticky
-    }
-}
-
-fn resolved(dns: Dns, settings: &DnsSettings) -> Dns {
-    dns.name_servers(settings.name_servers.iter().copied())
-        .min_ttl(settings.min_ttl)
-        .max_ttl(settings.max_ttl)
-        .allow_empty(settings.allow_empty)
-}
-
-/// Sets what a cluster may have in hand. What did not change goes on as it is.
-fn bound(cluster: &Cluster, settings: &ClusterSettings) {
-    cluster.set_limits(settings.breaker.map(|breaker| breaker.limits));
-    cluster.set_trip(settings.breaker.and_then(|breaker| breaker.trip));
-    cluster.set_adaptive_concurrency(settings.adaptive_concurrency);
-}
-
-/// The checks of a cluster, over connections like those of its requests.
-fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Checks> {
-    let health = settings.health.as_ref()?;
-    let scheme = match tls {
-        Some(_) => Scheme::HTTPS,
-        None => Scheme::HTTP,
-    };
-    let checks = match &health.check {
-        CheckSettings::Http {
-            path,
-            host,
-            expect_status,
-            expect_body,
-        } => {
-            let client = check_client(health, settings.protocol, tls);
-            let mut check = HttpCheck::new(client, path.clone())
-                .scheme(scheme)
-                .expect_status(expect_status.clone())
-                .expect_body(expect_body.clone());
-            if let Some(host) = host {
-                check = check.host(host.clone());
-            }
-            if let Some(port) = health.port {
-                check = check.port(port);
-            }
-            Checks::new(check)
-        }
-        CheckSettings::Tcp => Checks::new(match health.port {
-            Some(port) => TcpCheck::new().port(port),
-            None => TcpCheck::new(),
-        }),
-        CheckSettings::Grpc { service, host } => {
-            // gRPC is spoken over HTTP/2 alone, whatever the rest of the cluster speaks.
-            let client = check_client(health, Protocol::Http2, tls);
-            let mut check = GrpcCheck::new(client).scheme(scheme).service(service);
-            if let Some(host) = host {
-                check = check.host(host.clone());
-            }
-            if let Some(port) = health.port {
-                check = check.port(port);
-            }
-            Checks::new(check)
-        }
-    };
-    let checks = checks
-        .interval(health.interval)
-        .fast_interval(health.fast_interval)
-        .timeout(health.timeout)
-        .rise(health.rise)
-        .fall(health.fall)
-        .concurrency(health.concurrency);
-    Some(checks)
-}
-
-/// A client that keeps one connection to each endpoint from probe to probe.
-fn check_client(
-    health: &HealthSettings,
-    protocol: Protocol,
-    tls: Option<&Tls>,
-) -> Upstream<Full<Bytes>> {
-    let client = Upstream::new()
-        .protocol(protocol.into())
-        // The check itself keeps the time, and better.
-        .connect_timeout(health.timeout.saturating_mul(2))
-        .idle_connections(1)
-        .idle_timeout(health.interval.saturating_mul(4));
-    match tls {
-        Some(tls) => client.connector(tls.connector.clone().protocol(protocol.into())),
-        None => client,
-    }
-}
-
-fn upstream(settings: &ClusterSettings, tls: Option<&Tls>) -> Upstream<RequestBody> {
-    let upstream = Upstream::new()
-        .protocol(settings.protocol.into())
-        .connect_timeout(settings.connect_timeout)
-        .idle_connections(settings.idle_connections)
-        .idle_timeout(settings.idle_connection_timeout);
-    let upstream = match tls {
-        Some(tls) => upstream.connector(tls.connector.clone()),
-        None => upstream.connector(TcpConnector::new()),
-    };
-    match settings.cap {
-        Some(cap) => upstream
-            .max_connections(cap.max_connections)
-            .max_pending(cap.max_pending),
-        None => upstream,
     }
 }

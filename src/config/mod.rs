@@ -33,14 +33,20 @@
 //! });
 //! ```
 
+mod checks;
 mod error;
+mod etcds;
 mod file;
 mod gateway;
 mod node;
 mod plan;
+mod route_layers;
+mod running;
 mod serve;
 pub mod settings;
 mod shared;
+mod structure;
+mod watch;
 
 pub use error::{ConfigError, LoadError};
 pub use file::ConfigFile;

@@ -18,13 +18,14 @@ use tower::Layer;
 use super::{
     error::LoadError,
     file::{ConfigFile, Stamp},
-    gateway::{Gateway, Peers},
+    gateway::Gateway,
     plan::Plan,
     serve::Routes,
     settings::{
         ConfigPlace, ConfigStoreSettings, NodeSettings, RegisterPlace, Secret, StoreSettings,
     },
     shared::{Ground, Shared},
+    structure::Peers,
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},

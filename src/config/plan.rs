@@ -51,6 +51,13 @@ pub(super) struct Tls {
     pub(super) texts: Vec<Vec<u8>>,
 }
 
+impl Tls {
+    /// What a connection was made from, if it is secured.
+    pub(super) fn texts(tls: Option<&Self>) -> Option<&[Vec<u8>]> {
+        tls.map(|tls| tls.texts.as_slice())
+    }
+}
+
 impl Plan {
     /// Reads the files that the settings name.
     pub(super) fn new(

@@ -258,6 +258,17 @@ impl Model {
         self.values.clear();
     }
 
+    /// Takes the server's word for whether a value is still there that ends about now. The server
+    /// counts whole milliseconds, from when it comes to the command rather than to the script.
+    pub(super) fn ends_as(&mut self, name: usize, is_there: bool, now: u64) {
+        const MILLISECONDS: u64 = 50 * 10_000;
+        if let Some((_, end)) = self.values.get_mut(&name)
+            && end.abs_diff(now) < MILLISECONDS
+        {
+            *end = now + u64::from(is_there);
+        }
+    }
+
     /// Runs a batch over the keys of these numbers.
     pub(super) fn run(&mut self, names: &[usize], batch: &Batch, now: u64) -> Reply {
         self.values.retain(|_, (_, end)| *end > now);

@@ -121,6 +121,9 @@ async fn against_the_model(connection: &Connection, run: u64, quotas: &[Quota], 
         let numbers = answer.into_array().into_iter();
         let reply = batch.reply(numbers.map(|number| number.as_u64().unwrap()));
         let reply = reply.unwrap();
+        for (name, key) in reply.keys.iter().enumerate() {
+            model.ends_as(name, key.generation != batch.generation, reply.now);
+        }
         let expected = model.run(&[0, 1, 2], &batch, reply.now);
         assert_eq!(reply, expected, "{batch:?}");
         for ((statement, left), answer) in known.iter_mut().zip(&reply.keys) {
