@@ -157,7 +157,7 @@ fn etcd_tls(etcd: &EtcdSettings) -> Result<Option<Tls>, Mistake> {
         return Ok(None);
     }
     let default = TlsSettings::default();
-    let settings = etcd.tls.as_ref().unwrap_or(&default);
+    let settings = etcd.tls.as_deref().unwrap_or(&default);
     tls(settings, upstream::Protocol::Http1).map(Some)
 }
 

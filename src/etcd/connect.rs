@@ -52,7 +52,6 @@ impl Connector {
         Self { tcp, tls: None }
     }
 
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "nothing secures"))]
     pub(super) fn secured_by(mut self, tls: Arc<dyn Secure>) -> Self {
         self.tls = Some(tls);
         self

@@ -64,7 +64,7 @@ impl Folder {
     fn new(watch: &Watch, from: Option<i64>) -> (Arc<Self>, broadcast::Receiver<Said>) {
         let (sender, said) = broadcast::channel(BACKLOG);
         let told = Told {
-            revision: from.map_or(watch.revision(), |from| from - 1),
+            revision: from.map_or_else(|| watch.revision(), |from| from - 1),
             is_over: false,
         };
         let folder = Self {

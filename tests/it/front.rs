@@ -15,7 +15,6 @@ use std::{
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
-use parking_lot::Mutex;
 use tempfile::TempDir;
 use tower_gateway::{
     Cluster,
@@ -25,7 +24,7 @@ use tower_gateway::{
     redis::{Connection, Options},
 };
 
-use crate::support::{Backend, Gateway, Load, get, http_client, redis::RedisServer, until};
+use crate::support::{Backend, Gateway, Load, get, http_client, redis::RedisServer, until, within};
 use target::{Program, Step, Target};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -127,17 +126,19 @@ impl Site {
 
     /// Writes what is due until the file has so many nodes; what became of each step.
     async fn writes(&mut self, nodes: usize) -> Vec<Step> {
-        let steps = Mutex::new(Vec::new());
-        let (cluster, target, steps_of) = (&self.cluster, Mutex::new(&mut self.target), &steps);
-        until(&format!("{nodes} nodes in the file"), async || {
-            let servers = render::servers(cluster);
-            let mut target = target.try_lock().expect("one step at a time");
-            let step = target.apply(&servers).await.unwrap();
-            steps_of.lock().push(step);
-            servers.len() == nodes
-        })
-        .await;
-        steps.into_inner()
+        let mut steps = Vec::new();
+        let writing = async {
+            loop {
+                let servers = render::servers(&self.cluster);
+                steps.push(self.target.apply(&servers).await.unwrap());
+                if servers.len() == nodes {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(&format!("{nodes} nodes in the file"), writing).await;
+        steps
     }
 
     fn text(&self, name: &str) -> String {

@@ -346,7 +346,7 @@ async fn an_axum_application_is_a_node() {
         (node, stop, tokio::spawn(serving.into_future()))
     };
     let (first, stop, serving) = application("first").await;
-    let (second, ..) = application("second").await;
+    let (second, _stop, _serving) = application("second").await;
     let edge = Gateway::start(&format!(
         "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
          store: {{ type: redis, url: \"{}\" }}\n\

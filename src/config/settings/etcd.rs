@@ -21,7 +21,7 @@ pub struct EtcdSettings {
     /// The name and the password, where etcd asks for them.
     pub user: Option<(String, Secret)>,
     /// How connections to servers of `https` are secured.
-    pub tls: Option<TlsSettings>,
+    pub tls: Option<Box<TlsSettings>>,
 }
 
 impl EtcdSettings {
@@ -64,7 +64,7 @@ impl Reader<'_> {
             if endpoints.is_some() && !servers.into_iter().any(|server| is_secured(server)) {
                 return Err(value.wrong("expected https in endpoints beside it, found none"));
             }
-            self.tls(value)
+            self.tls(value).map(Box::new)
         });
         endpoints.map(|endpoints| EtcdSettings {
             endpoints,

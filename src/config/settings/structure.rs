@@ -73,7 +73,7 @@ impl Reader<'_> {
         let zones = if matches!(value.data(), Data::Mapping(_)) {
             Some(self.zones(value)?)
         } else {
-            boolean(value)?.then(|| ZoneSettings {
+            boolean(value)?.then_some(ZoneSettings {
                 min_endpoints: 6,
                 nodes: ZoneNodes::Unknown,
             })
