@@ -131,6 +131,7 @@ const PURE: &[&str] = &[
     "monitor/rule.rs",
     "monitor/template.rs",
     "monitor/track.rs",
+    "node/peers.rs",
     "outcome/",
     "pick/",
     "refusal.rs",

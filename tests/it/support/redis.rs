@@ -163,11 +163,14 @@ impl RedisServer {
     }
 }
 
-/// An address that nobody has, out of the range that the system gives away.
+/// An address that nobody has, out of the range that the system gives away. The port that is 10,000
+/// higher is free, too: a server of a cluster talks to the others there.
 fn free_address() -> SocketAddr {
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..32_000)));
-        if TcpListener::bind(address).is_ok() {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..22_000)));
+        let mut bus = address;
+        bus.set_port(address.port() + 10_000);
+        if TcpListener::bind(address).is_ok() && TcpListener::bind(bus).is_ok() {
             return address;
         }
     }
