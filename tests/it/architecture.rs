@@ -121,6 +121,7 @@ const PURE: &[&str] = &[
     "limit/table.rs",
     "limit/window.rs",
     "load/report.rs",
+    "load/usage.rs",
     "monitor/alert.rs",
     "monitor/board.rs",
     "monitor/counters.rs",
