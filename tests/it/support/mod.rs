@@ -7,6 +7,7 @@ pub(crate) mod etcd;
 mod gateway;
 pub(crate) mod redis;
 pub(crate) mod site;
+pub(crate) mod steps;
 mod wire;
 
 use std::{process::Command, time::Duration};
