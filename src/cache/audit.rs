@@ -101,7 +101,7 @@ impl<V: Value> TieredCache<V> {
     }
 
     async fn look_again(&self, key: &Key, entry: &Entry<V>) -> Result<Finding, Unavailable> {
-        let Origin::Stamp(stamp) = entry.origin else {
+        let Origin::Stamp(stamp) = entry.origin() else {
             return Ok(Finding::InOrder);
         };
         let sight = &self.shared.sight;

@@ -6,7 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{early, scope::Scope, store::Meta, version::Stamp};
+use super::{
+    early,
+    scope::Scope,
+    store::Meta,
+    version::{Epoch, Stamp},
+};
 use crate::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time,
@@ -15,14 +20,16 @@ use crate::{
 /// A value with what it was stored under.
 pub(super) struct Entry<V> {
     pub(super) value: V,
-    pub(super) origin: Origin,
+    /// The stamp, or the time of being alone in place of its number.
+    stamp: Stamp,
+    is_alone: bool,
     /// Beside those that every entry has.
     pub(super) scopes: Box<[Scope]>,
     /// One a fill: what a reader found unfit it does not want to find again.
     pub(super) id: u64,
     /// The number, on this node, of the fill or of the read that brought it.
     pub(super) begun: u64,
-    /// When it came here.
+    /// When it came here; when it was asked for, if it was filled alone.
     came: Instant,
     /// How old the value was then.
     age: Nanos,
@@ -93,21 +100,43 @@ pub(super) struct Provenance {
 
 impl<V> Entry<V> {
     pub(super) fn new(value: V, from: Provenance) -> Self {
+        let (stamp, is_alone, came) = match from.origin {
+            Origin::Stamp(stamp) => (stamp, false, from.came),
+            Origin::Island { generation, since } => {
+                let stamp = Stamp {
+                    epoch: Epoch(0),
+                    sequence: generation,
+                };
+                (stamp, true, since)
+            }
+        };
         let is_ever_fresh = from.meta.fresh > from.meta.age;
         let fresh = from.meta.fresh * u32::from(is_ever_fresh);
         Self {
             value,
-            origin: from.origin,
+            stamp,
+            is_alone,
             scopes: from.scopes,
             id: from.id,
             begun: from.begun,
-            came: from.came,
+            came,
             age: (from.meta.age + from.age).into(),
             keep: from.meta.keep.saturating_sub(from.age).into(),
             fresh: fresh.into(),
             took: from.meta.took.into(),
             // A view has no version 0.
             checked: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn origin(&self) -> Origin {
+        if self.is_alone {
+            Origin::Island {
+                generation: self.stamp.sequence,
+                since: self.came,
+            }
+        } else {
+            Origin::Stamp(self.stamp)
         }
     }
 
@@ -230,7 +259,7 @@ impl<V> Clone for Hit<V> {
 impl<V> fmt::Debug for Entry<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
-            .field("origin", &self.origin)
+            .field("origin", &self.origin())
             .field("scopes", &self.scopes)
             .finish_non_exhaustive()
     }

@@ -343,7 +343,7 @@ impl<V: Value> Shared<V> {
         {
             let view = shard.view.lock();
             let scopes = key.scopes(&entry.scopes);
-            let holds = match entry.origin {
+            let holds = match entry.origin() {
                 Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes) != Validity::Gone,
                 Origin::Island { .. } => !view.is_dropped(entry.begun, scopes),
             };

@@ -319,7 +319,7 @@ impl<V: Value> TieredCache<V> {
         let (_, shard) = shared.sight.of(key);
         let confirmed = shard.watermark.confirmed();
         let validity = shared.check(key, &entry, now);
-        let is_served = match (self.partition, entry.origin) {
+        let is_served = match (self.partition, entry.origin()) {
             (Partition::ServeStale(_), Origin::Stamp(_)) => {
                 let limit = self.serves().min(shard.watermark.promised());
                 confirmed.is_some_and(|confirmed| now.saturating_duration_since(confirmed) < limit)
@@ -355,7 +355,7 @@ async fn join_flight<V: Value>(
     }
     match join.landing().await {
         Landing::Stored(entry) => {
-            let is_confirmed = matches!(entry.origin, Origin::Stamp(_));
+            let is_confirmed = matches!(entry.origin(), Origin::Stamp(_));
             let hit = Hit {
                 entry,
                 level: Level::Joined,
@@ -384,7 +384,7 @@ impl<V: Value> Shared<V> {
         }
         let view = shard.view.lock();
         let scopes = key.scopes(&entry.scopes);
-        let validity = match entry.origin {
+        let validity = match entry.origin() {
             Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes),
             Origin::Island { generation, .. } => {
                 let is_now = generation == shard.generation();

@@ -1387,7 +1387,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 87);
+    assert_eq!(tried, 88);
 }
 
 proptest! {
