@@ -13,6 +13,8 @@ mod breaker;
 mod cache;
 mod cache_failover;
 mod cache_http;
+mod cache_private;
+mod cache_rfc;
 mod cache_rules;
 mod chaos;
 mod check;

@@ -110,6 +110,7 @@ routes:
       tags_header: Surrogate-Key
       max_staleness: 250ms
       on_partition: { serve_stale: 30s }
+      audit: 0.1%
       sort_query: true
       drop_query: [gclid, "utm_*"]
   - match: {}
@@ -400,6 +401,7 @@ fn a_file_with_every_key_is_read() {
                     tags_header: Some(HeaderName::from_static("surrogate-key")),
                     max_staleness: Duration::from_millis(250),
                     on_partition: Partition::ServeStale(Duration::from_secs(30)),
+                    audit: Percent::new(0.1),
                     query: QueryRules::new().sort().drop("gclid").drop("utm_*"),
                 }),
             },
@@ -1333,7 +1335,7 @@ fn caches_are_checked() {
         (
             "{ ttl: 5s }",
             "ttl",
-            "expected one of default_ttl, max_object, tags_header, max_staleness, on_partition, sort_query, drop_query, found the unknown key \"ttl\"",
+            "expected one of default_ttl, max_object, tags_header, max_staleness, on_partition, audit, sort_query, drop_query, found the unknown key \"ttl\"",
         ),
     ] {
         let mistake = format!("gateway.yaml:8: routes[0].cache.{key}: {mistake}");
@@ -1557,7 +1559,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 103);
+    assert_eq!(tried, 104);
 }
 
 proptest! {

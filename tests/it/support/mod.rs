@@ -9,6 +9,7 @@ mod load;
 mod process;
 pub(crate) mod redis;
 pub(crate) mod site;
+pub(crate) mod steps;
 mod wire;
 
 use std::{process::Command, time::Duration};
