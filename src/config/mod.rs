@@ -33,6 +33,7 @@
 //! });
 //! ```
 
+mod alerts;
 mod checks;
 mod error;
 mod etcds;
