@@ -207,7 +207,8 @@ impl Follow {
         self.revision
     }
 
-    /// Lets nobody join any more: a server that does not answer may not tell of changes either.
+    /// Lets nobody join any more: a server that does not answer, or another one than others ask,
+    /// may not tell of changes either.
     pub(crate) fn doubt(&self) {
         self.folder.told.lock().is_over = true;
     }

@@ -164,7 +164,7 @@ async fn nodes_come_and_go(mut site: Site, front: SocketAddr, file: &str) {
     })
     .await;
     assert_eq!(get(front, "/users").await, (200, "ok".to_owned()));
-    let load = Load::on([front; 2]);
+    let load = Load::patient_on([front; 2]);
 
     let three = site.node("three").await;
     let steps = site.writes(3).await;

@@ -229,7 +229,8 @@ impl Follower {
             Some(cursor) => {
                 let place = Place::parse(&cursor).ok_or(BackendError::CursorLost)?;
                 let watch = self.watch(Some(place.revision + 1)).await?;
-                place.goes_on_at(watch.cluster(), watch.revision())?;
+                let goes_on = place.goes_on_at(watch.cluster(), watch.revision());
+                goes_on.inspect_err(|_| watch.doubt())?;
                 (watch, place, RawEvent::Alive(Some(cursor)))
             }
             None => {
@@ -240,7 +241,9 @@ impl Follower {
                     cluster: range.cluster,
                     revision: range.revision,
                 };
-                place.is_in(watch.cluster())?;
+                place
+                    .is_in(watch.cluster())
+                    .inspect_err(|_| watch.doubt())?;
                 (watch, place, self.reset(&range))
             }
         };

@@ -12,9 +12,12 @@ use std::{
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use tokio::task::JoinHandle;
 
 use super::{http_client, until};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Requests without a pause, until it is told to stop; every one must be answered well.
 #[derive(Debug)]
@@ -25,7 +28,18 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// Load on each of these addresses.
     pub(crate) fn on(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self::of_attempts(1, addresses)
+    }
+
+    /// Load that asks again where a connection ends without an answer, as browsers do: a proxy that
+    /// loads its configuration ends its idle connections.
+    pub(crate) fn patient_on(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self::of_attempts(3, addresses)
+    }
+
+    fn of_attempts(attempts: usize, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicUsize::new(0));
         let client = |address: SocketAddr| {
@@ -34,20 +48,15 @@ impl Load {
                 let client = http_client();
                 let mut failures = Vec::new();
                 while !stop.load(SeqCst) {
-                    let request = Request::get(format!("http://{address}/users"));
-                    let request = request.body(Full::<Bytes>::default()).unwrap();
-                    match client.request(request).await {
-                        Ok(response) if response.status() == 200 => {
-                            if let Err(error) = response.into_body().collect().await {
-                                failures.push(format!("{error:?}"));
-                            }
+                    let mut answer = ask(&client, address).await;
+                    for _ in 1..attempts {
+                        if answer.is_err() {
+                            answer = ask(&client, address).await;
                         }
-                        Ok(response) => {
-                            let status = response.status();
-                            let body = response.into_body().collect().await.unwrap().to_bytes();
-                            failures.push(format!("{status} {body:?}"));
-                        }
-                        Err(error) => failures.push(format!("{error:?}")),
+                    }
+                    match answer {
+                        Ok((200, _)) => {}
+                        other => failures.push(format!("{other:?}")),
                     }
                     sent.fetch_add(1, SeqCst);
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -80,4 +89,15 @@ impl Load {
             &failures[..failures.len().min(3)]
         );
     }
+}
+
+/// The status and the body of an answer.
+async fn ask(
+    client: &Client<HttpConnector, Full<Bytes>>,
+    address: SocketAddr,
+) -> Result<(u16, Bytes), BoxError> {
+    let request = Request::get(format!("http://{address}/users"));
+    let response = client.request(request.body(Full::default())?).await?;
+    let status = response.status().as_u16();
+    Ok((status, response.into_body().collect().await?.to_bytes()))
 }
