@@ -31,6 +31,7 @@ mod http2;
 mod kill;
 mod layers;
 mod limit;
+mod limit_exact;
 mod limit_redis;
 mod load_report;
 mod nginx;

@@ -4,9 +4,11 @@
 --   the theoretical arrival time, its part, the generation, up to where it was healed,
 --   since when the bucket was not seen full, the epoch, the capacity that nodes hold in reserve
 --   since this epoch, and since the one before.
--- Times are tenths of a microsecond since 2025, parts are by the amount of the quota.
+-- Times are tenths of a microsecond since 2025, parts are by the amount of the quota. A generation
+-- is a number of its own for each life of the key, and after it how often the key was written.
 local EPOCH = 10000000
 local FAR = 9000000000000000
+local WRITES = 1073741824
 local TIME = redis.call('TIME')
 local now = (tonumber(TIME[1]) - 1735689600) * 10000000 + tonumber(TIME[2]) * 10
 local epoch = math.floor(now / EPOCH)
@@ -86,7 +88,7 @@ local function load(k, nonce)
     k.part = math.min(k.part, k.a - 1)
   else
     k.missing = true
-    k.tat, k.part, k.gen, k.healed = now, 0, nonce, now
+    k.tat, k.part, k.gen, k.healed = now, 0, nonce * WRITES, now
     k.since, k.epoch, k.cur, k.prev = now, epoch, 0, 0
   end
   -- Who did not come back in time has spent what it held, as of when it should have.
@@ -112,8 +114,23 @@ local function load(k, nonce)
   end
 end
 
+-- Whether the node has seen this life of the key, and nothing of it that was lost.
+local function knows(k, nonce)
+  if math.floor(k.known / WRITES) ~= math.floor(k.gen / WRITES) then
+    return false
+  end
+  local lost = (k.known - k.gen) % WRITES
+  if lost == 0 or lost > WRITES / 2 then
+    return true
+  end
+  -- A replica took over that had not heard the last of it: all nodes are to say what they know.
+  k.gen, k.dirty = nonce * WRITES, true
+  k.healed = k.healed == FAR and FAR or k.tat
+  return false
+end
+
 -- What the node knows of the key.
-local function account(k)
+local function account(k, nonce)
   if k.reset == 1 then
     k.tat, k.part, k.since, k.healed, k.dirty = now, 0, now, FAR, true
   end
@@ -121,7 +138,7 @@ local function account(k)
   if k.known == 0 then
     return
   end
-  if k.known == k.gen then
+  if knows(k, nonce) then
     if k.size > 0 and k.of == k.epoch and k.cur >= k.size then
       k.claim = k.size
     elseif k.size > 0 and k.of == k.epoch - 1 and k.prev >= k.size then
@@ -129,7 +146,7 @@ local function account(k)
     end
     return
   end
-  -- The key was lost since: what the node has seen holds.
+  -- What the node has seen holds.
   local hint = math.min(k.hint, k.furthest)
   if hint > k.healed then
     k.tat = math.min(k.furthest, k.tat + hint - k.healed)
@@ -202,6 +219,8 @@ local function save(k)
     redis.call('DEL', k.name)
     return
   end
+  local writes = k.gen % WRITES
+  k.gen = k.gen - writes + (writes + 1) % WRITES
   local value = string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', k.tat, k.part, k.gen,
     k.healed, k.since, k.epoch, k.cur, k.prev)
   redis.call('SET', k.name, value, 'PX', string.format('%.0f', math.ceil((full - now + 1) / 10000)))
@@ -216,7 +235,7 @@ for i, name in ipairs(KEYS) do
   k.release, k.want, k.owed, k.refund, k.age = number(), number(), number(), number(), number()
   k.reset = number()
   load(k, nonce)
-  account(k)
+  account(k, nonce)
   if k.owed > 0 then
     local lowest = plus(k, now, 0, 2 * k.b)
     local whole, part = k.tat, k.part
