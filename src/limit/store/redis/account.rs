@@ -181,6 +181,13 @@ impl Attempts {
         self.turn(now);
         self.before.max(self.count)
     }
+
+    /// Whether none came in this part of a window and in the six before it, which are 50 ms.
+    fn are_over(&mut self, now: u64) -> bool {
+        self.turn(now);
+        let both = u32::from(self.parts) << 16 | u32::from(self.parts_before);
+        both >> (16 + (now >> PART) % 16 - 6) == 0
+    }
 }
 
 impl Account {
@@ -260,7 +267,7 @@ impl Account {
     }
 
     /// Tokens held here that may be used.
-    fn left(&mut self, now: Instant) -> u64 {
+    pub(super) fn left(&mut self, now: Instant) -> u64 {
         if self.reserve.until.is_some_and(|until| until <= now) {
             self.reserve = Reserve::default();
         }
@@ -417,7 +424,7 @@ impl Account {
 
     /// Gives back what nobody has asked for lately. Whether there is something to give back.
     pub(super) fn release_if_idle(&mut self, at: u64) -> bool {
-        if self.reserve.size == 0 || self.attempts.rate(at) > 0 || self.is_asked {
+        if self.reserve.size == 0 || !self.attempts.are_over(at) || self.is_asked {
             return false;
         }
         self.releases = true;

@@ -289,6 +289,16 @@ impl Model {
         self.clone().run(&[name], &batch, now).grants[0].admitted > 0
     }
 
+    /// What nodes hold of a key now.
+    pub(super) fn held(&self, name: usize, pace: Pace, now: u64) -> u64 {
+        let batch = Batch {
+            generation: 1,
+            keys: vec![(pace, Statement::default())],
+            groups: Vec::new(),
+        };
+        self.clone().run(&[name], &batch, now).keys[0].held
+    }
+
     /// Whether a value ends about now, so that nobody here knows whether it is still there.
     pub(super) fn ends_about(&self, name: usize, now: u64) -> bool {
         let value = self.values.get(&name);
