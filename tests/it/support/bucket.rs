@@ -146,7 +146,7 @@ impl Sums {
         let mut node = self.width + from;
         let mut right = self.nodes[node];
         while node > 1 {
-            if node % 2 == 0 {
+            if node.is_multiple_of(2) {
                 right = Self::both(right, self.nodes[node + 1]);
             }
             node /= 2;

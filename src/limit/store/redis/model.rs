@@ -1,10 +1,13 @@
 //! The script in Rust.
 
+mod slots;
+mod window;
+
 use std::collections::HashMap;
 
 use super::{
     account::{Answer, Statement},
-    batch::{Batch, Grant, Group, Part, Reply},
+    batch::{Batch, Grant, Group, Heard, Part, Reply, Told},
     pace::{Mark, Pace},
 };
 
@@ -32,7 +35,105 @@ pub(super) struct State {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     /// With when they end.
-    values: HashMap<usize, (State, u64)>,
+    values: HashMap<usize, (Value, u64)>,
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Bucket(State),
+    Window(window::State),
+    Slots(Vec<slots::Lease>),
+}
+
+enum Any {
+    Bucket(Key),
+    Window(window::Key),
+    Slots(slots::Key),
+}
+
+impl Any {
+    fn open(value: Option<Value>, told: &Told, new: u64, now: u64) -> Self {
+        match *told {
+            Told::Bucket(pace, told) => {
+                let state = match value {
+                    Some(Value::Bucket(state)) => Some(state),
+                    _ => None,
+                };
+                let mut key = Key::load(state, pace, told, new, now);
+                key.account(now);
+                key.owe(now);
+                Self::Bucket(key)
+            }
+            Told::Window(frame, told) => {
+                let state = match value {
+                    Some(Value::Window(state)) => Some(state),
+                    _ => None,
+                };
+                Self::Window(window::Key::open(state, frame, told, new, now))
+            }
+            Told::Slots(told) => {
+                let leases = match value {
+                    Some(Value::Slots(leases)) => leases,
+                    _ => Vec::new(),
+                };
+                Self::Slots(slots::Key::open(leases, told, now))
+            }
+        }
+    }
+
+    fn times(&self, cost: u64, most: u64, now: u64) -> u64 {
+        match self {
+            Self::Bucket(key) => key.times(cost, most, now),
+            Self::Window(key) => key.times(cost, most, now),
+            Self::Slots(key) => key.times(cost, most),
+        }
+    }
+
+    fn charge(&mut self, tokens: u64, now: u64) {
+        match self {
+            Self::Bucket(key) => key.charge(tokens, now),
+            Self::Window(key) => key.charge(tokens),
+            Self::Slots(key) => key.charge(tokens),
+        }
+    }
+
+    fn book(&mut self, most: u64, now: u64) -> u64 {
+        let Self::Bucket(key) = self else { return 0 };
+        if key.held() > 0 {
+            return 0;
+        }
+        let booked = key.times(1, most, now + AHEAD);
+        let booked = if booked > 1 { booked } else { 0 };
+        key.charge(booked, now);
+        booked
+    }
+
+    /// What it says, and what becomes of the value, where it changes.
+    fn close(self, now: u64) -> (Heard, Option<(Value, u64)>) {
+        match self {
+            Self::Bucket(key) => {
+                let (answer, kept) = key.close(now);
+                (
+                    Heard::Bucket(answer),
+                    kept.map(|(state, end)| (Value::Bucket(state), end)),
+                )
+            }
+            Self::Window(key) => {
+                let (answer, kept) = key.close(now);
+                (
+                    Heard::Window(answer),
+                    kept.map(|(state, end)| (Value::Window(state), end)),
+                )
+            }
+            Self::Slots(key) => {
+                let (answer, kept) = key.close(now);
+                (
+                    Heard::Slots(answer),
+                    kept.map(|(leases, end)| (Value::Slots(leases), end)),
+                )
+            }
+        }
+    }
 }
 
 struct Key {
@@ -267,6 +368,29 @@ impl Key {
         }
         full
     }
+
+    fn close(mut self, now: u64) -> (Answer, Option<(State, u64)>) {
+        let claim = self.claim;
+        let added = self.refill(now);
+        self.settle(now);
+        let full = self.full();
+        let end = if full > Mark::at(now) { full.whole } else { 0 };
+        if self.is_dirty && end > 0 {
+            let generation = self.state.generation;
+            let (life, writes) = (generation / WRITES, generation % WRITES);
+            self.state.generation = life * WRITES + (writes + 1) % WRITES;
+        }
+        let answer = Answer {
+            arrival: self.state.arrival,
+            generation: self.state.generation,
+            held: self.held(),
+            claim,
+            size: self.claim,
+            added,
+            epoch: self.state.epoch,
+        };
+        (answer, self.is_dirty.then_some((self.state, end)))
+    }
 }
 
 impl Model {
@@ -279,7 +403,7 @@ impl Model {
         };
         let batch = Batch {
             generation: 1,
-            keys: vec![(pace, Statement::default())],
+            keys: vec![Told::Bucket(pace, Statement::default())],
             groups: vec![Group {
                 count: 1,
                 book: 0,
@@ -293,10 +417,13 @@ impl Model {
     pub(super) fn held(&self, name: usize, pace: Pace, now: u64) -> u64 {
         let batch = Batch {
             generation: 1,
-            keys: vec![(pace, Statement::default())],
+            keys: vec![Told::Bucket(pace, Statement::default())],
             groups: Vec::new(),
         };
-        self.clone().run(&[name], &batch, now).keys[0].held
+        match self.clone().run(&[name], &batch, now).keys[0] {
+            Heard::Bucket(answer) => answer.held,
+            _ => 0,
+        }
     }
 
     /// Whether a value ends about now, so that nobody here knows whether it is still there.
@@ -318,15 +445,12 @@ impl Model {
     /// Runs a batch over the keys of these numbers.
     pub(super) fn run(&mut self, names: &[usize], batch: &Batch, now: u64) -> Reply {
         self.values.retain(|_, (_, end)| *end > now);
-        let mut keys: Vec<Key> = names
+        let mut keys: Vec<Any> = names
             .iter()
             .zip(&batch.keys)
-            .map(|(name, (pace, told))| {
-                let value = self.values.get(name).map(|(state, _)| *state);
-                let mut key = Key::load(value, *pace, *told, batch.generation, now);
-                key.account(now);
-                key.owe(now);
-                key
+            .map(|(name, told)| {
+                let value = self.values.get(name).map(|(value, _)| value.clone());
+                Any::open(value, told, batch.generation, now)
             })
             .collect();
         let mut grants = Vec::new();
@@ -364,15 +488,10 @@ impl Model {
                 let times = keys[part.key].times(part.cost, admitted, now);
                 keys[part.key].charge(part.cost * times, now);
             }
-            let mut booked = 0;
-            if group.book > 0 && admitted < group.count {
-                let key = &mut keys[group.asks[0].key];
-                if key.held() == 0 {
-                    booked = key.times(1, group.book, now + AHEAD);
-                    booked = if booked > 1 { booked } else { 0 };
-                    key.charge(booked, now);
-                }
-            }
+            let booked = match group.book > 0 && admitted < group.count {
+                true => keys[group.asks[0].key].book(group.book, now),
+                false => 0,
+            };
             grants.push(Grant {
                 admitted,
                 booked,
@@ -380,32 +499,17 @@ impl Model {
             });
         }
         let mut answers = Vec::new();
-        for (name, key) in names.iter().zip(&mut keys) {
-            let claim = key.claim;
-            let added = key.refill(now);
-            key.settle(now);
-            if key.is_dirty {
-                let full = key.full();
-                if full > Mark::at(now) {
-                    let (life, writes) =
-                        (key.state.generation / WRITES, key.state.generation % WRITES);
-                    key.state.generation = life * WRITES + (writes + 1) % WRITES;
-                    let millis = (full.whole - now + 1).div_ceil(10_000);
-                    self.values
-                        .insert(*name, (key.state, now + millis * 10_000));
-                } else {
-                    self.values.remove(name);
+        for (name, key) in names.iter().zip(keys) {
+            let (answer, kept) = key.close(now);
+            match kept {
+                Some((value, end)) if end > 0 => {
+                    let millis = (end - now + 1).div_ceil(10_000);
+                    self.values.insert(*name, (value, now + millis * 10_000));
                 }
+                Some(_) => drop(self.values.remove(name)),
+                None => {}
             }
-            answers.push(Answer {
-                arrival: key.state.arrival,
-                generation: key.state.generation,
-                held: key.held(),
-                claim,
-                size: key.claim,
-                added,
-                epoch: key.state.epoch,
-            });
+            answers.push(answer);
         }
         Reply {
             now,

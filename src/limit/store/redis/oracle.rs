@@ -243,8 +243,10 @@ async fn play(scene: &Scene, seed: u64) -> Outcome {
             let held = server.held(one.fingerprint, pace);
             let left = |store: &Redis| {
                 let now = time::now();
-                let left = |account: &mut Account| account.left(now);
-                store.shared.table.with(one.fingerprint, left)
+                store
+                    .shared
+                    .table
+                    .with(one.fingerprint, |key| key.left(now))
             };
             let left: u64 = stores.iter().filter_map(left).sum();
             assert!(left <= held, "{left} {held} {scene:?} {seed}");
@@ -534,8 +536,11 @@ async fn what_is_held_ends_here_before_it_ends_there() {
         }
         way.cut();
         let left = |now: Instant| {
-            let left = |account: &mut Account| account.left(now);
-            store.shared.table.with(one.fingerprint, left).unwrap()
+            let left = store
+                .shared
+                .table
+                .with(one.fingerprint, |key| key.left(now));
+            left.unwrap()
         };
         let had = left(time::now());
         for _ in 0..300 {

@@ -4,7 +4,8 @@ use proptest::{collection::vec, prelude::*, strategy::ValueTree as _};
 
 use super::{
     account::Statement,
-    batch::{Batch, Group, Part},
+    batch::{Batch, Group, Heard, Part, Told},
+    line::DECIDE,
     model::{Model, WRITES},
     pace::Pace,
     *,
@@ -19,7 +20,7 @@ use crate::{
     reason = "the starter of servers is shared text, not shared code"
 )]
 #[path = "../../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use server::RedisServer;
 
@@ -27,7 +28,7 @@ fn key(number: u128) -> Fingerprint {
     Fingerprint::from(number.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
 }
 
-async fn connection(server: &RedisServer) -> Connection {
+pub(super) async fn connection(server: &RedisServer) -> Connection {
     let options = Options::new(&server.url()).unwrap();
     let options = options.command_timeout(Duration::from_secs(5));
     let connection = Connection::open(options);
@@ -84,7 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A node that keeps to what it is told, as far as the script can know.
 async fn against_the_model(connection: &Connection, run: u64, quotas: &[Quota], steps: &[Step]) {
-    let script = Script::new(include_str!("decide.lua"));
+    let script = Script::new(DECIDE);
     let mut model = Model::default();
     let mut known = vec![(Statement::default(), 0_u64); 3];
     for step in steps {
@@ -106,7 +107,7 @@ async fn against_the_model(connection: &Connection, run: u64, quotas: &[Quota], 
             } else if step.loses && statement.known > 0 {
                 statement.known += 1;
             }
-            batch.keys.push((Pace::new(quota), *statement));
+            batch.keys.push(Told::Bucket(Pace::new(quota), *statement));
         }
         for (count, book, parts) in &step.groups {
             let asks = parts.iter().map(|(key, cost, is_shadow)| Part {
@@ -131,6 +132,9 @@ async fn against_the_model(connection: &Connection, run: u64, quotas: &[Quota], 
         let reply = batch.reply(numbers.map(|number| number.as_u64().unwrap()));
         let reply = reply.unwrap();
         for (name, key) in reply.keys.iter().enumerate() {
+            let Heard::Bucket(key) = key else {
+                unreachable!("every key is a bucket");
+            };
             let is_new = key.generation / WRITES == batch.generation;
             if step.loses && is_new && model.ends_about(name, reply.now) {
                 // It may be new for either reason.
@@ -140,7 +144,10 @@ async fn against_the_model(connection: &Connection, run: u64, quotas: &[Quota], 
         }
         let expected = model.run(&[0, 1, 2], &batch, reply.now);
         assert_eq!(reply, expected, "{batch:?}");
-        for ((statement, left), answer) in known.iter_mut().zip(&reply.keys) {
+        for ((statement, left), heard) in known.iter_mut().zip(&reply.keys) {
+            let Heard::Bucket(answer) = heard else {
+                unreachable!("every key is a bucket");
+            };
             *statement = Statement {
                 known: answer.generation,
                 hint: answer.arrival.ceil(),
