@@ -376,10 +376,16 @@ impl<B: SendBody> Connection<B> {
             && let Some(pool) = self.slot.pool()
         {
             self.is_reused = true;
-            self.incoming.trim();
-            self.outgoing.trim();
+            // It would keep a buffer of the client's connection.
+            self.outgoing.piece = Bytes::new();
             pool.put(self);
         }
+    }
+
+    /// Keeps little while it is idle for long.
+    pub(super) fn trim(&mut self) {
+        self.incoming.trim();
+        self.outgoing.trim();
     }
 
     /// Whether the last exchange is over and nothing was heard since. The waker that the socket holds
@@ -513,7 +519,6 @@ impl Incoming {
         self.was_small = is_small;
     }
 
-    /// Keeps little while nothing comes.
     fn trim(&mut self) {
         if self.buffer.capacity() > Self::LEAST {
             self.buffer = BytesMut::new();
@@ -588,8 +593,6 @@ impl Outgoing {
 
     fn trim(&mut self) {
         const MOST: usize = 8 * 1024;
-        // The piece would keep the buffer of the client's connection.
-        self.piece = Bytes::new();
         self.head.shrink_to(MOST);
     }
 }

@@ -1,8 +1,8 @@
 //! How the head of a response is read (RFC 9112 sections 4 to 6).
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ops::Range};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
@@ -10,9 +10,6 @@ use http::{
 use hyper::ext::ReasonPhrase;
 
 use super::{decode::Decoder, encode::number};
-
-/// How every head begins.
-const BEGINNING: &[u8] = b"HTTP/1.";
 
 /// How long a head may be, and how many fields it may have.
 const MOST_BYTES: usize = 400 * 1024;
@@ -61,7 +58,7 @@ pub(super) enum Expected {
 /// Reads heads as their bytes come.
 #[derive(Debug, Default)]
 pub(super) struct HeadReader {
-    /// How much was looked through for the end of the head.
+    /// How much was looked through for the end of a head that came in pieces.
     seen: usize,
 }
 
@@ -75,27 +72,23 @@ impl HeadReader {
         expected: Expected,
     ) -> Result<Option<Head>, InvalidHead> {
         loop {
-            if self.seen == 0 {
-                let blank = buffer
-                    .iter()
-                    .take_while(|byte| matches!(byte, b'\r' | b'\n'));
-                let blank = blank.count();
-                buffer.advance(blank);
-            }
-            let Some(length) = self.end(buffer) else {
-                // What speaks another protocol may wait for an answer to its greeting.
-                let begun = buffer.len().min(BEGINNING.len());
-                if buffer[..begun] != BEGINNING[..begun] {
-                    return Err(InvalidHead::Malformed(httparse::Error::Version));
+            // Nearly every head is whole when its first byte is here. Of one that is not, no byte is
+            // read twice for each byte that comes.
+            let may_be_whole = self.seen == 0 || self.is_whole(buffer);
+            let head = match may_be_whole {
+                true => parse(buffer, headers, expected)?,
+                false => None,
+            };
+            let Some(head) = head else {
+                if buffer.len() > MOST_BYTES {
+                    return Err(InvalidHead::TooLong);
                 }
-                return match buffer.len() > MOST_BYTES {
-                    true => Err(InvalidHead::TooLong),
-                    false => Ok(None),
-                };
+                if self.seen == 0 {
+                    self.is_whole(buffer);
+                }
+                return Ok(None);
             };
             self.seen = 0;
-            let bytes = buffer.split_to(length).freeze();
-            let head = parse(&bytes, std::mem::take(headers), expected)?;
             // Whoever switches protocols ends HTTP with it.
             if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(Some(head));
@@ -105,56 +98,93 @@ impl HeadReader {
         }
     }
 
-    /// Where the empty line ends. Lines end with a line feed (RFC 9112 section 2.2).
-    fn end(&mut self, buffer: &[u8]) -> Option<usize> {
+    /// Whether an empty line came since the last look. Lines end with a line feed (RFC 9112
+    /// section 2.2).
+    fn is_whole(&mut self, buffer: &[u8]) -> bool {
         let mut at = self.seen;
-        loop {
-            let found = buffer.get(at..)?.iter().position(|byte| *byte == b'\n');
-            let Some(feed) = found else {
-                self.seen = buffer.len();
-                return None;
-            };
-            let next = at + feed + 1;
-            match &buffer[next..] {
-                [b'\n', ..] => return Some(next + 1),
-                [b'\r', b'\n', ..] => return Some(next + 2),
+        while let Some(feed) = buffer[at..].iter().position(|byte| *byte == b'\n') {
+            at += feed + 1;
+            match &buffer[at..] {
+                [b'\n', ..] | [b'\r', b'\n', ..] => return true,
                 [] | [b'\r'] => {
-                    self.seen = next - 1;
-                    return None;
+                    self.seen = at - 1;
+                    return false;
                 }
-                _ => at = next,
+                _ => {}
             }
         }
+        self.seen = buffer.len();
+        false
     }
 }
 
-fn parse(bytes: &Bytes, mut headers: HeaderMap, expected: Expected) -> Result<Head, InvalidHead> {
+/// Where in the bytes of a head the name and the value of a field are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    name: (u32, u32),
+    value: (u32, u32),
+}
+
+impl Place {
+    fn of((start, end): (u32, u32)) -> Range<usize> {
+        start as usize..end as usize
+    }
+}
+
+/// Takes a head off the bytes, once it is whole.
+fn parse(
+    buffer: &mut BytesMut,
+    headers: &mut HeaderMap,
+    expected: Expected,
+) -> Result<Option<Head>, InvalidHead> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
         &mut response,
-        bytes,
+        buffer,
         &mut fields,
     );
-    match parsed {
-        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-        Ok(_) => return Err(InvalidHead::Cut),
+    let length = match parsed {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(InvalidHead::Malformed(error)),
-    }
+    };
     let (Some(version), Some(code), Some(reason)) =
         (response.version, response.code, response.reason)
     else {
         return Err(InvalidHead::Cut);
     };
     let status = StatusCode::from_u16(code).map_err(|_| InvalidHead::Status)?;
+    let mut extensions = Extensions::new();
+    if Some(reason) != status.canonical_reason()
+        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
+    {
+        extensions.insert(reason);
+    }
+    // The fields borrow the buffer, of which the head is to be taken off.
+    let mut places = [Place::default(); MOST_FIELDS];
+    let place = |part: &[u8]| {
+        let start = part.as_ptr().addr() - buffer.as_ptr().addr();
+        (start as u32, (start + part.len()) as u32)
+    };
+    let count = response.headers.len();
+    for (at, field) in places.iter_mut().zip(response.headers.iter()) {
+        *at = Place {
+            name: place(field.name.as_bytes()),
+            value: place(field.value),
+        };
+    }
+    let bytes = buffer.split_to(length).freeze();
+    let mut headers = std::mem::take(headers);
     let mut connection = Persistence::of(version);
     let mut is_encoded = false;
     let mut is_chunked = false;
     let mut length = Length::Unsaid;
-    headers.reserve(response.headers.len());
-    for field in response.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| InvalidHead::Field)?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
+    headers.reserve(count);
+    for Place { name, value } in &places[..count] {
+        let name = HeaderName::from_bytes(&bytes[Place::of(*name)]);
+        let name = name.map_err(|_| InvalidHead::Field)?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(Place::of(*value)));
         let value = value.map_err(|_| InvalidHead::Field)?;
         if name == CONNECTION {
             connection.hear(&value);
@@ -186,19 +216,13 @@ fn parse(bytes: &Bytes, mut headers: HeaderMap, expected: Expected) -> Result<He
         Length::Wrong => return Err(InvalidHead::Length),
         Length::Unsaid => Decoder::until_closed(),
     };
-    let mut extensions = Extensions::new();
-    if Some(reason) != status.canonical_reason()
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
-    {
-        extensions.insert(reason);
-    }
-    Ok(Head {
+    Ok(Some(Head {
         status,
         headers,
         extensions,
         decoder,
         keep_alive: connection.lasts,
-    })
+    }))
 }
 
 /// What the head says of the length. Equal numbers are one (RFC 9110 section 8.6).

@@ -219,6 +219,7 @@ impl<B: SendBody> Pool<B> {
         let mut state = self.state.lock();
         for mut connection in std::mem::take(&mut state.idle) {
             if sweep.wrapping_sub(connection.parked) <= SWEEPS && connection.is_idle() {
+                connection.trim();
                 state.idle.push(connection);
             } else {
                 expired.push(connection);
