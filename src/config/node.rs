@@ -11,11 +11,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::OptionFuture;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tower::Layer;
 
 use super::{
+    alerts::Alerts,
     error::LoadError,
     file::{ConfigFile, Stamp},
     gateway::Gateway,
@@ -30,9 +32,10 @@ use crate::{
     discover::{Discovery, RedisServices},
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
+    monitor::Monitor,
     node::{Listener, Membership, Server},
     redis::Connection,
-    register::{RedisRegistry, Registry},
+    register::{RedisRegistry, RegistrationState, Registry},
     time,
 };
 
@@ -99,6 +102,7 @@ struct State {
     admin: Admin,
     routes: Routes,
     gateway: Mutex<Gateway>,
+    alerts: Alerts,
     node: ArcSwap<NodeSettings>,
     /// Its name where the file gives none.
     default_id: String,
@@ -153,8 +157,9 @@ impl Node {
             admin: Admin::new(),
             routes: Routes::new(),
             gateway: Mutex::new(gateway),
+            alerts: Alerts::new(node.id.as_ref().unwrap_or(&default_id), &file),
             node: ArcSwap::from_pointee(node.clone()),
-            membership: membership(node, address, &default_id, redis),
+            membership: membership(node, address, &default_id, redis.clone()),
             default_id,
             store: plan.settings.store.clone(),
             shared,
@@ -172,6 +177,13 @@ impl Node {
             .admin
             .update_config(|config| *config = ConfigStatus::new(source));
         state.admin.set_membership(state.membership.clone());
+        let monitor = state.alerts.monitor.clone();
+        state.admin.set_monitor(monitor);
+        watch(&state, redis);
+        if let Some(folder) = &node.snapshot_dir {
+            let file = folder.join("alerts.json");
+            state.alerts.monitor.keep_in(file).await;
+        }
         state.apply(&plan);
         connected(&state).await;
         let follow = follow(&state).await;
@@ -217,6 +229,13 @@ impl Node {
         &self.state.admin
     }
 
+    /// What is known of the clusters, and what of that somebody was told. Its rules are those of the
+    /// file and of [`ConfigFile::rule`]; a reload sets them anew.
+    #[must_use]
+    pub fn monitor(&self) -> &Monitor {
+        &self.state.alerts.monitor
+    }
+
     /// Heeds signals from now on, not only from when it [runs](Self::run): for those who tell others
     /// that it serves, which may send one at once. A signal waits until it runs.
     pub fn heed_signals(&mut self) {
@@ -232,18 +251,31 @@ impl Node {
         let admin = self.state.admin.clone();
         let mut drained = None;
         let mut changed = None;
+        let mut is_due = false;
+        // A reload waits for discovery; signals do not wait for it.
+        let mut reloading = None;
         loop {
+            if is_due && reloading.is_none() {
+                is_due = false;
+                self.taken = self.file.stamp().ok();
+                let state = Arc::clone(&self.state);
+                reloading = Some(Box::pin(reload(state, self.file.clone())));
+            }
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::Reload => self.reload().await,
+                    Signal::Reload => is_due = true,
                     Signal::Stop => break,
                 },
                 _ = look.tick() => {
                     let stamp = self.file.stamp().ok();
                     if stamp.is_some() && stamp != self.taken && stamp == changed {
-                        self.reload().await;
+                        is_due = true;
                     }
                     changed = stamp;
+                }
+                Some(file) = OptionFuture::from(reloading.as_mut()) => {
+                    self.file = file;
+                    reloading = None;
                 }
                 () = admin.drain_requested(), if drained.is_none() => {
                     tracing::info!(event = "drain", "draining as the admin address was asked to");
@@ -252,6 +284,8 @@ impl Node {
                 }
             }
         }
+        // One that is not taken by now is not wanted any more.
+        drop(reloading);
         tracing::info!(event = "stop", "stopping: draining");
         drain(&self.server, &self.state).await;
     }
@@ -259,10 +293,15 @@ impl Node {
     /// Loads the file again. One that cannot be used is refused, and the old one goes on.
     pub async fn reload(&mut self) {
         self.taken = self.file.stamp().ok();
-        let (file, plan) = load(self.file.clone()).await;
-        self.file = file;
-        self.state.take(plan, &self.file).await;
+        self.file = reload(Arc::clone(&self.state), self.file.clone()).await;
     }
+}
+
+/// Loads the file and goes over to it, if it can be used.
+async fn reload(state: Arc<State>, file: ConfigFile) -> ConfigFile {
+    let (file, plan) = load(file).await;
+    state.take(plan, &file).await;
+    file
 }
 
 impl State {
@@ -371,6 +410,7 @@ impl State {
         let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
         gateway.apply(plan, id, &self.routes);
         self.admin.set_node(id);
+        self.alerts.apply(plan, id, gateway.clusters());
         self.admin.set_clusters(gateway.clusters());
         self.admin.set_failovers(gateway.failover_stats());
         self.admin.set_limiters(gateway.limiters());
@@ -458,6 +498,27 @@ async fn connected(state: &State) {
             "the store does not answer: this node counts alone until it does"
         );
     }
+}
+
+/// Lets the monitor know whether the stores and the registry of this node answer.
+fn watch(state: &Arc<State>, redis: Option<Connection>) {
+    let monitor = &state.alerts.monitor;
+    if let Some(redis) = redis {
+        monitor.watch_store(move || redis.is_available());
+    }
+    if state.shared.is_some() {
+        let state = Arc::downgrade(state);
+        monitor.watch_store(move || {
+            let state = state.upgrade();
+            let shared = state.as_ref().and_then(|state| state.shared.as_ref());
+            shared.is_none_or(Shared::is_followed)
+        });
+    }
+    let membership = state.membership.clone();
+    monitor.watch_registry(move || {
+        let registration = membership.registration();
+        registration.is_none_or(|state| state == RegistrationState::Registered)
+    });
 }
 
 /// This node among the others, if it is to be known to any.

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName};
 
 use crate::refusal::Dialect;
 
+/// As a name, which is hashed and not parsed for each request.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The timeout in `grpc-timeout` (gRPC over HTTP/2, `TimeoutValue TimeoutUnit`: at most eight
