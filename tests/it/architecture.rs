@@ -95,8 +95,8 @@ const PURE: &[&str] = &[
     "failover/grpc.rs",
     "failover/hedge.rs",
     "failover/plan.rs",
-    "health/",
     "head.rs",
+    "health/",
     "hop.rs",
     "limit/answer.rs",
     "limit/ask.rs",
@@ -138,6 +138,9 @@ const PURE: &[&str] = &[
     "refusal.rs",
     "route/",
     "timeout/grpc.rs",
+    "upstream/http1/decode.rs",
+    "upstream/http1/encode.rs",
+    "upstream/http1/head.rs",
     "yaml/",
 ];
 

@@ -24,6 +24,7 @@ mod discover;
 mod dns;
 mod drain;
 mod etcd;
+mod exchange;
 mod failover;
 mod failure;
 mod forwarding;
