@@ -151,6 +151,7 @@ pub mod load;
     allow(dead_code, reason = "the upstream client uses the rest of it")
 )]
 pub mod member;
+pub mod monitor;
 pub mod node;
 pub mod outcome;
 pub mod pick;

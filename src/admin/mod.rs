@@ -14,6 +14,7 @@
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
 //! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
 //! | `GET /nodes` | the nodes of the cluster that this one sees, itself included, JSON |
+//! | `GET /alerts` | what alert rules find bad now, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
 //! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
@@ -42,12 +43,17 @@
 //! # }
 //! ```
 
+mod alerts;
 mod cache;
 mod clusters;
+mod discovery;
+mod health;
 mod limits;
 mod metrics;
 mod nodes;
+mod page;
 mod router;
+mod traffic;
 
 use std::{fmt, sync::Arc};
 
@@ -57,8 +63,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    cache::HttpCache, cluster::Cluster, failover, limit::Limiter, node::Membership,
-    refusal::Refusals,
+    cache::HttpCache, cluster::Cluster, failover, limit::Limiter, monitor::Monitor,
+    node::Membership, refusal::Refusals,
 };
 
 /// What there is to show. Clones share state.
@@ -78,6 +84,7 @@ struct Shared {
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
     membership: Mutex<Option<Membership>>,
+    monitor: Mutex<Option<Monitor>>,
     token: Mutex<Option<String>>,
 }
 
@@ -147,6 +154,7 @@ impl Admin {
             drain: watch::Sender::default(),
             config: Mutex::default(),
             membership: Mutex::default(),
+            monitor: Mutex::default(),
             token: Mutex::default(),
         };
         Self {
@@ -162,6 +170,11 @@ impl Admin {
     /// Shows this node among the others from now on.
     pub fn set_membership(&self, membership: Membership) {
         *self.shared.membership.lock() = Some(membership);
+    }
+
+    /// Shows the alerts of this monitor, and what endpoints use, from now on.
+    pub fn set_monitor(&self, monitor: Monitor) {
+        *self.shared.monitor.lock() = Some(monitor);
     }
 
     /// Shows these clusters from now on.

@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use tower::Layer;
 
 use super::{
+    alerts::Alerts,
     error::LoadError,
     file::{ConfigFile, Stamp},
     gateway::Gateway,
@@ -30,9 +31,10 @@ use crate::{
     discover::{Discovery, RedisServices},
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
+    monitor::Monitor,
     node::{Listener, Membership, Server},
     redis::Connection,
-    register::{RedisRegistry, Registry},
+    register::{RedisRegistry, RegistrationState, Registry},
     time,
 };
 
@@ -99,6 +101,7 @@ struct State {
     admin: Admin,
     routes: Routes,
     gateway: Mutex<Gateway>,
+    alerts: Alerts,
     node: ArcSwap<NodeSettings>,
     /// Its name where the file gives none.
     default_id: String,
@@ -153,8 +156,9 @@ impl Node {
             admin: Admin::new(),
             routes: Routes::new(),
             gateway: Mutex::new(gateway),
+            alerts: Alerts::new(node.id.as_ref().unwrap_or(&default_id), &file),
             node: ArcSwap::from_pointee(node.clone()),
-            membership: membership(node, address, &default_id, redis),
+            membership: membership(node, address, &default_id, redis.clone()),
             default_id,
             store: plan.settings.store.clone(),
             shared,
@@ -172,6 +176,13 @@ impl Node {
             .admin
             .update_config(|config| *config = ConfigStatus::new(source));
         state.admin.set_membership(state.membership.clone());
+        let monitor = state.alerts.monitor.clone();
+        state.admin.set_monitor(monitor);
+        watch(&state, redis);
+        if let Some(folder) = &node.snapshot_dir {
+            let file = folder.join("alerts.json");
+            state.alerts.monitor.keep_in(file).await;
+        }
         state.apply(&plan);
         connected(&state).await;
         let follow = follow(&state).await;
@@ -215,6 +226,13 @@ impl Node {
     #[must_use]
     pub fn admin(&self) -> &Admin {
         &self.state.admin
+    }
+
+    /// What is known of the clusters, and what of that somebody was told. Its rules are those of the
+    /// file and of [`ConfigFile::rule`]; a reload sets them anew.
+    #[must_use]
+    pub fn monitor(&self) -> &Monitor {
+        &self.state.alerts.monitor
     }
 
     /// Heeds signals from now on, not only from when it [runs](Self::run): for those who tell others
@@ -371,6 +389,7 @@ impl State {
         let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
         gateway.apply(plan, id, &self.routes);
         self.admin.set_node(id);
+        self.alerts.apply(plan, id, gateway.clusters());
         self.admin.set_clusters(gateway.clusters());
         self.admin.set_failovers(gateway.failover_stats());
         self.admin.set_limiters(gateway.limiters());
@@ -458,6 +477,27 @@ async fn connected(state: &State) {
             "the store does not answer: this node counts alone until it does"
         );
     }
+}
+
+/// Lets the monitor know whether the stores and the registry of this node answer.
+fn watch(state: &Arc<State>, redis: Option<Connection>) {
+    let monitor = &state.alerts.monitor;
+    if let Some(redis) = redis {
+        monitor.watch_store(move || redis.is_available());
+    }
+    if state.shared.is_some() {
+        let state = Arc::downgrade(state);
+        monitor.watch_store(move || {
+            let state = state.upgrade();
+            let shared = state.as_ref().and_then(|state| state.shared.as_ref());
+            shared.is_none_or(Shared::is_followed)
+        });
+    }
+    let membership = state.membership.clone();
+    monitor.watch_registry(move || {
+        let registration = membership.registration();
+        registration.is_none_or(|state| state == RegistrationState::Registered)
+    });
 }
 
 /// This node among the others, if it is to be known to any.

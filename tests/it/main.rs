@@ -5,6 +5,7 @@
 
 mod admin;
 mod affinity;
+mod alerts;
 mod allocations;
 mod architecture;
 mod attempts;
