@@ -153,7 +153,7 @@ async fn holds_over(options: Options, happens: impl Future<Output = ()>) {
     }
 }
 
-fn is_master(server: &RedisServer) -> bool {
+pub(crate) fn is_master(server: &RedisServer) -> bool {
     let told = server.ask("INFO replication");
     told.is_ok_and(|told| told.contains("role:master"))
 }
@@ -210,7 +210,7 @@ async fn what_is_promised_holds_over_a_failover_by_sentinel() {
 }
 
 /// Three masters, and a replica of the first.
-async fn cluster() -> Option<Vec<RedisServer>> {
+pub(crate) async fn cluster() -> Option<Vec<RedisServer>> {
     let arguments = [
         "--save",
         "",

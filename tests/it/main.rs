@@ -32,6 +32,7 @@ mod http2;
 mod kill;
 mod layers;
 mod limit;
+mod limit_exact;
 mod limit_redis;
 mod limit_shared;
 mod load_report;

@@ -2,6 +2,7 @@
 //! show the bytes.
 
 mod backend;
+pub(crate) mod bucket;
 pub(crate) mod dns;
 pub(crate) mod etcd;
 mod gateway;

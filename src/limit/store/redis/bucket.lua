@@ -113,7 +113,7 @@ local function account(k)
   if k.known == 0 then
     return
   end
-  if k.known == k.gen then
+  if knows(k, k.tat) then
     if k.size > 0 and k.of == k.epoch and k.cur >= k.size then
       k.claim = k.size
     elseif k.size > 0 and k.of == k.epoch - 1 and k.prev >= k.size then
@@ -121,7 +121,7 @@ local function account(k)
     end
     return
   end
-  -- The key was lost since: what the node has seen holds.
+  -- What the node has seen holds.
   local hint = math.min(k.hint, k.furthest)
   if hint > k.healed then
     k.tat = math.min(k.furthest, k.tat + hint - k.healed)
@@ -203,6 +203,7 @@ local function save(k)
     redis.call('DEL', k.name)
     return
   end
+  wrote(k)
   keep(k, full, k.tat, k.part, k.gen, k.healed, k.since, k.epoch, k.cur, k.prev)
 end
 

@@ -7,7 +7,7 @@ use super::{
     frame::{Frame, Taking},
     hold,
     line::DECIDE,
-    model::Model,
+    model::{Model, WRITES},
     pace::units,
     tally,
     tests::connection,
@@ -38,8 +38,9 @@ fn frames() -> [Frame; WINDOWS] {
 /// What a node says of a window, by what it last heard.
 #[derive(Clone, Debug)]
 struct Said {
-    /// Of a generation that is gone.
+    /// Of a generation that is gone, or of one of which the server has lost a part.
     forgets: bool,
+    loses: bool,
     lies: u64,
     owed: u64,
     age: u64,
@@ -84,9 +85,11 @@ fn said() -> impl Strategy<Value = Said> {
     let refund = prop_oneof![3 => Just(0_u64), 1 => 0..9_u64];
     let ages = 0..3_000_000_u64;
     let counts = (owed, ages, refund, 0..6_u64, 1..4_u64, 0..3_u64);
-    (seldom(), counts, prop::bool::weighted(0.3), seldom()).prop_map(
-        |(forgets, (owed, age, refund, want, nodes, lies), is_of_before, resets)| Said {
+    let is_of_before = prop::bool::weighted(0.3);
+    ((seldom(), seldom()), counts, is_of_before, seldom()).prop_map(
+        |((forgets, loses), (owed, age, refund, want, nodes, lies), is_of_before, resets)| Said {
             forgets,
+            loses,
             lies,
             owed,
             age,
@@ -147,7 +150,11 @@ impl Said {
         Told::Window(
             frame,
             tally::Statement {
-                known: known + u64::from(self.forgets && known > 0),
+                known: match (known, self.forgets, self.loses) {
+                    (0, ..) | (_, false, false) => known,
+                    (_, true, _) => known % WRITES + 1,
+                    (_, _, true) => known + 1,
+                },
                 mark: taking.id,
                 earlier: taking.before,
                 hint: taking.taken + self.lies,
@@ -201,7 +208,7 @@ async fn against_the_model(connection: &Connection, run: u64, steps: &[Step]) {
                 .collect(),
         });
         let batch = Batch {
-            generation: fastrand::u64(1..1 << 50),
+            generation: fastrand::u64(1..1 << 23),
             keys: windows.chain(slots).collect(),
             groups: groups.collect(),
         };
@@ -215,10 +222,16 @@ async fn against_the_model(connection: &Connection, run: u64, steps: &[Step]) {
         let reply = reply.unwrap();
         for (name, key) in reply.keys.iter().enumerate() {
             let Heard::Window(answer) = key else { continue };
+            let said = &step.windows[name];
+            let is_new = answer.generation / WRITES == batch.generation;
+            if said.loses && is_new && model.ends_about(name, reply.now) {
+                // It may be new for either reason.
+                return;
+            }
             // A reset shows only whether a fixed window goes on.
-            let is_there = match step.windows[name].resets {
+            let is_there = match said.resets {
                 true => answer.taking.id != reply.now,
-                false => answer.generation != batch.generation,
+                false => !is_new,
             };
             model.ends_as(name, is_there, reply.now);
             heard[name] = Some(*answer);

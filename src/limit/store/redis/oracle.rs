@@ -27,8 +27,6 @@ mod bucket;
 use bucket::{Admission, Bucket};
 
 const DELAY: Duration = Duration::from_micros(250);
-/// How far ahead of its time a token can be booked, in seconds.
-const AHEAD: f64 = 0.04;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,26 +287,14 @@ fn beyond(scene: &Scene, admissions: &[Admission], lost_at: &[Duration]) -> f64 
         // A reserve may be given back twice, the second time of what others hold.
         bucket.burst *= 1.25;
     }
-    let Some(lost) = lost_at.first() else {
-        return bucket.excess(admissions);
-    };
-    // What the server forgot, and no node remembers in time, is a burst at most.
-    let forgiving = |bursts: f64| Bucket {
-        burst: bucket.burst * bursts,
-        ..bucket
-    };
-    let (before, after): (Vec<Admission>, Vec<Admission>) =
-        admissions.iter().partition(|one| one.from < *lost);
-    let before: Vec<_> = before.into_iter().filter(|one| one.to <= *lost).collect();
-    let whole = forgiving(1.0 + lost_at.len() as f64).excess(admissions);
-    // Whoever comes first may hold nothing, and know nothing of what others hold or have booked.
-    let mut held = forgiving(1.25);
-    held.burst += bucket.rate * AHEAD;
-    let after = match lost_at.len() {
-        1 => held.excess(&after),
-        _ => f64::MIN,
-    };
-    bucket.excess(&before).max(after).max(whole)
+    match lost_at {
+        [] => bucket.excess(admissions),
+        [lost] => bucket.excess_around(admissions, (*lost, *lost)),
+        _ => {
+            bucket.burst *= 1.0 + lost_at.len() as f64;
+            bucket.excess(admissions)
+        }
+    }
 }
 
 fn simulate(scene: &Scene, seed: u64) -> Outcome {
@@ -325,14 +311,14 @@ fn simulate(scene: &Scene, seed: u64) -> Outcome {
 #[test]
 fn the_calls_of_a_decision_are_few_and_hardly_anything_is_lost() {
     for (scene, most) in [
-        (Scene::new(500, 100, 0.5), 0.35),
-        (Scene::new(500, 100, 0.95), 0.35),
-        (Scene::new(500, 100, 2.0), 0.35),
-        (Scene::new(500, 100, 10.0), 0.1),
-        (Scene::new(5000, 500, 0.9), 0.1),
-        (Scene::new(5000, 500, 10.0), 0.1),
-        (Scene::new(20_000, 2000, 0.9), 0.02),
-        (Scene::new(20_000, 2000, 10.0), 0.1),
+        (Scene::new(500, 100, 0.5), 0.25),
+        (Scene::new(500, 100, 0.95), 0.25),
+        (Scene::new(500, 100, 2.0), 0.25),
+        (Scene::new(500, 100, 10.0), 0.06),
+        (Scene::new(5000, 500, 0.9), 0.07),
+        (Scene::new(5000, 500, 10.0), 0.01),
+        (Scene::new(20_000, 2000, 0.9), 0.016),
+        (Scene::new(20_000, 2000, 10.0), 0.01),
     ] {
         let outcome = simulate(&scene, 7);
         let (calls, lost) = (
@@ -377,8 +363,8 @@ fn calm(seeds: impl Iterator<Item = u64>) {
         p90 * 100.0,
         parts.last().unwrap_or(&0.0) * 100.0
     );
-    assert!(total <= 0.005, "{total}");
-    assert!(p90 <= 0.01, "{p90}");
+    assert!(total <= 0.001, "{total}");
+    assert!(p90 <= 0.005, "{p90}");
 }
 
 /// Scenes in which everything goes wrong: nothing is given that one bucket would not have given.
@@ -436,6 +422,40 @@ fn nothing_is_admitted_beyond_the_limit_in_thousands_of_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_loses_its_last_writes_hears_of_them_again() {
+    let server = Simulation::new(2, || Fate::well(DELAY, DELAY));
+    let line: Arc<dyn Line> = Arc::new(server.clone());
+    let stores = [
+        Redis::over(Arc::clone(&line), 1),
+        Redis::over(Arc::clone(&line), 1),
+    ];
+    let one = ask(1, Quota::per_hour(100));
+    let take = async |store: &Redis, count: u32| {
+        let mut admitted = 0;
+        for _ in 0..count {
+            admitted += u32::from(decide(store, &[one]).await.0.admits());
+        }
+        admitted
+    };
+    for store in &stores {
+        ready(store).await;
+    }
+    let mut admitted = take(&stores[0], 10).await + take(&stores[1], 10).await;
+    let before = server.model();
+    admitted += take(&stores[1], 50).await;
+    assert_eq!(admitted, 70);
+    server.roll_back(before);
+    // Nobody has more than there is, and in the end all that was taken counts.
+    for _ in 0..50 {
+        for store in &stores {
+            admitted += take(store, 1).await;
+        }
+    }
+    // But for the one that was given before anybody came who remembers.
+    assert!((95..=101).contains(&admitted), "{admitted}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_loses_everything_opens_no_new_burst() {
     let server = Simulation::new(2, || Fate::well(DELAY, DELAY));
     let line: Arc<dyn Line> = Arc::new(server.clone());
@@ -460,4 +480,44 @@ async fn a_store_that_loses_everything_opens_no_new_burst() {
     }
     // The one that comes first knows less than the other.
     assert!((60..=100).contains(&admitted), "{admitted}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_shared_by_the_nodes_and_paid_for_after_it() {
+    let server = Simulation::new(4, || Fate::well(DELAY, DELAY));
+    let line: Arc<dyn Line> = Arc::new(server.clone());
+    let stores: Vec<_> = (0..4).map(|_| Redis::over(Arc::clone(&line), 1)).collect();
+    let one = ask(1, Quota::per_hour(400));
+    let mut admitted = 0;
+    for store in &stores {
+        ready(store).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for store in &stores {
+        for _ in 0..30 {
+            admitted += u32::from(decide(store, &[one]).await.0.admits());
+        }
+    }
+    assert_eq!(admitted, 120);
+    server.stall(Duration::from_secs(10));
+    for store in &stores {
+        let mut waits = 0;
+        for _ in 0..200 {
+            let begin = time::now();
+            admitted += u32::from(decide(store, &[one]).await.0.admits());
+            waits += u32::from(time::now() > begin);
+        }
+        assert_eq!(waits, 1, "the first one only");
+    }
+    assert!((360..=404).contains(&admitted), "{admitted}");
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    // A fresh node hears that all of it is gone.
+    let fresh = Redis::over(Arc::clone(&line), 1);
+    for store in stores.iter().chain([&fresh]) {
+        ready(store).await;
+        for _ in 0..100 {
+            admitted += u32::from(decide(store, &[one]).await.0.admits());
+        }
+    }
+    assert!((360..=404).contains(&admitted), "{admitted}");
 }
