@@ -84,14 +84,14 @@ pub struct Node {
     address: SocketAddr,
     admin_server: Option<(Server, SocketAddr)>,
     signals: Option<Signals>,
-    /// The task that follows the configuration in a store.
-    follow: Option<AbortHandle>,
+    /// The tasks that follow what others say.
+    following: Vec<AbortHandle>,
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(follow) = &self.follow {
-            follow.abort();
+        for following in &self.following {
+            following.abort();
         }
     }
 }
@@ -185,7 +185,8 @@ impl Node {
         }
         state.apply(&plan);
         connected(&state).await;
-        let follow = follow(&state).await;
+        let following = follow(&state).await.into_iter().chain(count(&state));
+        let following = following.collect();
         tokio::spawn(ready(Arc::downgrade(&state)));
 
         let admin_server = admin_listener.map(|(listener, address)| {
@@ -206,7 +207,7 @@ impl Node {
             address,
             admin_server,
             signals: None,
-            follow,
+            following,
         })
     }
 
@@ -538,6 +539,20 @@ async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
         }
     });
     Some(following.abort_handle())
+}
+
+/// Tells the limits how many nodes share them, where the nodes know each other.
+fn count(state: &State) -> Option<AbortHandle> {
+    let limits = state.gateway.lock().shared()?;
+    let membership = state.membership.clone();
+    let mut watch = membership.watch()?;
+    let counting = tokio::spawn(async move {
+        loop {
+            watch.changed().await;
+            limits.set_nodes(membership.count().unwrap_or(0));
+        }
+    });
+    Some(counting.abort_handle())
 }
 
 /// Whether discovery has spoken for all of these clusters within this time.

@@ -376,7 +376,10 @@ impl Key {
         let full = self.full();
         let end = if full > Mark::at(now) { full.whole } else { 0 };
         if self.is_dirty && end > 0 {
-            let (life, writes) = (self.state.generation / WRITES, self.state.generation % WRITES);
+            let (life, writes) = (
+                self.state.generation / WRITES,
+                self.state.generation % WRITES,
+            );
             self.state.generation = life * WRITES + (writes + 1) % WRITES;
         }
         let answer = Answer {

@@ -214,7 +214,10 @@ impl Key {
         let added = self.told.want.min(free / (2 * self.told.nodes));
         self.charge(added);
         if self.is_dirty {
-            let (life, writes) = (self.state.generation / WRITES, self.state.generation % WRITES);
+            let (life, writes) = (
+                self.state.generation / WRITES,
+                self.state.generation % WRITES,
+            );
             self.state.generation = life * WRITES + (writes + 1) % WRITES;
         }
         let last = match self.frame.kind {
