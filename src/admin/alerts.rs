@@ -67,6 +67,22 @@ pub(super) fn metrics(page: &mut Page, monitor: &Monitor) {
         }
     }
 
+    for (name, help, count) in [
+        (
+            "stores_lost",
+            "Stores of this node that do not answer.",
+            monitor.lost_stores(),
+        ),
+        (
+            "registries_lost",
+            "Registries of this node that do not answer.",
+            monitor.lost_registries(),
+        ),
+    ] {
+        page.family(name, "gauge", help);
+        page.sample(name, &[], count);
+    }
+
     let (mut mean, mut most) = (Vec::new(), Vec::new());
     for cluster in monitor.metrics() {
         for (resource, usage) in [("cpu", cluster.cpu), ("memory", cluster.memory)] {

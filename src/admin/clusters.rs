@@ -21,17 +21,17 @@ pub(super) fn render(clusters: &[Cluster]) -> Value {
 
 fn render_cluster(cluster: &Cluster) -> Value {
     let snapshot = Arc::clone(&cluster.snapshot());
-    let mut endpoints: Vec<_> = snapshot
-        .members()
-        .iter()
-        .map(|member| endpoint(member))
-        .collect();
-    if cluster.aperture().is_some() {
-        let candidates = snapshot.candidates();
-        let within: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
-        for (member, endpoint) in snapshot.members().iter().zip(&mut endpoints) {
-            endpoint["in_aperture"] = within.contains(&member.endpoint().id).into();
+    let candidates = snapshot.candidates();
+    let picked: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
+    let mut endpoints = Vec::new();
+    for member in snapshot.members().iter() {
+        let mut endpoint = endpoint(member);
+        let is_picked = picked.contains(&member.endpoint().id);
+        endpoint["picked"] = is_picked.into();
+        if cluster.aperture().is_some() {
+            endpoint["in_aperture"] = is_picked.into();
         }
+        endpoints.push(endpoint);
     }
     let found = cluster.watch().map(|watch| watch.current());
     let refused: Vec<_> = found
@@ -41,6 +41,7 @@ fn render_cluster(cluster: &Cluster) -> Value {
         .collect();
     let mut shown = json!({
         "policy": cluster.policy(),
+        "panic": !snapshot.panicking().is_empty(),
         "endpoints": endpoints,
         "discovery": {
             "state": snapshot.discovery().as_str(),

@@ -14,6 +14,16 @@ pub(super) fn ejections(page: &mut Page, clusters: &[Cluster]) {
     }
 }
 
+pub(super) fn panics(page: &mut Page, clusters: &[Cluster]) {
+    let help = "Priorities of which all endpoints are picked, as too few are usable.";
+    page.family("panicking_priorities", "gauge", help);
+    for cluster in clusters {
+        let count = cluster.snapshot().panicking().len();
+        let labels = [("service", &**cluster.name())];
+        page.sample("panicking_priorities", &labels, count);
+    }
+}
+
 pub(super) fn checks(page: &mut Page, clusters: &[Cluster]) {
     let help = "Probes of active health checks, by what they found.";
     page.family("health_checks_total", "counter", help);

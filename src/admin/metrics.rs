@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Admin, Readiness, alerts, cache, discovery, health, page::Page, traffic};
+use super::{Admin, Readiness, alerts, cache, discovery, health, nodes, page::Page, traffic};
 use crate::{failover::Stats, limit::Limiter};
 
 pub(super) fn render(admin: &Admin) -> String {
@@ -45,10 +45,15 @@ pub(super) fn render(admin: &Admin) -> String {
     traffic::durations(&mut page, &clusters);
     traffic::endpoints(&mut page, &clusters);
     health::ejections(&mut page, &clusters);
+    health::panics(&mut page, &clusters);
     health::checks(&mut page, &clusters);
     failovers(&mut page, &admin.shared.failovers.load());
     health::breakers(&mut page, &clusters);
     discovery::discovery(&mut page, &clusters);
+    let membership = admin.shared.membership.lock().clone();
+    if let Some(membership) = membership {
+        nodes::metrics(&mut page, &membership);
+    }
     let monitor = admin.shared.monitor.lock().clone();
     if let Some(monitor) = monitor {
         alerts::metrics(&mut page, &monitor);

@@ -11,7 +11,7 @@
 //! | `GET /healthz` | 200 while the process is alive |
 //! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining |
 //! | `GET /metrics` | Prometheus text format 0.0.4 |
-//! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
+//! | `GET /clusters` | endpoints and discovery of each cluster, JSON: `health` is what is known of an endpoint, `picked` whether it takes new requests, `panic` whether a priority has too few usable ones and picks all |
 //! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
 //! | `GET /nodes` | the nodes of the cluster that this one sees, itself included, JSON |
 //! | `GET /alerts` | what alert rules find bad now, JSON |

@@ -1,6 +1,6 @@
 //! What became of requests, in `/metrics`: by cluster and by endpoint.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use super::page::Page;
 use crate::{cluster::Cluster, load::DURATION_BUCKETS, monitor::InstanceHealth, time};
@@ -63,18 +63,17 @@ pub(super) fn endpoints(page: &mut Page, clusters: &[Cluster]) {
 
     page.family("endpoints", "gauge", "Endpoints by what is known of them.");
     for (service, snapshot) in &snapshots {
-        let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut states: HashMap<InstanceHealth, u64> = HashMap::new();
         let now = time::now();
         for member in snapshot.members().iter() {
             let (health, _) = InstanceHealth::of(member, now);
-            *states.entry(health.as_str()).or_default() += 1;
+            *states.entry(health).or_default() += 1;
         }
-        for (state, count) in states {
-            page.sample(
-                "endpoints",
-                &[("service", service), ("state", state)],
-                count,
-            );
+        // A state without endpoints is 0: a sum over series that are not there is nothing.
+        for state in InstanceHealth::ALL {
+            let labels = [("service", *service), ("state", state.as_str())];
+            let count = states.get(&state).copied().unwrap_or_default();
+            page.sample("endpoints", &labels, count);
         }
     }
 

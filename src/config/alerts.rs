@@ -40,7 +40,7 @@ impl Alerts {
         Self {
             monitor,
             own: file.rules.clone(),
-            log: Channel::new(LogAlerter),
+            log: Channel::new(LogAlerter::new()),
             hooks: Mutex::default(),
         }
     }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::OptionFuture;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tower::Layer;
@@ -251,18 +252,31 @@ impl Node {
         let admin = self.state.admin.clone();
         let mut drained = None;
         let mut changed = None;
+        let mut is_due = false;
+        // A reload waits for discovery; signals do not wait for it.
+        let mut reloading = None;
         loop {
+            if is_due && reloading.is_none() {
+                is_due = false;
+                self.taken = self.file.stamp().ok();
+                let state = Arc::clone(&self.state);
+                reloading = Some(Box::pin(reload(state, self.file.clone())));
+            }
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::Reload => self.reload().await,
+                    Signal::Reload => is_due = true,
                     Signal::Stop => break,
                 },
                 _ = look.tick() => {
                     let stamp = self.file.stamp().ok();
                     if stamp.is_some() && stamp != self.taken && stamp == changed {
-                        self.reload().await;
+                        is_due = true;
                     }
                     changed = stamp;
+                }
+                Some(file) = OptionFuture::from(reloading.as_mut()) => {
+                    self.file = file;
+                    reloading = None;
                 }
                 () = admin.drain_requested(), if drained.is_none() => {
                     tracing::info!(event = "drain", "draining as the admin address was asked to");
@@ -271,6 +285,8 @@ impl Node {
                 }
             }
         }
+        // One that is not taken by now is not wanted any more.
+        drop(reloading);
         tracing::info!(event = "stop", "stopping: draining");
         drain(&self.server, &self.state).await;
     }
@@ -278,10 +294,15 @@ impl Node {
     /// Loads the file again. One that cannot be used is refused, and the old one goes on.
     pub async fn reload(&mut self) {
         self.taken = self.file.stamp().ok();
-        let (file, plan) = load(self.file.clone()).await;
-        self.file = file;
-        self.state.take(plan, &self.file).await;
+        self.file = reload(Arc::clone(&self.state), self.file.clone()).await;
     }
+}
+
+/// Loads the file and goes over to it, if it can be used.
+async fn reload(state: Arc<State>, file: ConfigFile) -> ConfigFile {
+    let (file, plan) = load(file).await;
+    state.take(plan, &file).await;
+    file
 }
 
 impl State {

@@ -83,7 +83,15 @@ impl DeliveryError {
 /// Writes alerts to the log, at the level that their severity has: `error` for critical ones and
 /// errors, `warn` for warnings, `info` for the rest and for what is over.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LogAlerter;
+pub struct LogAlerter(());
+
+impl LogAlerter {
+    /// The log.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(())
+    }
+}
 
 impl Alerter for LogAlerter {
     fn name(&self) -> &str {

@@ -25,6 +25,8 @@ pub(super) const WINDOW: Duration = Duration::from_secs(30);
 pub(super) struct Desk {
     clusters: Vec<Watched>,
     pub(super) board: Board,
+    /// What did not answer at the last look.
+    pub(super) lost: Lost,
 }
 
 /// A cluster and what was seen of it.
@@ -72,6 +74,7 @@ impl Desk {
 
     /// Takes a look at all clusters; returns what is to be told.
     pub(super) fn look(&mut self, lost: Lost, now: Instant) -> Vec<Notice> {
+        self.lost = lost;
         let longest = self.board.longest_window().max(WINDOW);
         for watched in &mut self.clusters {
             watched.look(longest, now);

@@ -38,7 +38,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let users = Cluster::fixed("users", RoundRobin::new(), ["127.0.0.1:9001".parse()?]);
-/// let log = Channel::new(LogAlerter);
+/// let log = Channel::new(LogAlerter::new());
 /// let monitor = Monitor::new("gateway-1");
 /// monitor.set_clusters(vec![users]);
 /// monitor.set_rules([
@@ -172,6 +172,18 @@ impl Monitor {
             lasting: now.saturating_duration_since(bad.since),
         })
         .collect()
+    }
+
+    /// How many stores of the node did not answer at the last look.
+    #[must_use]
+    pub fn lost_stores(&self) -> usize {
+        self.shared.desk.lock().lost.stores
+    }
+
+    /// How many registries of the node did not answer at the last look.
+    #[must_use]
+    pub fn lost_registries(&self) -> usize {
+        self.shared.desk.lock().lost.registries
     }
 
     /// The channels of all rules, each once.
@@ -393,6 +405,7 @@ mod tests {
         assert_eq!(told(&notes), [""; 0]);
         is_up.store(false, Relaxed);
         seconds(5).await;
+        assert_eq!((monitor.lost_stores(), monitor.lost_registries()), (1, 0));
         assert_eq!(told(&notes), ["store_lost of gw-1 is 1 (above 0)"]);
         is_up.store(true, Relaxed);
         seconds(5).await;

@@ -9,13 +9,16 @@ use crate::{
     member::Member,
 };
 
+/// From this part on, most requests of late have failed.
+const MOST: f32 = 0.5;
+
 /// What is known of an endpoint, in the words of the admin router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InstanceHealth {
     /// Its checks pass; without checks, its last request was answered.
     Healthy,
-    /// Its checks fail; without checks, its last request did.
+    /// Its checks fail; without checks, most requests of late did.
     Unhealthy,
     /// It is an outlier.
     Ejected,
@@ -26,6 +29,15 @@ pub enum InstanceHealth {
 }
 
 impl InstanceHealth {
+    /// Every one that there is.
+    pub const ALL: [Self; 5] = [
+        Self::Healthy,
+        Self::Unhealthy,
+        Self::Ejected,
+        Self::Draining,
+        Self::Unknown,
+    ];
+
     /// The name used in metrics, logs and the admin router.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -39,7 +51,8 @@ impl InstanceHealth {
     }
 
     /// What is known of a member, and why, where that is known. Without active checks, its last
-    /// request tells, and nothing does before there was one.
+    /// requests tell, and nothing does before there was one. One that failed among others is no
+    /// verdict: the endpoint is picked as before.
     pub(crate) fn of(member: &Member, now: Instant) -> (Self, Option<Arc<str>>) {
         if member.endpoint().draining {
             return (Self::Draining, Some("discovery says so".into()));
@@ -55,9 +68,13 @@ impl InstanceHealth {
                 match member.load().last_seen() {
                     LastSeen::Nothing => (Self::Unknown, Some("no request has ended yet".into())),
                     LastSeen::Success => (Self::Healthy, reason),
-                    LastSeen::Failure => {
+                    LastSeen::Failure if member.load().failing(now) < MOST => {
                         let reason = reason.unwrap_or_else(|| "the last request failed".into());
-                        (Self::Unhealthy, Some(reason))
+                        (Self::Unknown, Some(reason))
+                    }
+                    LastSeen::Failure => {
+                        let said = "the last requests failed, and nothing ejects it: it is picked";
+                        (Self::Unhealthy, Some(reason.unwrap_or_else(|| said.into())))
                     }
                 }
             }
@@ -101,9 +118,6 @@ impl Instances {
 pub(super) struct Down(HashSet<EndpointId>);
 
 impl Down {
-    /// The part of the latest requests that failed, above which an endpoint is down.
-    const FAILING: f32 = 0.5;
-
     pub(super) fn count(&mut self, members: &[Arc<Member>], now: Instant) -> Instances {
         let known = std::mem::take(&mut self.0);
         let mut instances = Instances {
@@ -112,14 +126,17 @@ impl Down {
         };
         for member in members {
             let (health, _) = InstanceHealth::of(member, now);
+            let failed_last = member.load().last_seen() == LastSeen::Failure;
             match health {
-                InstanceHealth::Unhealthy if member.standing(now).is_usable() => {
+                InstanceHealth::Unhealthy | InstanceHealth::Unknown
+                    if failed_last && member.standing(now).is_usable() =>
+                {
                     let id = &member.endpoint().id;
-                    if known.contains(id) || member.load().failing(now) > Self::FAILING {
+                    if known.contains(id) || health == InstanceHealth::Unhealthy {
                         self.0.insert(id.clone());
                         instances.unhealthy += 1;
                     } else {
-                        instances.healthy += 1;
+                        instances.unknown += 1;
                     }
                 }
                 InstanceHealth::Healthy => instances.healthy += 1,
@@ -146,7 +163,7 @@ mod tests {
     fn cluster() -> Cluster {
         let address: Endpoint = "127.0.0.1:80".parse().unwrap();
         let ids = ["a", "b", "c"].map(|id| address.clone().id(id));
-        let going = address.clone().id("going").draining();
+        let going = address.id("going").draining();
         Cluster::fixed("c", RoundRobin::new(), ids.into_iter().chain([going]))
     }
 
@@ -175,7 +192,7 @@ mod tests {
         ends(&cluster, "a", true);
         ends(&cluster, "b", false);
         let instances = count(&cluster);
-        assert_eq!((instances.healthy, instances.unhealthy), (2, 0));
+        assert_eq!((instances.healthy, instances.unhealthy), (1, 0));
         ends(&cluster, "b", false);
         ends(&cluster, "b", false);
         let instances = count(&cluster);

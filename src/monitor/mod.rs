@@ -31,7 +31,7 @@
 //! };
 //!
 //! let users = Cluster::fixed("users", RoundRobin::new(), ["127.0.0.1:9001".parse()?]);
-//! let log = Channel::new(LogAlerter);
+//! let log = Channel::new(LogAlerter::new());
 //! let pager = Webhook::new(Upstream::new(), "http://127.0.0.1:9/alert".parse()?)?;
 //! let pager = Channel::new(pager.timeout(Duration::from_secs(2)));
 //!

@@ -1,7 +1,5 @@
 //! A text with gaps for what there is to tell. PURE.
 
-use std::fmt::Write as _;
-
 use super::{
     Alert,
     alert::{Escaped, Number, Timestamp},
@@ -96,26 +94,26 @@ impl Template {
     /// The text with its gaps filled.
     #[must_use]
     pub fn fill(&self, alert: &Alert) -> String {
-        let mut text = String::new();
-        for piece in &self.pieces {
-            let written = match piece {
-                Piece::Text(piece) => text.write_str(piece),
-                Piece::Gap(Gap::Rule) => write!(text, "{}", Escaped(&alert.rule)),
-                Piece::Gap(Gap::Cluster) => {
-                    let cluster = alert.cluster.as_deref().unwrap_or_default();
-                    write!(text, "{}", Escaped(cluster))
-                }
-                Piece::Gap(Gap::Value) => write!(text, "{}", Number(alert.value)),
-                Piece::Gap(Gap::Threshold) => write!(text, "{}", Number(alert.threshold)),
-                Piece::Gap(Gap::Severity) => text.write_str(alert.severity.as_str()),
-                Piece::Gap(Gap::State) => text.write_str(alert.state.as_str()),
-                Piece::Gap(Gap::Node) => write!(text, "{}", Escaped(&alert.node)),
-                Piece::Gap(Gap::At) => write!(text, "{}", Timestamp(alert.at)),
-                Piece::Gap(Gap::Text) => write!(text, "{}", Escaped(&alert.text)),
-            };
-            written.expect("a string takes every write");
+        let pieces = self.pieces.iter();
+        pieces.map(|piece| piece.filled(alert)).collect()
+    }
+}
+
+impl Piece {
+    fn filled(&self, alert: &Alert) -> String {
+        let escaped = |text: &str| Escaped(text).to_string();
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Gap(Gap::Rule) => escaped(&alert.rule),
+            Self::Gap(Gap::Cluster) => escaped(alert.cluster.as_deref().unwrap_or_default()),
+            Self::Gap(Gap::Value) => Number(alert.value).to_string(),
+            Self::Gap(Gap::Threshold) => Number(alert.threshold).to_string(),
+            Self::Gap(Gap::Severity) => alert.severity.as_str().to_owned(),
+            Self::Gap(Gap::State) => alert.state.as_str().to_owned(),
+            Self::Gap(Gap::Node) => escaped(&alert.node),
+            Self::Gap(Gap::At) => Timestamp(alert.at).to_string(),
+            Self::Gap(Gap::Text) => escaped(&alert.text),
         }
-        text
     }
 }
 

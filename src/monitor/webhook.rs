@@ -50,10 +50,12 @@ const SHOWN: usize = 200;
 ///
 /// ```
 /// # #[cfg(feature = "client")] {
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
 /// use tower_gateway::{Upstream, monitor::{Template, Webhook}};
 ///
 /// let url = "http://chat.example/hooks/42".parse()?;
-/// let chat = Webhook::new(Upstream::new(), url)?
+/// let chat = Webhook::new(Upstream::<Full<Bytes>>::new(), url)?
 ///     .body(Template::new(r#"{"text": "{{text}}"}"#)?);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -73,7 +75,7 @@ pub struct Webhook<S> {
 /// A URL that is none of a webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a URL such as https://alerts.example/hook, without a user in it")]
-pub struct InvalidWebhook;
+pub struct InvalidWebhook(());
 
 impl<S> Webhook<S> {
     /// A receiver at this URL.
@@ -82,19 +84,19 @@ impl<S> Webhook<S> {
     ///
     /// When the URL is not an absolute one of `http` or `https`, or has a user in it.
     pub fn new(client: S, url: Uri) -> Result<Self, InvalidWebhook> {
-        let authority = url.authority().ok_or(InvalidWebhook)?;
+        let authority = url.authority().ok_or(InvalidWebhook(()))?;
         let default_port = match url.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP => 80,
             Some(scheme) if *scheme == Scheme::HTTPS => 443,
-            _ => return Err(InvalidWebhook),
+            _ => return Err(InvalidWebhook(())),
         };
         if authority.as_str().contains('@') {
-            return Err(InvalidWebhook);
+            return Err(InvalidWebhook(()));
         }
         let port = authority.port_u16().unwrap_or(default_port);
         let address = format!("{}:{port}", authority.host());
-        let address: Address = address.parse().map_err(|_| InvalidWebhook)?;
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidWebhook)?;
+        let address: Address = address.parse().map_err(|_| InvalidWebhook(()))?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidWebhook(()))?;
         let name = format!("webhook {authority}").into();
         let receiver = Endpoint::new(address);
         let totals = Arc::new(Totals::default());
@@ -331,7 +333,7 @@ mod tests {
     fn a_url_is_absolute_and_without_a_user() {
         for url in ["/hook", "ftp://a/", "http://me:secret@a/", "a:80"] {
             let url = url.parse().unwrap();
-            assert_eq!(Webhook::new((), url).unwrap_err(), InvalidWebhook);
+            assert_eq!(Webhook::new((), url).unwrap_err(), InvalidWebhook(()));
         }
         for (url, address) in [
             ("http://a", "a:80"),

@@ -38,6 +38,7 @@ mod limit_shared;
 mod load_report;
 mod nginx;
 mod nodes;
+mod observability;
 mod outlier;
 mod partition;
 mod policy;

@@ -316,8 +316,7 @@ fn body(value: &Value<'_>, headers: &[(HeaderName, Secret)]) -> Result<String, M
     let filled = template.fill(&sample());
     if is_json && let Err(error) = serde_json::from_str::<serde_json::Value>(&filled) {
         return Err(value.wrong(format!(
-            "expected JSON once its gaps are filled, or another content-type in headers, found \
-             {error}"
+            "expected JSON once its gaps are filled, or another content-type in headers: {error}"
         )));
     }
     Ok(body)

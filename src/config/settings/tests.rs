@@ -539,13 +539,13 @@ fn alerts_are_checked() {
         (
             "{ rule: registry_lost, webhook: { url: \"http://a/\", body: \"fire: {{rule}}\" } }",
             &[
-                "webhook.body: expected JSON once its gaps are filled, or another content-type in headers, found expected value at line 1 column 2",
+                "webhook.body: expected JSON once its gaps are filled, or another content-type in headers: expected ident at line 1 column 2",
             ],
         ),
         (
             "{ rule: registry_lost, webhook: { url: \"http://a/\", headers: { \"a b\": c, d: \"\\n\" } } }",
             &[
-                "webhook.headers.a b: expected the name of a header field as the key",
+                "webhook.headers.\"a b\": expected the name of a header field as the key",
                 "webhook.headers.d: expected a text that fits a header field, found another",
             ],
         ),
