@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use http::HeaderName;
 use tower_gateway::{
     endpoint::Endpoint,
@@ -91,7 +92,6 @@ async fn windows_of_four_nodes_admit_their_amount_and_no_more() {
             admitted += within("a node", task).await.unwrap();
         }
         assert!(admitted <= 100, "{name}: {admitted}");
-        // What was fetched beforehand is given back by those who do not use it.
         until(name, async || {
             for node in &nodes {
                 admitted += take(node, 1).await.len();
@@ -111,6 +111,45 @@ async fn windows_of_four_nodes_admit_their_amount_and_no_more() {
         }
         assert_eq!(local(&nodes) - before, 200, "{name}: denied without a call");
     }
+}
+
+#[tokio::test]
+async fn what_was_fetched_beforehand_and_not_used_is_given_back() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    for (name, quota) in [
+        ("fixed", Quota::fixed_window(1000, HOUR)),
+        ("month", Quota::calendar(1000, Calendar::month())),
+    ] {
+        let nodes = nodes(&server, 2, || limit(name, quota)).await;
+        let mut taken = 0;
+        until("a reserve", async || {
+            taken += take(&nodes[0], 1).await.len() as u32;
+            decided(&nodes[0], Source::Local) >= 20
+        })
+        .await;
+        until(name, async || {
+            left(&nodes[1], name).await == Some(1000 - taken)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_slot_of_one_who_is_gone_when_it_comes_is_given_back() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let node = &nodes(&server, 1, || limit("slots", Quota::concurrent(3))).await[0];
+    for _ in 0..3 {
+        let mut gone = Box::pin(node.acquire("a"));
+        assert!((&mut gone).now_or_never().is_none());
+        until("its answer", async || left(node, "slots").await == Some(2)).await;
+        drop(gone);
+        until("the slot", async || left(node, "slots").await == Some(3)).await;
+    }
+    assert_eq!(take(node, 5).await.len(), 3);
 }
 
 #[tokio::test]
