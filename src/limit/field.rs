@@ -52,12 +52,10 @@ pub(super) fn state<'a>(limits: impl IntoIterator<Item = State<'a>>) -> HeaderVa
     let mut field = String::with_capacity(48);
     for limit in limits {
         item(&mut field, limit.name);
-        let remaining = limit.level.remaining;
-        match limit.quota.rule() {
-            Rule::Concurrency => write!(field, ";r={remaining}"),
-            _ => write!(field, ";r={remaining};t={}", seconds(until(limit.level))),
+        parameter(&mut field, ";r=", limit.level.remaining.into());
+        if limit.quota.rule() != Rule::Concurrency {
+            parameter(&mut field, ";t=", seconds(until(limit.level)));
         }
-        .expect("a string takes every write");
         if let Some(partition) = limit.partition {
             // A Byte Sequence is padded (RFC 9651 section 4.1.8).
             let key = base64(&partition.to_be_bytes());
@@ -99,6 +97,12 @@ fn item(field: &mut String, name: &str) {
         field.push_str(", ");
     }
     field.push('"');
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if name.bytes().all(is_plain) {
+        field.push_str(name);
+        field.push('"');
+        return;
+    }
     for byte in name.bytes() {
         match byte {
             b'"' | b'\\' => {
@@ -110,6 +114,19 @@ fn item(field: &mut String, name: &str) {
         }
     }
     field.push('"');
+}
+
+/// A parameter that is a number. It stands on every answer, so it is written without `fmt`.
+fn parameter(field: &mut String, key: &str, number: u64) {
+    field.push_str(key);
+    let mut power = 1;
+    while number / power >= 10 {
+        power *= 10;
+    }
+    while power > 0 {
+        field.push(char::from(b'0' + (number / power % 10) as u8));
+        power /= 10;
+    }
 }
 
 fn value(field: String) -> HeaderValue {

@@ -376,10 +376,8 @@ impl Key {
         let full = self.full();
         let end = if full > Mark::at(now) { full.whole } else { 0 };
         if self.is_dirty && end > 0 {
-            let (life, writes) = (
-                self.state.generation / WRITES,
-                self.state.generation % WRITES,
-            );
+            let generation = self.state.generation;
+            let (life, writes) = (generation / WRITES, generation % WRITES);
             self.state.generation = life * WRITES + (writes + 1) % WRITES;
         }
         let answer = Answer {
@@ -413,6 +411,19 @@ impl Model {
             }],
         };
         self.clone().run(&[name], &batch, now).grants[0].admitted > 0
+    }
+
+    /// What nodes hold of a key now.
+    pub(super) fn held(&self, name: usize, pace: Pace, now: u64) -> u64 {
+        let batch = Batch {
+            generation: 1,
+            keys: vec![Told::Bucket(pace, Statement::default())],
+            groups: Vec::new(),
+        };
+        match self.clone().run(&[name], &batch, now).keys[0] {
+            Heard::Bucket(answer) => answer.held,
+            _ => 0,
+        }
     }
 
     /// Whether a value ends about now, so that nobody here knows whether it is still there.

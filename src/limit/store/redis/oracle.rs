@@ -47,6 +47,17 @@ enum Trouble {
     RollsBack,
 }
 
+/// How requests come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// All the time, at random.
+    Steady,
+    /// Nobody, then all at once, over and over.
+    Bursts,
+    /// All the time, then nobody, then all at once, over and over.
+    Both,
+}
+
 #[derive(Clone, Debug)]
 struct Scene {
     amount: u32,
@@ -59,8 +70,7 @@ struct Scene {
     /// The most that a request takes.
     cost: u32,
     millis: u64,
-    /// Idle, then all at once, over and over.
-    bursts: bool,
+    shape: Shape,
     troubles: Vec<Trouble>,
     policy: OnStoreFailure,
 }
@@ -96,7 +106,7 @@ impl Scene {
             skew: 0.25,
             cost: 1,
             millis: 4000,
-            bursts: false,
+            shape: Shape::Steady,
             troubles: Vec::new(),
             policy: OnStoreFailure::Closed,
         }
@@ -110,7 +120,8 @@ impl Scene {
         scene.nodes = random.usize(2..8);
         scene.skew = random.f64();
         scene.millis = random.u64(1000..5000);
-        scene.bursts = random.u32(0..4) == 0;
+        scene.shape =
+            [Shape::Steady, Shape::Steady, Shape::Bursts, Shape::Both][random.usize(0..4)];
         scene
     }
 
@@ -192,7 +203,7 @@ async fn play(scene: &Scene, seed: u64) -> Outcome {
     let mut events = scene.events();
     let mut snapshot = None;
     let mut lost_at = Vec::new();
-    let mut at = 0.0;
+    let (mut at, mut next_burst) = (0.0, 0.5);
     let end = scene.millis as f64 / 1000.0;
     while at < end {
         time::sleep_until(begin + Duration::from_secs_f64(at)).await;
@@ -222,7 +233,24 @@ async fn play(scene: &Scene, seed: u64) -> Outcome {
                 }
             }
         }
-        let count = if scene.bursts { scene.burst } else { 1 };
+        let is_burst = match scene.shape {
+            Shape::Steady => false,
+            Shape::Bursts => true,
+            Shape::Both => at >= next_burst,
+        };
+        let count = if is_burst { scene.burst } else { 1 };
+        if is_sure {
+            let held = server.held(one.fingerprint, pace);
+            let left = |store: &Redis| {
+                let now = time::now();
+                store
+                    .shared
+                    .table
+                    .with(one.fingerprint, |key| key.left(now))
+            };
+            let left: u64 = stores.iter().filter_map(left).sum();
+            assert!(left <= held, "{left} {held} {scene:?} {seed}");
+        }
         for _ in 0..count {
             let node = if random.f64() < scene.skew {
                 0
@@ -259,11 +287,20 @@ async fn play(scene: &Scene, seed: u64) -> Outcome {
                 })),
             }
         }
-        at += if scene.bursts {
-            f64::from(scene.burst) / f64::from(scene.amount) * random.f64() * 2.0
-        } else {
-            -(1.0 - random.f64()).ln() / rate
+        let refill = f64::from(scene.burst) / f64::from(scene.amount);
+        at += match scene.shape {
+            Shape::Bursts => refill * random.f64() * 2.0,
+            _ => -(1.0 - random.f64()).ln() / rate,
         };
+        if scene.shape != Shape::Both {
+            continue;
+        }
+        if is_burst {
+            next_burst = at + random.f64();
+        } else if at >= next_burst {
+            // Before it nobody comes for a while.
+            at += refill * random.f64() * 2.0;
+        }
     }
     for task in tasks {
         task.await.unwrap();
@@ -480,6 +517,39 @@ async fn a_store_that_loses_everything_opens_no_new_burst() {
     }
     // The one that comes first knows less than the other.
     assert!((60..=100).contains(&admitted), "{admitted}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_ends_here_before_it_ends_there() {
+    for seed in 0..20 {
+        let server = Simulation::new(2, || Fate::well(DELAY, DELAY));
+        let way = server.way();
+        let line: Arc<dyn Line> = Arc::new(way.clone());
+        let store = Redis::over(line, 1);
+        ready(&store).await;
+        let quota = Quota::per_second(1000).burst(200);
+        let (one, pace) = (ask(1, quota), Pace::new(&quota));
+        let one = one.on_store_failure(OnStoreFailure::Closed);
+        for _ in 0..300 + seed * 7 {
+            decide(&store, &[one]).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        way.cut();
+        let left = |now: Instant| {
+            let left = store
+                .shared
+                .table
+                .with(one.fingerprint, |key| key.left(now));
+            left.unwrap()
+        };
+        let had = left(time::now());
+        for _ in 0..300 {
+            assert!(left(time::now()) <= server.held(one.fingerprint, pace));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(had > 0 && left(time::now()) == 0, "{had}");
+        assert!(!decide(&store, &[one]).await.0.admits());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -173,10 +173,12 @@ async fn the_script_is_its_model() {
     ];
     let mut runner = proptest::test_runner::TestRunner::default();
     let cases = std::env::var("PROPTEST_CASES").map_or(40, |cases| cases.parse().unwrap());
-    for run in 0..cases {
+    let runs = (0..cases).map(|run| {
         let steps = vec(step(), 1..30).new_tree(&mut runner).unwrap().current();
-        against_the_model(&connection, run, &quotas, &steps).await;
-    }
+        let (connection, quotas) = (&connection, &quotas);
+        async move { against_the_model(connection, run, quotas, &steps).await }
+    });
+    join_all(runs).await;
 }
 
 pub(super) fn ask(number: u128, quota: Quota) -> Ask {
