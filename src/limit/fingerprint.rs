@@ -27,10 +27,20 @@ impl Fingerprint {
     }
 
     /// What tells two of them apart and does not tell what they are, without the secret.
-    pub(super) fn hidden(self, secret: &[u8; 16]) -> u64 {
-        let mut hasher = SipHasher24::new_with_key(secret);
+    pub(super) fn hidden(self, secret: Secret) -> u64 {
+        let mut hasher = SipHasher24::new_with_key(&secret.0);
         hasher.write(&self.0.to_le_bytes());
         hasher.finish()
+    }
+}
+
+/// By which fingerprints are hidden. Nothing shows it.
+#[derive(Clone, Copy)]
+pub(super) struct Secret(pub(super) [u8; 16]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
     }
 }
 
@@ -121,10 +131,11 @@ mod tests {
     #[test]
     fn who_does_not_know_the_secret_learns_nothing() {
         let (one, other) = (Fingerprint::from(1), Fingerprint::from(2));
-        let (secret, another) = ([7; 16], [8; 16]);
-        assert_eq!(one.hidden(&secret), one.hidden(&secret));
-        assert_ne!(one.hidden(&secret), other.hidden(&secret));
-        assert_ne!(one.hidden(&secret), one.hidden(&another));
+        let (secret, another) = (Secret([7; 16]), Secret([8; 16]));
+        assert_eq!(one.hidden(secret), one.hidden(secret));
+        assert_ne!(one.hidden(secret), other.hidden(secret));
+        assert_ne!(one.hidden(secret), one.hidden(another));
+        assert_eq!(format!("{secret:?}"), "Secret");
     }
 
     /// Nodes of different versions count together.

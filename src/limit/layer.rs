@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use tower::Layer;
 
-use super::{Limiter, RateLimit, service::Options};
+use super::{Limiter, RateLimit, fingerprint::Secret, service::Options};
 
 /// Refuses requests above their limits; see the [module docs](super).
 ///
@@ -71,7 +71,7 @@ impl RateLimitLayer {
     /// by this secret, which the nodes of a cluster agree on: without it nobody learns the key.
     #[must_use]
     pub fn partition_key(mut self, secret: [u8; 16]) -> Self {
-        self.options.partition = Some(secret);
+        self.options.partition = Some(Secret(secret));
         self
     }
 

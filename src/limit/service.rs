@@ -14,6 +14,7 @@ use super::{
     Limiter,
     body::ResponseBody,
     field::{self, State},
+    fingerprint::Secret,
     future::{Admission, ResponseFuture},
     layer::Fields,
     limiter::View,
@@ -38,7 +39,7 @@ pub(super) struct Options {
     pub(super) permits: Permits,
     pub(super) jitter: Duration,
     /// The secret of partition keys, where they are told.
-    pub(super) partition: Option<[u8; 16]>,
+    pub(super) partition: Option<Secret>,
     /// `RateLimit-Policy` when every limit counts the request by its own quota.
     policy: Option<HeaderValue>,
 }
@@ -86,7 +87,7 @@ impl Options {
                     name: limit.name(),
                     quota: &ask.quota,
                     level,
-                    partition: self.partition.map(|secret| ask.fingerprint.hidden(&secret)),
+                    partition: self.partition.map(|secret| ask.fingerprint.hidden(secret)),
                 });
                 (policy, field::state(states))
             }),

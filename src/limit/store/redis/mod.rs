@@ -194,7 +194,7 @@ impl Redis {
             has_begun: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             said: AtomicU64::new(0),
-            holders: Mutex::default(),
+            holders: Mutex::new(HashSet::new()),
             errors: AtomicU64::new(0),
         });
         for (shard, number) in shared.shards.iter().zip(0..) {
