@@ -1,5 +1,11 @@
 //! What a local decision costs, beside governor: one key, a hot set of keys, several limits, and
 //! two threads on one store.
+//!
+//! What a limit adds to the whole proxy is counted in instructions, with and without one:
+//!
+//! ```console
+//! $ benches/profile/run --no-syscalls --cases "bare;bare, rate limit"
+//! ```
 
 use std::{
     hint::black_box,

@@ -197,6 +197,7 @@ impl Node {
         let mut following: Vec<_> = follow(&state).await.into_iter().collect();
         let place = keep_place(state.membership.clone(), Arc::downgrade(&state));
         following.push(tokio::spawn(place).abort_handle());
+        following.extend(count(&state));
         tokio::spawn(ready(Arc::downgrade(&state)));
 
         let admin_server = admin_listener.map(|(listener, address)| {
@@ -594,6 +595,20 @@ async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
         }
     });
     Some(following.abort_handle())
+}
+
+/// Tells the limits how many nodes share them, where the nodes know each other.
+fn count(state: &State) -> Option<AbortHandle> {
+    let limits = state.gateway.lock().shared()?;
+    let membership = state.membership.clone();
+    let mut watch = membership.watch()?;
+    let counting = tokio::spawn(async move {
+        loop {
+            watch.changed().await;
+            limits.set_nodes(membership.count().unwrap_or(0));
+        }
+    });
+    Some(counting.abort_handle())
 }
 
 /// Tells the clusters where this node stands among the others.

@@ -244,6 +244,19 @@ impl Membership {
         nodes
     }
 
+    /// How many nodes there are, this one included and those that drain left out, as far as the
+    /// registry has last said; `None` where it has said nothing.
+    #[must_use]
+    pub fn count(&self) -> Option<u32> {
+        let snapshot = self.shared.cluster.as_ref()?.watch.current();
+        if !matches!(snapshot.state, State::Live | State::Stale { .. }) {
+            return None;
+        }
+        let others = self.others(&snapshot);
+        let others = others.filter(|node| node.state != NodeState::Draining);
+        u32::try_from(others.count() + 1).ok()
+    }
+
     fn others(&self, snapshot: &Snapshot) -> impl Iterator<Item = NodeView> {
         let is_stale = matches!(snapshot.state, State::Stale { .. });
         let others = snapshot.endpoints.iter();
@@ -432,12 +445,16 @@ mod tests {
     async fn nodes_see_each_other_come_and_go() {
         let memory = Memory::new();
         let (one, two) = (member(&memory, 1), member(&memory, 2));
-        assert_eq!(seen(&one), ["node-1 starting"]);
+        assert_eq!(
+            (seen(&one), one.count()),
+            (vec!["node-1 starting".to_owned()], None)
+        );
         one.register();
         two.register();
         two.register();
         sees(&one, &["node-1 live", "node-2 live"]).await;
         sees(&two, &["node-2 live", "node-1 live"]).await;
+        assert_eq!((one.count(), two.count()), (Some(2), Some(2)));
 
         let begun = time::now();
         one.leave().await;
@@ -516,5 +533,6 @@ mod tests {
         assert!(more.await.is_err());
         alone.leave().await;
         assert_eq!(seen(&alone), ["node-1 draining"]);
+        assert_eq!(alone.count(), None);
     }
 }
