@@ -296,7 +296,7 @@ async fn what_the_server_forgets_the_nodes_remember() {
 
 /// What the server itself has counted, for one key of four nodes in one process.
 ///
-/// `cargo test --release --all-features --test it the_calls_of -- --ignored --nocapture`
+/// `cargo test --all-features --test it the_calls_of -- --ignored --nocapture`
 #[tokio::test]
 #[ignore = "it measures"]
 async fn the_calls_of_a_decision_as_the_server_counts_them() {
@@ -343,8 +343,9 @@ async fn the_calls_of_a_decision_as_the_server_counts_them() {
             .filter(|(verdict, ..)| *verdict == Verdict::Admit)
             .map(|(.., count)| count)
             .sum();
+        let errors: u64 = nodes.iter().map(Limiter::store_errors).sum();
         println!(
-            "{rate}/s burst {burst} at {load}x: {sent} decisions, {admitted} admitted, {:.4} calls each",
+            "{rate}/s burst {burst} at {load}x: {sent} decisions, {admitted} admitted, {:.4} calls each, {errors} errors",
             calls as f64 / sent as f64
         );
         assert!(calls as f64 <= most_calls * sent as f64);

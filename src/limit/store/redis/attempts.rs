@@ -58,10 +58,11 @@ impl Attempts {
         self.before.max(self.count)
     }
 
-    /// Whether none came in this part of a window and in the six before it, which are 50 ms.
+    /// Whether none came for 50 ms, and for eight times as long as it takes from one to the next.
     pub(super) fn are_over(&mut self, now: u64) -> bool {
-        self.turn(now);
+        let rate = self.rate(now);
+        let parts = (8 * 16 / rate.max(8)).max(6);
         let both = u32::from(self.parts) << 16 | u32::from(self.parts_before);
-        both >> (16 + (now >> PART) % 16 - 6) == 0
+        rate == 0 || (rate > 8 && both >> (16 + (now >> PART) % 16 - parts) == 0)
     }
 }
