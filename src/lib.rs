@@ -169,6 +169,7 @@ mod time;
 pub mod timeout;
 #[cfg(feature = "client")]
 pub mod upstream;
+mod verdict;
 #[cfg(feature = "file")]
 #[allow(
     dead_code,

@@ -9,7 +9,7 @@ use std::{
 use super::{Admin, Readiness, clusters::health};
 use crate::{
     cluster::Cluster, failover::Stats, health::Resource, limit::Limiter, load::DURATION_BUCKETS,
-    time,
+    node::VerdictCounts, time,
 };
 
 /// Endpoints of a cluster that have series of their own; the others are added up.
@@ -58,6 +58,10 @@ pub(super) fn render(admin: &Admin) -> String {
     checks(&mut page, &clusters);
     failovers(&mut page, &admin.shared.failovers.load());
     breakers(&mut page, &clusters);
+    let verdicts = admin.shared.verdicts.lock().upgrade();
+    if let Some(verdicts) = verdicts {
+        self::verdicts(&mut page, verdicts.counts());
+    }
     discovery(&mut page, &clusters);
     if let Some(cache) = admin.shared.cache.load_full() {
         super::cache::metrics(&mut page, &cache);
@@ -92,6 +96,46 @@ fn limits(page: &mut Page, limiters: &[Limiter]) {
         "How often a store of limits could not be asked.",
     );
     page.sample(name, &[], errors);
+}
+
+fn verdicts(page: &mut Page, counts: VerdictCounts) {
+    let name = "verdict_messages_total";
+    page.family(
+        name,
+        "counter",
+        "Messages between nodes about the health of endpoints.",
+    );
+    for (kind, count) in [
+        ("sent", counts.sent),
+        ("received", counts.received),
+        ("refused", counts.refused),
+        ("lost", counts.lost),
+    ] {
+        page.sample(name, &[("kind", kind)], count);
+    }
+    for (name, kind, help, count) in [
+        (
+            "verdict_suspicions_total",
+            "counter",
+            "Endpoints that somebody had probed at once, here or at another node.",
+            counts.suspicions,
+        ),
+        (
+            "verdict_trials_total",
+            "counter",
+            "Requests on trial at ejected endpoints.",
+            counts.trials,
+        ),
+        (
+            "verdict_nodes",
+            "gauge",
+            "Nodes that share verdicts, this one included.",
+            counts.nodes,
+        ),
+    ] {
+        page.family(name, kind, help);
+        page.sample(name, &[], count);
+    }
 }
 
 fn requests(page: &mut Page, clusters: &[Cluster]) {

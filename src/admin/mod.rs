@@ -16,7 +16,7 @@
 //! | `GET /nodes` | the nodes of the cluster that this one sees, itself included, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
-//! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
+//! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed, here and by the nodes in charge of it; 404 when there is none, 409 when the cluster has no checks |
 //! | `POST /cache/invalidate` | 200 once what a document names is invalidated, else 503 |
 //!
 //! # Examples
@@ -49,7 +49,10 @@ mod metrics;
 mod nodes;
 mod router;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
@@ -57,7 +60,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    cache::HttpCache, cluster::Cluster, failover, limit::Limiter, node::Membership,
+    cache::HttpCache,
+    cluster::Cluster,
+    failover,
+    limit::Limiter,
+    node::{Membership, Verdicts},
     refusal::Refusals,
 };
 
@@ -78,6 +85,7 @@ struct Shared {
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
     membership: Mutex<Option<Membership>>,
+    verdicts: Mutex<Weak<Verdicts>>,
     token: Mutex<Option<String>>,
 }
 
@@ -147,6 +155,7 @@ impl Admin {
             drain: watch::Sender::default(),
             config: Mutex::default(),
             membership: Mutex::default(),
+            verdicts: Mutex::default(),
             token: Mutex::default(),
         };
         Self {
@@ -162,6 +171,11 @@ impl Admin {
     /// Shows this node among the others from now on.
     pub fn set_membership(&self, membership: Membership) {
         *self.shared.membership.lock() = Some(membership);
+    }
+
+    /// Shows what these did from now on, while they are there.
+    pub fn set_verdicts(&self, verdicts: Option<&Arc<Verdicts>>) {
+        *self.shared.verdicts.lock() = verdicts.map(Arc::downgrade).unwrap_or_default();
     }
 
     /// Shows these clusters from now on.

@@ -30,9 +30,10 @@ use crate::{
     discover::{Discovery, RedisServices},
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
-    node::{Listener, Membership, Server},
+    node::{Listener, Membership, Server, Verdicts},
     redis::Connection,
     register::{RedisRegistry, Registry},
+    store::RedisBus,
     time,
 };
 
@@ -106,6 +107,8 @@ struct State {
     store: StoreSettings,
     /// This node among the others of its cluster.
     membership: Membership,
+    /// What it shares with them.
+    verdicts: Option<Arc<Verdicts>>,
     /// Where the clusters and routes come from, when not from the file.
     shared: Option<Shared>,
     /// As the node was started with it.
@@ -149,12 +152,15 @@ impl Node {
         let shared = config_store
             .as_ref()
             .map(|store| Shared::follow(store, ground(&plan)));
+        let membership = membership(node, address, &default_id, redis.clone());
+        let verdicts = verdicts(&plan, &membership, redis);
         let state = Arc::new(State {
             admin: Admin::new(),
             routes: Routes::new(),
             gateway: Mutex::new(gateway),
             node: ArcSwap::from_pointee(node.clone()),
-            membership: membership(node, address, &default_id, redis),
+            membership,
+            verdicts,
             default_id,
             store: plan.settings.store.clone(),
             shared,
@@ -172,6 +178,7 @@ impl Node {
             .admin
             .update_config(|config| *config = ConfigStatus::new(source));
         state.admin.set_membership(state.membership.clone());
+        state.admin.set_verdicts(state.verdicts.as_ref());
         state.apply(&plan);
         connected(&state).await;
         let follow = follow(&state).await;
@@ -370,6 +377,9 @@ impl State {
         let mut gateway = self.gateway.lock();
         let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
         gateway.apply(plan, id, &self.routes);
+        if let Some(verdicts) = &self.verdicts {
+            gateway.share(verdicts);
+        }
         self.admin.set_node(id);
         self.admin.set_clusters(gateway.clusters());
         self.admin.set_failovers(gateway.failover_stats());
@@ -483,6 +493,18 @@ fn membership(
     Membership::new(register.service.as_str(), endpoint, registry, &discovery)
 }
 
+/// What a node shares with the others, where there are others and a bus to them.
+fn verdicts(
+    plan: &Plan,
+    membership: &Membership,
+    redis: Option<Connection>,
+) -> Option<Arc<Verdicts>> {
+    let service = membership.service()?;
+    let settings = plan.settings.store.redis.as_ref()?;
+    let bus = RedisBus::new(redis?, &settings.namespace, service.as_str());
+    Some(Arc::new(Verdicts::start(membership.clone(), Arc::new(bus))))
+}
+
 /// Follows the configuration in a store from now on, once it was heard of or had its time.
 async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
     let shared = state.shared.as_ref()?;
@@ -541,6 +563,9 @@ async fn ready(state: Weak<State>) {
 /// Tells the others, then finishes what is in flight, upgraded connections too, within the time that the file allows.
 async fn drain(server: &Server, state: &State) {
     state.admin.set_readiness(Readiness::Draining);
+    if let Some(verdicts) = &state.verdicts {
+        verdicts.leave();
+    }
     state.membership.leave().await;
     let limit = state.node.load().drain;
     let until = time::after(time::now(), limit);

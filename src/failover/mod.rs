@@ -118,7 +118,7 @@ mod stats;
 mod tests;
 
 pub use backoff::{Backoff, InvalidBackoff};
-pub use budget::{Budget, InvalidBudget};
+pub use budget::{Budget, InvalidBudget, MinimumShare};
 pub use hedge::{Hedge, InvalidPercentile};
 pub use layer::{FailoverLayer, Fallback, NoFallback};
 pub use service::Failover;

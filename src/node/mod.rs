@@ -1,4 +1,5 @@
-//! A gateway node: its listener, the others of its cluster, and how it stops.
+//! A gateway node: its listener, the others of its cluster and what it shares with them, and how it
+//! stops.
 //!
 //! [`Membership`] is for any application, whatever it listens by.
 
@@ -15,6 +16,7 @@ mod server;
 mod socket;
 #[cfg(feature = "server")]
 mod stall;
+mod verdicts;
 
 #[cfg(feature = "server")]
 pub use connection::ServeBody;
@@ -23,3 +25,4 @@ pub use listener::Listener;
 pub use membership::{Membership, NodeState, NodeView};
 #[cfg(feature = "server")]
 pub use server::Server;
+pub use verdicts::{VerdictCounts, Verdicts};

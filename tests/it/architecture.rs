@@ -18,7 +18,7 @@ const RANKS: [&[&str]; 10] = [
     &[
         "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
     ],
-    &["member", "register"],
+    &["member", "register", "verdict"],
     &["pick"],
     &["cluster"],
     &[
@@ -120,7 +120,9 @@ const PURE: &[&str] = &[
     "pick/",
     "refusal.rs",
     "route/",
+    "store/bus/envelope.rs",
     "timeout/grpc.rs",
+    "verdict/",
     "yaml/",
 ];
 
