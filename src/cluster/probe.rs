@@ -21,7 +21,7 @@ use tokio::{
 use super::{Cluster, Shared, check::Checks};
 use crate::{
     endpoint::EndpointId,
-    health::{Finding, Opinion, Schedule, Verdict},
+    health::{Finding, Opinion, Probed, Schedule, Verdict},
     member::Member,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time,
@@ -358,8 +358,13 @@ impl Round {
             ..
         } = &self.checks;
         watched.opinion = watched.opinion.after(finding, *thresholds);
-        let health = watched.member.health();
-        health.probed(watched.opinion.into(), now);
+        if !matches!(finding, Finding::Inconclusive(_)) {
+            watched.member.health().probed(Probed {
+                verdict: watched.opinion.into(),
+                has_passed: *finding == Finding::Pass,
+                at: now,
+            });
+        }
         let next = match watched.probe.take() {
             Some(Probe {
                 then: Then::InTime,

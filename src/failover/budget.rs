@@ -110,7 +110,11 @@ impl MinimumShare {
 
     /// Sets the part, from 0 to 1.
     pub fn set(&self, part: f64) {
-        let part = if part.is_nan() { 1.0 } else { part.clamp(0.0, 1.0) };
+        let part = if part.is_nan() {
+            1.0
+        } else {
+            part.clamp(0.0, 1.0)
+        };
         self.0.store(part.to_bits(), Relaxed);
     }
 

@@ -285,7 +285,13 @@ mod tests {
             }),
             ..subject(own.0, own.1)
         };
-        for (own, found) in [((3, 3), 1), ((0, 1), 1), ((6, 0), 0), ((0, 0), 0), ((999, 1), 0)] {
+        for (own, found) in [
+            ((3, 3), 1),
+            ((0, 1), 1),
+            ((6, 0), 0),
+            ((0, 0), 0),
+            ((999, 1), 0),
+        ] {
             let mut subjects = vec![good; 9];
             subjects.push(bad(own));
             assert_eq!(

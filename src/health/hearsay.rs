@@ -44,9 +44,8 @@ pub(super) struct Told {
 }
 
 fn pack(hearsay: Hearsay) -> u64 {
-    let pack = |level, nodes: u16, edition: u32| {
-        u64::from(edition) << 32 | u64::from(nodes) << 8 | level
-    };
+    let pack =
+        |level, nodes: u16, edition: u32| u64::from(edition) << 32 | u64::from(nodes) << 8 | level;
     match hearsay {
         Hearsay::None => NONE,
         Hearsay::Suspected { nodes, edition } => pack(SUSPECTED, nodes, edition),

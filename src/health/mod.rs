@@ -102,14 +102,24 @@ struct Record {
     told: Option<Standing>,
     /// When it was let in again, after it was found unhealthy or ejected.
     readmitted: Option<Instant>,
-    /// What a probe of this node's own said last, and when.
-    probed: Option<(Verdict, Instant)>,
+    /// What the probes of this node's own say.
+    probed: Option<Probed>,
     /// For how many buckets others have condemned it.
     condemned: u8,
     /// How its requests ended at all nodes.
     pooled: Option<Counts>,
     /// A trial that nobody was told of.
     has_begun_trial: bool,
+}
+
+/// What the probes of this node's own say of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Probed {
+    pub(crate) verdict: Verdict,
+    /// Whether the last one passed.
+    pub(crate) has_passed: bool,
+    /// When that was.
+    pub(crate) at: Instant,
 }
 
 /// How an endpoint is ejected, as other nodes are to hear of it.
@@ -181,6 +191,11 @@ impl Health {
     pub fn ejected_until(&self) -> Option<Instant> {
         let until = self.gate.shut_until()?;
         Some(self.epoch + Duration::from_micros(until))
+    }
+
+    /// Since when anything was to be known of it.
+    pub(crate) fn known_since(&self) -> Instant {
+        self.epoch
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -368,13 +383,13 @@ impl Health {
         self.told.is_probed()
     }
 
-    /// A probe of this node's own made it think so.
-    pub(crate) fn probed(&self, verdict: Verdict, now: Instant) {
-        self.record.lock().probed = Some((verdict, now));
+    /// A probe of this node's own has ended.
+    pub(crate) fn probed(&self, probed: Probed) {
+        self.record.lock().probed = Some(probed);
     }
 
-    /// What a probe of this node's own said last, and when.
-    pub(crate) fn own_verdict(&self) -> Option<(Verdict, Instant)> {
+    /// What the probes of this node's own say.
+    pub(crate) fn own_probes(&self) -> Option<Probed> {
         self.record.lock().probed
     }
 

@@ -293,6 +293,7 @@ async fn talk(shared: Arc<Shared>) {
     let mut last = time::now();
     let mut period = last;
     let mut is_news = true;
+    let mut was_up = shared.bus.is_up();
     loop {
         let next = if is_news { last + PAUSE } else { last + TICK };
         let next = next.min(period.max(last + PAUSE));
@@ -300,17 +301,24 @@ async fn talk(shared: Arc<Shared>) {
         let due = pin!(time::sleep_until(next));
         match select(select(heard.next(), happened), due).await {
             Either::Left((Either::Left((Some(BusEvent::Message(message)), _)), _)) => {
-                shared.hear(message);
-                is_news = true;
+                is_news |= shared.hear(message);
             }
             // What was missed is said again.
             Either::Left((Either::Left((Some(BusEvent::Gap), _)), _)) => {}
             // The connection is gone for good.
-            Either::Left((Either::Left((None, _)), _)) => heard = futures_util::stream::pending().boxed(),
+            Either::Left((Either::Left((None, _)), _)) => {
+                heard = futures_util::stream::pending().boxed()
+            }
             Either::Left((Either::Right(_), _)) => is_news = true,
             Either::Right(_) => {
                 let now = time::now();
                 let span = shared.period();
+                let is_up = shared.bus.is_up();
+                if is_up && !was_up {
+                    // Nobody has heard what was said until now.
+                    period = now;
+                }
+                was_up = is_up;
                 let occasion = if now >= period {
                     Occasion::Period
                 } else {
@@ -370,24 +378,30 @@ impl Shared {
         self.news.notify_one();
     }
 
-    fn hear(&self, message: Bytes) {
+    /// Takes a message; returns whether it is to be looked at at once.
+    fn hear(&self, message: Bytes) -> bool {
         let now = time::now();
         let mut council = self.council.lock();
-        let counter = match council.hear(message, now) {
-            Ok(Heard::Nothing) => return,
-            Ok(Heard::Something { mut suspects, asked }) => {
+        match council.hear(message, now) {
+            Ok(Heard::Nothing) => return false,
+            Ok(Heard::Something {
+                mut suspects,
+                asked,
+                is_urgent,
+            }) => {
                 self.counters.suspicions.fetch_add(asked as u64, Relaxed);
                 suspects.retain(|(_, instance)| council.is_prober(*instance));
                 drop(council);
                 self.probe(&suspects);
-                &self.counters.received
+                self.counters.received.fetch_add(1, Relaxed);
+                is_urgent
             }
             Err(reason) => {
                 tracing::debug!(event = "verdict_refused", %reason, "a message says nothing");
-                &self.counters.refused
+                self.counters.refused.fetch_add(1, Relaxed);
+                false
             }
-        };
-        counter.fetch_add(1, Relaxed);
+        }
     }
 
     /// Probes these at once.
@@ -420,7 +434,8 @@ impl Shared {
         }
         let nodes = self.membership.nodes().into_iter();
         let nodes = nodes.filter(|node| !node.is_self && node.state == NodeState::Live);
-        let named = nodes.map(|node| (node.endpoint.id.as_str().into(), node.endpoint.zone.clone()));
+        let named =
+            nodes.map(|node| (node.endpoint.id.as_str().into(), node.endpoint.zone.clone()));
         council.meet(named, now);
 
         let mut items = Vec::new();
@@ -502,10 +517,11 @@ fn local(member: &Member, rules: Rules, now: Instant) -> Local {
             bad: member.load().failures(),
         },
         recent: health.recent(),
-        probed: rules.check_interval.and_then(|_| health.own_verdict()),
+        probed: rules.check_interval.and_then(|_| health.own_probes()),
         ejected: health.ejected().filter(|_| has_rules),
         quiet_until: health.own_quiet_until(now),
         joined: member.joined(),
+        known: health.known_since(),
     }
 }
 
@@ -529,7 +545,11 @@ fn follow_advice(
             health.hear_quiet(until, oversight, now);
         }
         health.pool(advice.pooled);
-        health.leave_probes(advice.lead != Lead::Own);
+        health.leave_probes(matches!(advice.lead, Lead::Others { .. }));
+        if advice.lead == Lead::Ask {
+            // It may have left.
+            cluster.probe(&member.endpoint().id).ok();
+        }
         if let Lead::Others { verdict, nodes } = advice.lead
             && rules.check_interval.is_some()
             && health.verdict() != verdict

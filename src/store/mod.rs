@@ -49,9 +49,9 @@ mod redis;
 mod state;
 mod version;
 
-pub use bus::{Bus, BusEvent, Envelope, Malformed, MemoryBus};
 #[cfg(feature = "redis")]
 pub use bus::RedisBus;
+pub use bus::{Bus, BusEvent, Envelope, Malformed, MemoryBus};
 pub use config::{Config, ConfigEvent, ConfigStore, Refusal};
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;

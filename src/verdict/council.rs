@@ -62,6 +62,8 @@ pub(crate) enum Heard {
         suspects: Vec<(Topic, Instance)>,
         /// Of those, the ones that somebody asked to probe.
         asked: usize,
+        /// Whether it is to be looked at at once.
+        is_urgent: bool,
     },
 }
 
@@ -107,7 +109,12 @@ impl Council {
             let run = self.origins.get(name);
             run.is_some_and(|run| run.until > now && !run.has_left)
         };
-        let live: HashSet<_> = self.members.keys().filter(|name| is_heard(name)).cloned().collect();
+        let live: HashSet<_> = self
+            .members
+            .keys()
+            .filter(|name| is_heard(name))
+            .cloned()
+            .collect();
         if live != self.live {
             let others = self.members.iter().filter(|(name, _)| live.contains(*name));
             let others = others.map(|(name, zone)| (&**name, zone.as_ref()));
@@ -138,21 +145,28 @@ impl Council {
             name: &envelope.origin,
             zone: envelope.zone.as_ref(),
         };
-        let (mut suspects, mut asked) = (Vec::new(), 0);
+        let (mut suspects, mut asked, mut is_urgent) = (Vec::new(), 0, false);
         for item in items {
             let Some(topic) = item.topic() else {
                 self.leave(&envelope.origin, now);
+                is_urgent = true;
                 continue;
             };
             let Some(talk) = self.talks.get_mut(&topic) else {
                 continue;
             };
             let is_request = matches!(item, Item::Suspect { .. });
-            let found = talk.hear(item, &origin, holds, now);
-            asked += if is_request { found.len() } else { 0 };
-            suspects.extend(found.into_iter().map(|instance| (topic, instance)));
+            let news = talk.hear(item, &origin, holds, now);
+            asked += if is_request { news.suspects.len() } else { 0 };
+            is_urgent |= news.is_urgent;
+            let found = news.suspects.into_iter();
+            suspects.extend(found.map(|instance| (topic, instance)));
         }
-        Ok(Heard::Something { suspects, asked })
+        Ok(Heard::Something {
+            suspects,
+            asked,
+            is_urgent,
+        })
     }
 
     /// Whether a message is the newest of its run, and this the newest run of its node.
@@ -283,7 +297,9 @@ impl Council {
             live: &self.live,
             nodes: &self.nodes,
         };
-        self.talks.get(&topic).map_or(1.0, |talk| talk.share(&circle))
+        self.talks
+            .get(&topic)
+            .map_or(1.0, |talk| talk.share(&circle))
     }
 
     /// Forgets clusters that are gone.

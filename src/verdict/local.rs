@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Instance;
-use crate::health::{Counts, Ejected, Hearsay, Verdict};
+use crate::health::{Counts, Ejected, Hearsay, Probed, Verdict};
 
 /// An endpoint as this node knows it.
 #[derive(Clone, Copy, Debug)]
@@ -13,13 +13,22 @@ pub(crate) struct Local {
     pub(crate) counts: Counts,
     /// How they ended in the last interval.
     pub(crate) recent: Counts,
-    /// What its own probes found last, and when.
-    pub(crate) probed: Option<(Verdict, Instant)>,
+    /// What its own probes say.
+    pub(crate) probed: Option<Probed>,
     pub(crate) ejected: Option<Ejected>,
     /// Until when it asked this node to leave it alone.
     pub(crate) quiet_until: Option<Instant>,
     /// When it joined a cluster that was already there.
     pub(crate) joined: Option<Instant>,
+    /// Since when this node knows it.
+    pub(crate) known: Instant,
+}
+
+impl Local {
+    /// Since when it is there, at least.
+    pub(super) fn since(&self) -> Instant {
+        self.joined.unwrap_or(self.known)
+    }
 }
 
 /// What the cluster of endpoints goes by at this node.
@@ -63,6 +72,8 @@ pub(crate) enum Trial {
 pub(crate) enum Lead {
     /// This node.
     Own,
+    /// This node, at once.
+    Ask,
     /// So many other nodes, who say this.
     Others { verdict: Verdict, nodes: u16 },
 }

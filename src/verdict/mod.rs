@@ -8,10 +8,10 @@
 //!
 //! | | what is said | what follows at another node |
 //! |---|---|---|
-//! | ejections | those that the node saw the reason for itself | *suspicion*: one failure is enough. With two voices or more, and more of them than nodes that have it succeed: ejection, unless a request succeeds here within a second or two. Voices of another zone count as one |
+//! | ejections | those that the node saw the reason for itself | *suspicion*: one failure is enough. With two voices or more, and more of them than nodes where requests succeed: ejection, unless one succeeds here within a second or two. Voices of another zone count as one, and one that accuses more than a quarter of the endpoints as none |
 //! | trials | that one is under way, and by the ejections how it ended | the others leave theirs: the one whose hash of node, endpoint and round is lowest goes first, the next a [patience](PATIENCE) later. A node leaves no more than three in a row to others. After one that passes, each node tries for itself |
 //! | quiet | endpoints that asked to be left alone | they are, for what is left of that time |
-//! | probes | what the node's own probes found | an endpoint is probed by the two nodes whose hashes are lowest, of two zones where there are; one that passes anywhere is well, and it takes two voices that it is not. Where nobody told for two intervals, requests fail here, or the voices differ from what its own probes found last, a node probes itself |
+//! | probes | what the node's own probes found | an endpoint is probed by the two nodes whose hashes are lowest, of two zones where there are; one that passes anywhere is well; that it is not takes two voices and one probe of a node's own. A node probes for itself where nobody told for two intervals, where its requests fail, and where what it saw differs |
 //! | tallies | how requests ended at endpoints of which somebody says ill | rates are compared over all nodes; to eject, a node's own requests have to agree |
 //! | requests | how many there were | the minimum of retry budgets is divided by them |
 //! | ages | how long ago endpoints joined | a slow start begins with the first sight of any node |
@@ -40,8 +40,8 @@ use twox_hash::XxHash64;
 
 pub(crate) use council::{Council, Heard};
 pub(crate) use item::Item;
-pub(crate) use speech::Occasion;
 pub(crate) use local::{Advice, Lead, Local, Rules, Trial};
+pub(crate) use speech::Occasion;
 
 use crate::endpoint::Endpoint;
 

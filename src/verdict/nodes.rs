@@ -64,12 +64,13 @@ impl Nodes {
         let Some(first) = self.nodes.iter().min_by_key(rank) else {
             return true;
         };
-        let others = || {
-            self.nodes
-                .iter()
-                .filter(|node| !std::ptr::eq(*node, first))
+        let others = || self.nodes.iter().filter(|node| !std::ptr::eq(*node, first));
+        // A node without a zone is in none, rather than in one of its own.
+        let is_elsewhere = |node: &&Node| {
+            let zones = node.zone.as_ref().zip(first.zone.as_ref());
+            zones.is_some_and(|(zone, first)| zone != first)
         };
-        let elsewhere = others().filter(|node| node.zone != first.zone);
+        let elsewhere = others().filter(is_elsewhere);
         let second = elsewhere
             .min_by_key(rank)
             .or_else(|| others().min_by_key(rank));
@@ -108,7 +109,11 @@ mod tests {
         (0..count).map(|number| format!("node-{number}")).collect()
     }
 
-    fn view<'n>(names: &'n [String], own: &'n str, zone: impl Fn(&str) -> Option<Arc<str>>) -> Nodes {
+    fn view<'n>(
+        names: &'n [String],
+        own: &'n str,
+        zone: impl Fn(&str) -> Option<Arc<str>>,
+    ) -> Nodes {
         let zones: Vec<_> = names.iter().map(|name| zone(name)).collect();
         let own_zone = zone(own);
         let others = names.iter().zip(&zones);
@@ -122,7 +127,10 @@ mod tests {
     #[test]
     fn two_nodes_probe_each_endpoint_and_all_do_their_part() {
         let names = named(20);
-        let views: Vec<_> = names.iter().map(|own| view(&names, own, |_| None)).collect();
+        let views: Vec<_> = names
+            .iter()
+            .map(|own| view(&names, own, |_| None))
+            .collect();
         let mut parts = vec![0; views.len()];
         for instance in instances() {
             let probers = views.iter().zip(&mut parts);
@@ -134,7 +142,10 @@ mod tests {
             assert_eq!(count, 2);
         }
         // 200 each, give or take four standard deviations.
-        assert!(parts.iter().all(|part| (146..=254).contains(part)), "{parts:?}");
+        assert!(
+            parts.iter().all(|part| (146..=254).contains(part)),
+            "{parts:?}"
+        );
     }
 
     #[test]
@@ -142,7 +153,9 @@ mod tests {
         let names = named(9);
         let zone = |name: &str| Some(Arc::from(if name < "node-6" { "a" } else { "b" }));
         for instance in instances() {
-            let probers = names.iter().filter(|own| view(&names, own, zone).is_prober(instance));
+            let probers = names
+                .iter()
+                .filter(|own| view(&names, own, zone).is_prober(instance));
             let zones: std::collections::BTreeSet<_> = probers.map(|name| zone(name)).collect();
             assert_eq!(zones.len(), 2);
         }
@@ -185,6 +198,9 @@ mod tests {
             places.sort_unstable();
             assert_eq!(places, (0..10).collect::<Vec<_>>());
         }
-        assert!(first.iter().all(|count| (60..=140).contains(count)), "{first:?}");
+        assert!(
+            first.iter().all(|count| (60..=140).contains(count)),
+            "{first:?}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use super::{
     nodes::lateness,
     talk::{Circle, Talk, is_within, probes_hold},
 };
-use crate::health::Verdict;
+use crate::health::{Probed, Verdict};
 
 /// So many voices, or objections, are enough: another one would change nothing.
 const ENOUGH: usize = 5;
@@ -145,10 +145,9 @@ impl Talk {
         };
         let mut ages = Vec::new();
         for local in locals {
-            let age = local
-                .joined
-                .map_or(window, |joined| now.saturating_duration_since(joined));
-            if age < window || self.is_thought_younger(local, now) {
+            let age = now.saturating_duration_since(local.since());
+            let is_new = local.joined.is_some() && age < window;
+            if is_new || self.is_thought_younger(local) {
                 ages.push((local.instance, age));
             }
         }
@@ -174,10 +173,10 @@ impl Talk {
             let Some(watched) = self.watched.get_mut(&local.instance) else {
                 continue;
             };
-            let own = local.probed.filter(|(verdict, at)| {
-                *verdict != Verdict::Unknown && is_within(*at, probes_hold(interval), now)
+            let own = local.probed.filter(|own| {
+                own.verdict != Verdict::Unknown && is_within(own.at, probes_hold(interval), now)
             });
-            let Some((verdict, _)) = own else {
+            let Some(Probed { verdict, .. }) = own else {
                 watched.said.verdict = None;
                 continue;
             };

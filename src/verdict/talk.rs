@@ -83,6 +83,15 @@ pub(super) struct Talk {
     pub(super) requests: u64,
 }
 
+/// What came of a thing that was said.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Endpoints that somebody began to suspect.
+    pub(super) suspects: Vec<Instance>,
+    /// Whether it is to be looked at at once.
+    pub(super) is_urgent: bool,
+}
+
 /// What others say of an endpoint, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Poll {
@@ -107,33 +116,38 @@ impl Poll {
 
 /// Hearing.
 impl Talk {
-    /// Takes what a node says; returns the endpoints that are suspected anew by it.
+    /// Takes what a node says.
     pub(super) fn hear(
         &mut self,
         item: Item,
         origin: &Origin<'_>,
         holds: Duration,
         now: Instant,
-    ) -> Vec<Instance> {
+    ) -> News {
         let until = now + holds;
-        let mut suspects = Vec::new();
+        let mut news = News::default();
         match item {
-            Item::Ejected { all, .. } => suspects = self.hear_ejected(&all, origin, until, now),
+            Item::Ejected { all, .. } => news = self.hear_ejected(&all, origin, until, now),
             Item::Quiet { some, .. } => {
                 for (instance, left) in self.known(some) {
                     let until = now + left.min(LONGEST_QUIET);
-                    let known = self.quiet.entry(instance).or_insert(until);
-                    *known = until.max(*known);
+                    let known = self.quiet.get(&instance).copied();
+                    if known.is_none_or(|known| known + SLACK < until) {
+                        news.is_urgent = true;
+                    }
+                    let later = known.map_or(until, |known| known.max(until));
+                    self.quiet.insert(instance, later);
                 }
             }
             Item::Probed { some, .. } => {
                 for (instance, what) in self.known(some) {
                     let said = Said { what, until };
                     let is_news = self.hear_probe(instance, origin.name, said);
+                    news.is_urgent |= is_news;
                     let own = self.watched.get(&instance);
                     let is_other = own.is_some_and(|own| own.said.verdict != Some(what));
                     if is_news && is_other && what == Verdict::Unhealthy {
-                        suspects.push(instance);
+                        news.suspects.push(instance);
                     }
                 }
             }
@@ -141,7 +155,10 @@ impl Talk {
                 for what in some {
                     if self.watched.contains_key(&what.instance) {
                         let tallies = self.tallies.entry(what.instance).or_default();
-                        tallies.insert(Arc::clone(origin.name), Said { what, until });
+                        let said = Said { what, until };
+                        let before = tallies.insert(Arc::clone(origin.name), said);
+                        let objected = before.is_some_and(|before| before.what.objects);
+                        news.is_urgent |= what.objects && !objected;
                     }
                 }
             }
@@ -157,12 +174,14 @@ impl Talk {
                 }
             }
             Item::Suspect { instance, .. } => {
-                suspects.extend(self.watched.contains_key(&instance).then_some(instance));
+                let is_known = self.watched.contains_key(&instance);
+                news.suspects.extend(is_known.then_some(instance));
             }
             // It is about no cluster.
             Item::Leaving => {}
         }
-        suspects
+        news.is_urgent |= !news.suspects.is_empty();
+        news
     }
 
     fn known<T>(&self, some: Vec<(Instance, T)>) -> Vec<(Instance, T)> {
@@ -177,8 +196,8 @@ impl Talk {
         origin: &Origin<'_>,
         until: Instant,
         now: Instant,
-    ) -> Vec<Instance> {
-        let mut suspects = Vec::new();
+    ) -> News {
+        let mut news = News::default();
         let mut accused = HashSet::new();
         for ejection in all {
             let instance = ejection.instance;
@@ -198,13 +217,17 @@ impl Talk {
             };
             let voices = self.voices.entry(instance).or_default();
             let before = voices.insert(Arc::clone(origin.name), voice);
-            let is_live = |before: &Voice| before.until > now && before.rival.round >= ejection.times;
+            let is_live =
+                |before: &Voice| before.until > now && before.rival.round >= ejection.times;
             if !before.as_ref().is_some_and(is_live) {
                 watched.edition += 1;
                 watched.accused = Some(now);
+                news.is_urgent = true;
             }
+            let was_trying = before.as_ref().is_some_and(|before| before.rival.is_trying);
+            news.is_urgent |= was_trying != ejection.is_on_trial;
             if before.is_none() {
-                suspects.push(instance);
+                news.suspects.push(instance);
             }
         }
         let before = self.accused.insert(Arc::clone(origin.name), accused);
@@ -218,9 +241,10 @@ impl Talk {
                 && let Some(watched) = self.watched.get_mut(&instance)
             {
                 watched.has_passed = true;
+                news.is_urgent = true;
             }
         }
-        suspects
+        news
     }
 
     /// Returns whether it says something else than before.
@@ -328,7 +352,7 @@ impl Talk {
         let voices = self.voices.get(&instance);
         let mut zones: HashSet<Option<&Arc<str>>> = HashSet::new();
         for (origin, voice) in voices.into_iter().flatten() {
-            if !circle.hears(origin) {
+            if !circle.hears(origin) || self.says_too_much(origin) {
                 continue;
             }
             poll.voices += 1;
@@ -345,6 +369,12 @@ impl Talk {
         poll
     }
 
+    /// Whether a node has ejected so many that it speaks of itself rather than of them.
+    fn says_too_much(&self, origin: &str) -> bool {
+        let accused = self.accused.get(origin).map_or(0, HashSet::len);
+        accused > (self.watched.len() / 4).max(2)
+    }
+
     fn hearsay(&self, instance: Instance, circle: &Circle<'_>) -> Hearsay {
         let edition = self.watched.get(&instance).map_or(0, |one| one.edition);
         self.poll(instance, circle).hearsay(edition)
@@ -359,11 +389,14 @@ impl Talk {
         local.recent.bad > 0
             || local.ejected.is_some_and(|ejected| ejected.is_own)
             || self.voices.contains_key(instance)
-            || self.tallies.get(instance).is_some_and(|told| told.iter().any(is_bad))
+            || self
+                .tallies
+                .get(instance)
+                .is_some_and(|told| told.iter().any(is_bad))
     }
 
     /// Who probes an endpoint from now on.
-    fn lead(&self, local: &Local, rules: Rules, circle: &Circle<'_>, now: Instant) -> Lead {
+    fn lead(&mut self, local: &Local, rules: Rules, circle: &Circle<'_>, now: Instant) -> Lead {
         let Some(interval) = rules.check_interval else {
             return Lead::Own;
         };
@@ -379,26 +412,24 @@ impl Talk {
                 }
             }
         }
-        let own = local.probed;
-        let own = own.filter(|(_, at)| is_within(*at, probes_hold(interval), now));
-        let own = own.map(|(verdict, _)| verdict);
-        let watched = self.watched.get(&local.instance);
+        let Some(watched) = self.watched.get_mut(&local.instance) else {
+            return Lead::Own;
+        };
         let within = |at: Option<Instant>, span| at.is_some_and(|at| is_within(at, span, now));
-        let has_failed =
-            || within(watched.and_then(|one| one.failed), 2 * interval.max(OBJECTION));
-        let has_succeeded = || within(watched.and_then(|one| one.succeeded), OBJECTION);
-        match (passed, failed) {
-            // The word of one that does not reach it is not enough; nor is none.
-            (0, 0 | 1) => Lead::Own,
-            (0, nodes) if own != Some(Verdict::Healthy) && !has_succeeded() => Lead::Others {
-                verdict: Verdict::Unhealthy,
-                nodes,
-            },
-            (1.., _) if own != Some(Verdict::Unhealthy) && !has_failed() => Lead::Others {
-                verdict: Verdict::Healthy,
-                nodes: passed,
-            },
-            _ => Lead::Own,
+        if passed == 0 && failed > 1 && !within(watched.succeeded, OBJECTION) {
+            return watched.is_told_ill(local.probed, failed, now);
+        }
+        watched.is_not_told_ill();
+        let own = local.probed;
+        let own = own.filter(|own| is_within(own.at, probes_hold(interval), now));
+        let thinks_ill = own.is_some_and(|own| own.verdict == Verdict::Unhealthy);
+        if passed == 0 || thinks_ill || within(watched.failed, 2 * interval.max(OBJECTION)) {
+            // Nobody says that it is well, or what this node sees differs.
+            return Lead::Own;
+        }
+        Lead::Others {
+            verdict: Verdict::Healthy,
+            nodes: passed,
         }
     }
 
@@ -488,19 +519,15 @@ impl Talk {
     fn first_seen(&self, local: &Local, rules: Rules, now: Instant) -> Option<Instant> {
         let window = rules.slow_start?;
         let (first, _, _) = *self.ages.get(&local.instance)?;
-        match local.joined {
-            Some(joined) => (first + SLACK < joined).then_some(first),
-            None => is_within(first, window, now).then_some(first),
-        }
+        // One that was there from the first list on is new only if somebody saw it join.
+        let is_told = local.joined.is_some() || is_within(first, window, now);
+        (is_told && first + SLACK < local.since()).then_some(first)
     }
 
     /// Whether a node believes that an endpoint joined later than this one knows.
-    pub(super) fn is_thought_younger(&self, local: &Local, now: Instant) -> bool {
-        let Some((_, last, _)) = self.ages.get(&local.instance) else {
-            return false;
-        };
-        // One that was there from the first list on was there for longer than anybody can say.
-        local.joined.is_none_or(|joined| joined + SLACK < *last) && *last <= now
+    pub(super) fn is_thought_younger(&self, local: &Local) -> bool {
+        let ages = self.ages.get(&local.instance);
+        ages.is_some_and(|(_, last, _)| local.since() + SLACK < *last)
     }
 
     /// The part of the requests of all nodes that this one has.

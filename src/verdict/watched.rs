@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Local, PATIENCE, Trial};
-use crate::health::{Counts, Ejected, Verdict};
+use super::{Lead, Local, PATIENCE, Trial};
+use crate::health::{Counts, Ejected, Probed, Verdict};
 
 /// So many trials in a row a node leaves to others.
 const MOST_DEFERRED: u8 = 3;
@@ -38,6 +38,8 @@ pub(super) struct Watched {
     ejection: Option<(Instant, u16)>,
     /// The highest round of others that was left to them, and how many there were.
     left_to: (u16, u8),
+    /// Since when the others agree that it is not well, and whether it was asked since.
+    ill: Option<(Instant, bool)>,
     pub(super) said: Said,
 }
 
@@ -93,6 +95,25 @@ impl Watched {
     pub(super) fn objects(&self) -> bool {
         let ended = self.counts.unwrap_or_default().since(self.since.1);
         self.edition > 0 && ended.good >= WELL && ended.good >= 4 * ended.bad
+    }
+
+    /// The others say that it is well, or do not agree.
+    pub(super) fn is_not_told_ill(&mut self) {
+        self.ill = None;
+    }
+
+    /// The others agree that it is not well: one probe of this node's own has to agree as well.
+    pub(super) fn is_told_ill(&mut self, probed: Option<Probed>, nodes: u16, now: Instant) -> Lead {
+        let (since, is_asked) = self.ill.get_or_insert((now, false));
+        match probed.filter(|probed| probed.at >= *since) {
+            Some(probed) if probed.has_passed => Lead::Own,
+            Some(_) => Lead::Others {
+                verdict: Verdict::Unhealthy,
+                nodes,
+            },
+            None if std::mem::replace(is_asked, true) => Lead::Own,
+            None => Lead::Ask,
+        }
     }
 
     /// The number of its ejection at this node since it was let in.
@@ -186,6 +207,7 @@ mod tests {
             ejected: Some(ejected),
             quiet_until: None,
             joined: None,
+            known: now,
         };
         watched.observe(&local, now);
     }
@@ -221,7 +243,10 @@ mod tests {
             ..rival(now, 1)
         };
         let mut one = watched(&[own], now);
-        assert_eq!(one.trial(own, &[trying], |_| 0, now), Trial::Held(now + HOLD));
+        assert_eq!(
+            one.trial(own, &[trying], |_| 0, now),
+            Trial::Held(now + HOLD)
+        );
         one.has_passed = true;
         for _ in 0..2 {
             assert_eq!(one.trial(own, &[trying], |_| 1, now), Trial::Now);
@@ -263,7 +288,8 @@ mod tests {
         let again = ejected(now + seconds(200));
         let mut again_watched = watched(&[own, again], now);
         assert_eq!(again_watched.round(), 2);
-        let held = again_watched.trial(again, &fifth, |_| 0, now);
-        assert_eq!(held, Trial::Held(now + seconds(200)));
+        let later = [rival(now + seconds(300), 5)];
+        let held = again_watched.trial(again, &later, |_| 0, now);
+        assert_eq!(held, Trial::Held(now + seconds(300)));
     }
 }

@@ -201,6 +201,11 @@ mod tests {
         let heard = Envelope::decode(said.encode()).unwrap();
         assert_eq!(heard.payload.len(), Envelope::MOST_PAYLOAD);
         let too_much = said.payload(vec![7; Envelope::MOST_PAYLOAD + 1]);
-        assert!(Envelope::decode(too_much.encode()).unwrap().payload.is_empty());
+        assert!(
+            Envelope::decode(too_much.encode())
+                .unwrap()
+                .payload
+                .is_empty()
+        );
     }
 }
