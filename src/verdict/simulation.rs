@@ -3,6 +3,8 @@
 //! ```text
 //! cargo test --release --lib verdict::simulation -- --ignored --nocapture
 //! ```
+//!
+//! `TOWER_GATEWAY_SIMULATION=200x5000` runs one size alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -621,7 +623,13 @@ fn large_clusters() {
         "| nodes | endpoints | messages/s | bytes/s said | probes/s | alone | noticed s | extra messages | failures of an idle node at a dead endpoint | trials in 120 s an endpoint | alone | back s | wrong ejections while a tenth is cut off | repaired s | halves rejoined s |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
-    for (nodes, endpoints) in [(50, 5_000), (100, 5_000), (200, 1_000), (200, 5_000)] {
+    let one = std::env::var("TOWER_GATEWAY_SIMULATION").ok();
+    let one = one.map(|size| {
+        let (nodes, endpoints) = size.split_once('x').unwrap();
+        vec![(nodes.parse().unwrap(), endpoints.parse().unwrap())]
+    });
+    let all = || vec![(50, 5_000), (100, 5_000), (200, 1_000), (200, 5_000)];
+    for (nodes, endpoints) in one.unwrap_or_else(all) {
         let report = tell(Size {
             nodes,
             endpoints,
