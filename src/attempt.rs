@@ -42,6 +42,8 @@ pub(crate) struct Terms {
     pub(crate) deadline: Option<Instant>,
     /// When the endpoint has had its time.
     pub(crate) overdue: Option<Overdue>,
+    /// When it takes longer than is usual, so that another attempt may be begun beside it.
+    pub(crate) late: Option<Instant>,
     /// The number of attempts before this one.
     pub(crate) number: u32,
     /// Whether no endpoint of the cluster has seen the request, whatever the number.

@@ -173,6 +173,7 @@ impl Member {
             head: None,
             said: None,
             overdue: None,
+            late: None,
             is_hurried: false,
             is_counted: false,
             trial: None,
@@ -282,7 +283,8 @@ const DEADLINE_EXCEEDED: u8 = 4;
 ///
 /// Dropped before it is finished, it is a cancellation: the client went away. Without a response
 /// head after its time, it is a failure: the endpoint never answered, unless the client was still to
-/// send its body.
+/// send its body. Before that but late, as a hedge that was faster finds it, it says nothing of the
+/// endpoint's health, but that it was not fast.
 #[derive(Debug)]
 pub(crate) struct Lease {
     member: Option<Arc<Member>>,
@@ -291,6 +293,7 @@ pub(crate) struct Lease {
     /// What the answer said of the endpoint so far.
     said: Option<Class>,
     overdue: Option<Overdue>,
+    late: Option<Instant>,
     is_hurried: bool,
     /// Whether its failure was counted before its end.
     is_counted: bool,
@@ -309,6 +312,11 @@ impl Lease {
     /// Sets when the endpoint has had its time.
     pub(crate) fn overdue(&mut self, overdue: Overdue) {
         self.overdue = Some(overdue);
+    }
+
+    /// Sets when the request takes longer than is usual.
+    pub(crate) fn late(&mut self, at: Option<Instant>) {
+        self.late = at;
     }
 
     /// The client waits for less time than the endpoint has, and the endpoint knows it.
@@ -463,10 +471,24 @@ impl Drop for Lease {
         if self.member.is_none() {
             return;
         }
-        let is_overdue = self.overdue.take().is_some_and(|overdue| {
-            let waits_for_client = overdue.upload.is_some_and(|upload| upload.is_waiting());
-            self.head.is_none() && !waits_for_client && time::now() >= overdue.at
-        });
+        let waits_for_client = |overdue: &Overdue| {
+            let upload = overdue.upload.as_ref();
+            upload.is_some_and(|upload| upload.is_waiting())
+        };
+        let is_waiting =
+            self.head.is_none() && !self.overdue.as_ref().is_some_and(waits_for_client);
+        let overdue = self.overdue.as_ref().map(|overdue| overdue.at);
+        // Nobody asks for the time of a request that came to an end.
+        let now = (is_waiting && overdue.or(self.late).is_some()).then(time::now);
+        let is_past = |at: Option<Instant>| now.zip(at).is_some_and(|(now, at)| now >= at);
+        let is_overdue = is_past(overdue);
+        if let (Some(now), Some(member)) = (now, &self.member)
+            && is_past(self.late)
+            && !is_overdue
+        {
+            let waited = now.saturating_duration_since(self.started);
+            member.live.load.late(waited, now);
+        }
         self.finish(if is_overdue {
             End::Failed {
                 kind: TransportErrorKind::Timeout,

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Admin, metrics::Page, router::json_response};
+use super::{Admin, page::Page, router::json_response};
 use crate::cache::{Acknowledge, HttpCache, Scope};
 
 /// Invalidates what a document names.

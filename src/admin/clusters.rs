@@ -1,14 +1,13 @@
 //! `/clusters`: what each endpoint is doing.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc};
 
 use serde_json::{Map, Value, json};
 
 use crate::{
     cluster::{Cluster, SubsetSize},
-    health::{Standing, Verdict},
-    load::LastSeen,
     member::Member,
+    monitor::InstanceHealth,
     time,
 };
 
@@ -22,17 +21,17 @@ pub(super) fn render(clusters: &[Cluster]) -> Value {
 
 fn render_cluster(cluster: &Cluster) -> Value {
     let snapshot = Arc::clone(&cluster.snapshot());
-    let mut endpoints: Vec<_> = snapshot
-        .members()
-        .iter()
-        .map(|member| endpoint(member))
-        .collect();
-    if cluster.aperture().is_some() {
-        let candidates = snapshot.candidates();
-        let within: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
-        for (member, endpoint) in snapshot.members().iter().zip(&mut endpoints) {
-            endpoint["in_aperture"] = within.contains(&member.endpoint().id).into();
+    let candidates = snapshot.candidates();
+    let picked: HashSet<_> = candidates.map(|one| &one.member.endpoint().id).collect();
+    let mut endpoints = Vec::new();
+    for member in snapshot.members().iter() {
+        let mut endpoint = endpoint(member);
+        let is_picked = picked.contains(&member.endpoint().id);
+        endpoint["picked"] = is_picked.into();
+        if cluster.aperture().is_some() {
+            endpoint["in_aperture"] = is_picked.into();
         }
+        endpoints.push(endpoint);
     }
     let found = cluster.watch().map(|watch| watch.current());
     let refused: Vec<_> = found
@@ -42,6 +41,7 @@ fn render_cluster(cluster: &Cluster) -> Value {
         .collect();
     let mut shown = json!({
         "policy": cluster.policy(),
+        "panic": !snapshot.panicking().is_empty(),
         "endpoints": endpoints,
         "discovery": {
             "state": snapshot.discovery().as_str(),
@@ -74,7 +74,7 @@ fn endpoint(member: &Member) -> Value {
     let endpoint = member.endpoint();
     let load = member.load();
     let now = time::now();
-    let (health, reason) = health(member, now);
+    let (health, reason) = InstanceHealth::of(member, now);
     // The penalty of an endpoint that never answered is no latency.
     let latency = (load.successes() > 0).then(|| load.latency(now)).flatten();
     json!({
@@ -88,7 +88,7 @@ fn endpoint(member: &Member) -> Value {
             .iter()
             .map(|(key, value)| (key.to_string(), Value::from(&**value)))
             .collect::<Map<_, _>>(),
-        "health": health,
+        "health": health.as_str(),
         "reason": reason.as_deref(),
         "in_flight": load.in_flight(),
         "upgraded": load.upgraded(),
@@ -96,30 +96,4 @@ fn endpoint(member: &Member) -> Value {
         "requests": load.requests(),
         "failures": load.failures(),
     })
-}
-
-/// What is known of an endpoint, in the words of the admin router. Without active checks, its last
-/// request tells, and nothing does before there was one.
-pub(super) fn health(member: &Member, now: Instant) -> (&'static str, Option<Arc<str>>) {
-    if member.endpoint().draining {
-        return ("draining", Some("discovery says so".into()));
-    }
-    let reason = member.reason(now);
-    match member.standing(now) {
-        Standing::Ejected => ("ejected", reason),
-        Standing::Unhealthy => ("unhealthy", reason),
-        Standing::Unknown => ("unknown", reason),
-        _ if member.health().verdict() == Verdict::Healthy => ("healthy", reason),
-        standing => {
-            let reason = reason.filter(|_| standing == Standing::Quiet);
-            match member.load().last_seen() {
-                LastSeen::Nothing => ("unknown", Some("no request has ended yet".into())),
-                LastSeen::Success => ("healthy", reason),
-                LastSeen::Failure => {
-                    let reason = reason.unwrap_or_else(|| "the last request failed".into());
-                    ("unhealthy", Some(reason))
-                }
-            }
-        }
-    }
 }

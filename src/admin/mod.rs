@@ -11,9 +11,10 @@
 //! | `GET /healthz` | 200 while the process is alive |
 //! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining |
 //! | `GET /metrics` | Prometheus text format 0.0.4 |
-//! | `GET /clusters` | endpoints and discovery of each cluster, JSON |
+//! | `GET /clusters` | endpoints and discovery of each cluster, JSON: `health` is what is known of an endpoint, `picked` whether it takes new requests, `panic` whether a priority has too few usable ones and picks all |
 //! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
 //! | `GET /nodes` | the nodes of the cluster that this one sees, itself included, JSON |
+//! | `GET /alerts` | what alert rules find bad now, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
 //! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed, here and by the nodes in charge of it; 404 when there is none, 409 when the cluster has no checks |
@@ -42,12 +43,18 @@
 //! # }
 //! ```
 
+mod alerts;
 mod cache;
 mod clusters;
+mod discovery;
+mod health;
 mod limits;
 mod metrics;
 mod nodes;
+mod page;
 mod router;
+mod traffic;
+mod verdicts;
 
 use std::{
     fmt,
@@ -64,6 +71,7 @@ use crate::{
     cluster::Cluster,
     failover,
     limit::Limiter,
+    monitor::Monitor,
     node::{Membership, Verdicts},
     refusal::Refusals,
 };
@@ -86,6 +94,7 @@ struct Shared {
     config: Mutex<ConfigStatus>,
     membership: Mutex<Option<Membership>>,
     verdicts: Mutex<Weak<Verdicts>>,
+    monitor: Mutex<Option<Monitor>>,
     token: Mutex<Option<String>>,
 }
 
@@ -156,6 +165,7 @@ impl Admin {
             config: Mutex::default(),
             membership: Mutex::default(),
             verdicts: Mutex::default(),
+            monitor: Mutex::default(),
             token: Mutex::default(),
         };
         Self {
@@ -176,6 +186,11 @@ impl Admin {
     /// Shows what these did from now on, while they are there.
     pub fn set_verdicts(&self, verdicts: Option<&Arc<Verdicts>>) {
         *self.shared.verdicts.lock() = verdicts.map(Arc::downgrade).unwrap_or_default();
+    }
+
+    /// Shows the alerts of this monitor, and what endpoints use, from now on.
+    pub fn set_monitor(&self, monitor: Monitor) {
+        *self.shared.monitor.lock() = Some(monitor);
     }
 
     /// Shows these clusters from now on.

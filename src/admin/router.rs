@@ -24,6 +24,7 @@ pub(super) fn router(admin: Admin) -> Router {
     let guarded = Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
+        .route("/alerts", get(alerts))
         .route("/clusters", get(clusters))
         .route("/config", get(config))
         .route("/nodes", get(nodes))
@@ -39,7 +40,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .merge(guarded)
         .fallback(async || {
             let text =
-                "not found; try /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /nodes, /readyz, \
+                "not found; try /alerts, /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /nodes, /readyz, \
                  POST /cache/invalidate, POST /drain, POST /suspect\n";
             (StatusCode::NOT_FOUND, text)
         })
@@ -51,7 +52,7 @@ fn limit() -> MethodRouter<Admin> {
 }
 
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /clusters /config /nodes /limits/NAME/KEY, POST /cache/invalidate /drain /suspect\n"
+    "GET /healthz /readyz /metrics /alerts /clusters /config /nodes /limits/NAME/KEY, POST /cache/invalidate /drain /suspect\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -70,6 +71,11 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         text,
     )
         .into_response()
+}
+
+async fn alerts(State(admin): State<Admin>) -> Response {
+    let monitor = admin.shared.monitor.lock().clone();
+    json_response(&super::alerts::render(monitor.as_ref()))
 }
 
 async fn clusters(State(admin): State<Admin>) -> Response {

@@ -87,7 +87,8 @@ impl<S> Balance<S> {
     fn lease<B>(&self, request: &Request<B>) -> Result<Leased, Refused> {
         let now = time::now();
         let terms = request.extensions().get::<Terms>();
-        let attempts = match request.extensions().get::<Attempt>() {
+        let attempt = request.extensions().get::<Attempt>();
+        let attempts = match attempt {
             // To the cluster, it is as good as a first one.
             _ if terms.is_some_and(|terms| terms.is_unseen) => 0,
             attempt => attempt.map_or(0, |attempt| attempt.number),
@@ -96,7 +97,7 @@ impl<S> Balance<S> {
         let admission = admission.map_err(|rejection| self.rejected(rejection))?;
         let snapshot = self.cluster.snapshot();
         let pick = Pick::new(fastrand::u64(..), now);
-        let pick = match request.extensions().get::<Attempt>() {
+        let pick = match attempt {
             Some(attempt) => pick.tried(&attempt.tried).hash(attempt.hash),
             None => pick,
         };
@@ -126,6 +127,7 @@ impl<S> Balance<S> {
             if let Some(overdue) = &terms.overdue {
                 leased.lease.overdue(overdue.clone());
             }
+            leased.lease.late(terms.late);
             if terms.is_client_in_haste() {
                 leased.lease.hurried();
             }

@@ -140,6 +140,13 @@ impl Snapshot {
         self.tiers.admits(member, now)
     }
 
+    /// The priorities that panic: too few of their endpoints are usable, so that all of them are
+    /// picked. The subsets of a divided cluster are not among them.
+    #[must_use]
+    pub fn panicking(&self) -> &[u32] {
+        self.tiers.panicking()
+    }
+
     /// When every endpoint that is left asked to be left alone: until when the first of them did.
     /// They are picked nevertheless; who can wait should.
     #[must_use]

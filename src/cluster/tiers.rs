@@ -133,6 +133,11 @@ impl Tiers {
         self.is_usable
     }
 
+    /// The priorities that panic.
+    pub(super) fn panicking(&self) -> &[u32] {
+        &self.panicking
+    }
+
     /// Whether any endpoint still takes less than its weight.
     pub(super) fn is_ramping(&self) -> bool {
         self.is_ramping

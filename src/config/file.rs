@@ -12,13 +12,18 @@ use super::{
     plan::{MakePolicy, Plan},
     settings::{PolicyOption, Settings},
 };
-use crate::pick::Policy;
+use crate::{
+    monitor::{MetricsCollector, Rule},
+    pick::Policy,
+};
 
-/// A configuration file and the policies that it may name.
+/// A configuration file, the policies that it may name, and what the application adds to it.
 #[derive(Clone)]
 pub struct ConfigFile {
     path: PathBuf,
     policies: Vec<(String, MakePolicy)>,
+    pub(super) rules: Vec<Rule>,
+    pub(super) collector: Option<Arc<dyn MetricsCollector>>,
 }
 
 /// What tells that a file may have changed without reading it.
@@ -37,6 +42,8 @@ impl ConfigFile {
         Self {
             path: path.into(),
             policies: Vec::new(),
+            rules: Vec::new(),
+            collector: None,
         }
     }
 
@@ -48,6 +55,21 @@ impl ConfigFile {
         F: Fn(&[PolicyOption]) -> Result<Arc<dyn Policy>, String> + Send + Sync + 'static,
     {
         self.policies.push((name.into(), Arc::new(make)));
+        self
+    }
+
+    /// Adds an alert rule of the application's own to those of the file. It tells the channels
+    /// that it has, and goes on over every reload.
+    #[must_use]
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    /// Has the node ask this source what endpoints use of their processors and their memory.
+    #[must_use]
+    pub fn collector(mut self, collector: impl MetricsCollector) -> Self {
+        self.collector = Some(Arc::new(collector));
         self
     }
 
@@ -72,7 +94,7 @@ impl ConfigFile {
         Ok(Plan::new(settings, &self.path, &self.policies)?)
     }
 
-    /// These settings with the clusters and routes of a text that was found at `source`, and the
+    /// These settings with the clusters, routes and alerts of a text that was found at `source`, and the
     /// files that it names. It blocks.
     pub(super) fn with_shared(
         &self,
@@ -103,6 +125,7 @@ impl fmt::Debug for ConfigFile {
         f.debug_struct("ConfigFile")
             .field("path", &self.path)
             .field("policies", &policies.collect::<Vec<_>>())
-            .finish()
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
 }

@@ -1,31 +1,21 @@
 //! The clusters and routes of a plan, brought to life and kept alive from one plan to the next.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
-use http::uri::Scheme;
-use http_body_util::Full;
-use tower::{Layer, ServiceBuilder};
+use tower::Layer;
 
 use super::{
-    plan::{ClusterPlan, Plan, Tls},
-    serve::{Backend, RequestBody, Routes, Stack, Target},
-    settings::{
-        CacheSettings, CheckSettings, ClusterSettings, DiscoverySettings, DnsSettings,
-        FailoverSettings, HealthSettings, LimitSettings, PolicySettings, Protocol, RouteSettings,
-        Settings, StickySettings, StoreSettings,
-    },
+    plan::Plan,
+    route_layers::{cache, cache_layer, failover_layer, limit},
+    running::{Running, Structure},
+    serve::{Routes, Target},
+    settings::{FailoverSettings, RouteSettings, Settings, StoreSettings},
+    watch::Ground,
 };
 use crate::{
-    balance::{BalanceLayer, Sticky},
-    cache::{Cache, CacheLayer, HttpCache, store},
-    check::{Checks, GrpcCheck, HttpCheck, TcpCheck},
-    cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
-    discover::{
-        Discovery, Dns, EtcdPrefix, File, Fixed, RedisServices, ServiceDiscovery, ServiceName,
-        ServiceWatch, State,
-    },
-    error_response::ErrorResponseLayer,
+    cache::{Cache, HttpCache},
+    cluster::Cluster,
+    discover::State,
     failover::{self, FailoverLayer, MinimumShare},
     limit::{
         Limit, Limiter, RateLimitLayer,
@@ -35,7 +25,6 @@ use crate::{
     redis::Connection,
     route::{Match, Table},
     timeout::TimeoutLayer,
-    upstream::{TcpConnector, Upstream},
 };
 
 /// The clusters and limits at work.
@@ -47,6 +36,8 @@ pub(super) struct Gateway {
     stats: BTreeMap<(String, Option<String>), Arc<failover::Stats>>,
     /// By cluster: which part of the minimum of retries is this node's.
     minimums: BTreeMap<String, MinimumShare>,
+    /// How many nodes there are in each zone; empty when that is not known.
+    nodes: BTreeMap<Arc<str>, u32>,
     limits: BTreeMap<String, Limit>,
     /// What limits have counted outlives every plan.
     store: Arc<dyn Store>,
@@ -58,13 +49,6 @@ pub(super) struct Gateway {
     redis: Option<Connection>,
 }
 
-/// What a cluster is made of beside its own settings.
-#[derive(Clone, Copy, Debug)]
-struct Ground<'p> {
-    settings: &'p Settings,
-    redis: Option<&'p Connection>,
-}
-
 /// The attempts of one route at one cluster, with the budgets that they are out of.
 #[derive(Debug)]
 struct RunningFailover {
@@ -72,46 +56,6 @@ struct RunningFailover {
     cluster: String,
     settings: Option<FailoverSettings>,
     layer: FailoverLayer,
-}
-
-/// One cluster at work and what it was made from.
-#[derive(Debug)]
-struct Running {
-    settings: ClusterSettings,
-    /// Where the last good lists are kept.
-    snapshot_dir: Option<PathBuf>,
-    tls: Option<Tls>,
-    structure: Structure,
-    cluster: Cluster,
-    upstream: Upstream<RequestBody>,
-}
-
-/// Which part of a cluster takes a request.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Structure {
-    zones: Option<Zones>,
-    subsets: Option<Subsets>,
-    aperture: Option<Aperture>,
-}
-
-impl Structure {
-    /// That of a cluster, for the node of this name.
-    fn new(settings: &ClusterSettings, all: &Settings, node: &str) -> Self {
-        let zones = settings.zones.as_ref().zip(all.node.zone.as_deref());
-        let zones = zones.map(|(zones, own)| {
-            let nodes = zones.nodes.iter();
-            Zones::new(own)
-                .min_endpoints(zones.min_endpoints)
-                .nodes(nodes.map(|(zone, nodes)| (zone.as_str(), *nodes)))
-        });
-        Self {
-            zones,
-            subsets: settings.subsets.clone(),
-            aperture: settings
-                .subset_size
-                .map(|size| Aperture::rendezvous(size, node)),
-        }
-    }
 }
 
 impl Gateway {
@@ -129,6 +73,7 @@ impl Gateway {
             failovers: Vec::new(),
             stats: BTreeMap::new(),
             minimums: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             limits: BTreeMap::new(),
             store,
             shared,
@@ -179,7 +124,8 @@ impl Gateway {
                 Some(running) => running.changed(name, settings, cluster_plan, ground),
                 None => Running::start(name, settings, cluster_plan, ground),
             };
-            let running = running.structured(&Structure::new(settings, &plan.settings, node));
+            let structure = Structure::new(settings, &plan.settings, node, &self.nodes);
+            let running = running.structured(&structure);
             self.clusters.insert(name.clone(), running);
         }
         if self.cache.is_none()
@@ -216,6 +162,14 @@ impl Gateway {
             .values()
             .map(|running| running.cluster.clone())
             .collect()
+    }
+
+    /// Takes where the nodes are from now on.
+    pub(super) fn place(&mut self, nodes: BTreeMap<Arc<str>, u32>) {
+        self.nodes = nodes;
+        let clusters = std::mem::take(&mut self.clusters).into_iter();
+        let placed = clusters.map(|(name, running)| (name, running.placed(&self.nodes)));
+        self.clusters = placed.collect();
     }
 
     /// Has the verdicts of the clusters shared.
@@ -324,349 +278,5 @@ impl Gateway {
             })
         });
         Arc::clone(stats)
-    }
-}
-
-impl Running {
-    fn start(name: &str, settings: &ClusterSettings, plan: &ClusterPlan, all: Ground<'_>) -> Self {
-        let watch = watch(name, settings, all);
-        let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
-        cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
-        cluster.set_panic_threshold(settings.panic_threshold);
-        cluster.set_outlier(settings.outlier.clone());
-        cluster.set_checks(checks(settings, plan.tls.as_ref()));
-        bound(&cluster, settings);
-        let upstream = upstream(settings, plan.tls.as_ref()).breaker(cluster.breaker());
-        Self {
-            settings: settings.clone(),
-            snapshot_dir: all.settings.node.snapshot_dir.clone(),
-            tls: plan.tls.clone(),
-            structure: Structure::default(),
-            cluster,
-            upstream,
-        }
-    }
-
-    fn changed(
-        mut self,
-        name: &str,
-        settings: &ClusterSettings,
-        plan: &ClusterPlan,
-        all: Ground<'_>,
-    ) -> Self {
-        let folder = &all.settings.node.snapshot_dir;
-        if self.settings.discovery != settings.discovery || self.snapshot_dir != *folder {
-            self.snapshot_dir.clone_from(folder);
-            self.cluster.follow(watch(name, settings, all));
-        }
-        if self.settings.balance != settings.balance {
-            self.cluster.set_policy(Arc::clone(&plan.policy));
-        }
-        if self.settings.slow_start != settings.slow_start {
-            let slow_start = settings.slow_start.map(SlowStart::new);
-            self.cluster.set_slow_start(slow_start);
-        }
-        if self.settings.panic_threshold != settings.panic_threshold {
-            self.cluster.set_panic_threshold(settings.panic_threshold);
-        }
-        if self.settings.outlier != settings.outlier {
-            self.cluster.set_outlier(settings.outlier.clone());
-        }
-        bound(&self.cluster, settings);
-        let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
-        let connects_alike =
-            self.settings.connects_like(settings) && texts(&self.tls) == texts(&plan.tls);
-        if !connects_alike {
-            let breaker = self.cluster.breaker();
-            self.upstream = upstream(settings, plan.tls.as_ref()).breaker(breaker);
-        }
-        if !connects_alike || self.settings.health != settings.health {
-            self.cluster.set_checks(checks(settings, plan.tls.as_ref()));
-        }
-        self.settings = settings.clone();
-        self.tls = plan.tls.clone();
-        self
-    }
-
-    fn structured(mut self, structure: &Structure) -> Self {
-        let (before, cluster) = (&self.structure, &self.cluster);
-        if before.zones != structure.zones {
-            cluster.set_zones(structure.zones.clone());
-        }
-        if before.subsets != structure.subsets {
-            cluster.set_subsets(structure.subsets.clone());
-        }
-        if before.aperture != structure.aperture {
-            cluster.set_aperture(structure.aperture);
-        }
-        self.structure = structure.clone();
-        self
-    }
-
-    fn stack(
-        &self,
-        subset: Option<&Subset>,
-        failover: FailoverLayer,
-        fallback: Option<Backend>,
-    ) -> Stack {
-        ServiceBuilder::new()
-            .layer(ErrorResponseLayer::new().name(Arc::clone(self.cluster.name())))
-            .layer(failover.fallback(fallback))
-            .service(self.backend(subset))
-    }
-
-    fn backend(&self, subset: Option<&Subset>) -> Backend {
-        let scheme = if self.tls.is_some() {
-            Scheme::HTTPS
-        } else {
-            Scheme::HTTP
-        };
-        let balance = BalanceLayer::new(self.cluster.clone()).scheme(scheme);
-        let hash_key = match &self.settings.balance {
-            PolicySettings::Affinity(affinity) => Some(&affinity.hash_key),
-            PolicySettings::Named { hash_key, .. } => hash_key.as_ref(),
-            _ => None,
-        };
-        let balance = match hash_key {
-            Some(key) => balance.hash_key(key.clone()),
-            None => balance,
-        };
-        let balance = match &self.settings.sticky {
-            Some(settings) => balance.sticky(sticky(settings)),
-            None => balance,
-        };
-        let balance = match subset {
-            Some(subset) => balance.subset(subset.clone()),
-            None => balance,
-        };
-        balance.layer(self.upstream.clone())
-    }
-}
-
-impl ClusterSettings {
-    /// Whether connections made for one may be used for the other.
-    fn connects_like(&self, other: &Self) -> bool {
-        self.protocol == other.protocol
-            && self.tls == other.tls
-            && self.connect_timeout == other.connect_timeout
-            && self.idle_connections == other.idle_connections
-            && self.idle_connection_timeout == other.idle_connection_timeout
-            && self.cap == other.cap
-    }
-}
-
-fn watch(name: &str, settings: &ClusterSettings, all: Ground<'_>) -> ServiceWatch {
-    let service = ServiceName::from(name);
-    let discovery = match &settings.discovery {
-        DiscoverySettings::Static(endpoints) => {
-            return Fixed::new(endpoints.clone()).watch(&service);
-        }
-        DiscoverySettings::File { path, allow_empty } => {
-            Discovery::new(File::new(&path.path).allow_empty(*allow_empty))
-        }
-        DiscoverySettings::Dns {
-            name,
-            port,
-            resolving,
-        } => Discovery::new(resolved(Dns::new(name.clone(), *port), resolving)),
-        DiscoverySettings::DnsSrv { name, resolving } => {
-            Discovery::new(resolved(Dns::srv(name.clone()), resolving))
-        }
-        DiscoverySettings::Etcd { prefix, etcd } => {
-            Discovery::new(EtcdPrefix::new(etcd.client(), prefix.as_str()).exact())
-        }
-        DiscoverySettings::Redis { service } => {
-            let redis = all.redis.expect("settings name no store that they lack");
-            Discovery::new(RedisServices::new(redis.clone()).group(service.as_str()))
-        }
-    };
-    match &all.settings.node.snapshot_dir {
-        Some(folder) => discovery.snapshot_dir(folder).watch(&service),
-        None => discovery.watch(&service),
-    }
-}
-
-/// Without settings, what was never written is sent to another endpoint, and nothing else.
-fn failover_layer(settings: Option<&FailoverSettings>) -> FailoverLayer {
-    let Some(settings) = settings else {
-        return FailoverLayer::unsent_only();
-    };
-    let layer = FailoverLayer::new()
-        .retries(settings.retries)
-        .backoff(settings.backoff)
-        .budget(settings.budget)
-        .replay_limit(settings.replay_limit);
-    let layer = match settings.per_try_timeout {
-        Some(timeout) => layer.per_try_timeout(timeout),
-        None => layer,
-    };
-    let layer = match settings.hedge {
-        Some(hedge) => layer.hedge(hedge),
-        None => layer,
-    };
-    if settings.attempt_header {
-        layer.attempt_header()
-    } else {
-        layer
-    }
-}
-
-fn limit(settings: &LimitSettings) -> Limit {
-    let limit = Limit::new(&*settings.name, settings.quota)
-        .key(settings.key.clone())
-        .cost(settings.cost)
-        .on_store_failure(settings.on_store_failure);
-    if settings.shadow {
-        limit.shadow()
-    } else {
-        limit
-    }
-}
-
-/// The responses of all routes, shared with the other nodes where there is a server for it.
-fn cache(settings: &StoreSettings) -> HttpCache {
-    let bytes = settings.cache_memory as u64;
-    match &settings.redis {
-        Some(redis) => {
-            let connection = Connection::open(redis.options());
-            HttpCache::with_store(bytes, store::Redis::new(connection, &redis.namespace))
-        }
-        None => HttpCache::new(bytes),
-    }
-}
-
-fn cache_layer(settings: &CacheSettings, cache: &HttpCache) -> CacheLayer {
-    let cache = cache
-        .clone()
-        .max_staleness(settings.max_staleness)
-        .on_partition(settings.on_partition);
-    let layer = CacheLayer::new(cache)
-        .default_ttl(settings.default_ttl)
-        .max_object(settings.max_object)
-        .query(settings.query.clone());
-    match &settings.tags_header {
-        Some(name) => layer.tags_header(name.clone()),
-        None => layer,
-    }
-}
-
-fn sticky(settings: &StickySettings) -> Sticky {
-    let sticky = Sticky::new(&settings.cookie).expect("the name was checked when it was read");
-    let sticky = match settings.ttl {
-        Some(ttl) => sticky.ttl(ttl),
-        None => sticky,
-    };
-    let sticky = match &settings.secret {
-        Some(secret) => sticky.secret(secret.reveal().as_bytes()),
-        None => sticky,
-    };
-    if settings.secure {
-        sticky.secure()
-    } else {
-        sticky
-    }
-}
-
-fn resolved(dns: Dns, settings: &DnsSettings) -> Dns {
-    dns.name_servers(settings.name_servers.iter().copied())
-        .min_ttl(settings.min_ttl)
-        .max_ttl(settings.max_ttl)
-        .allow_empty(settings.allow_empty)
-}
-
-/// Sets what a cluster may have in hand. What did not change goes on as it is.
-fn bound(cluster: &Cluster, settings: &ClusterSettings) {
-    cluster.set_limits(settings.breaker.map(|breaker| breaker.limits));
-    cluster.set_trip(settings.breaker.and_then(|breaker| breaker.trip));
-    cluster.set_adaptive_concurrency(settings.adaptive_concurrency);
-}
-
-/// The checks of a cluster, over connections like those of its requests.
-fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Checks> {
-    let health = settings.health.as_ref()?;
-    let scheme = match tls {
-        Some(_) => Scheme::HTTPS,
-        None => Scheme::HTTP,
-    };
-    let checks = match &health.check {
-        CheckSettings::Http {
-            path,
-            host,
-            expect_status,
-            expect_body,
-        } => {
-            let client = check_client(health, settings.protocol, tls);
-            let mut check = HttpCheck::new(client, path.clone())
-                .scheme(scheme)
-                .expect_status(expect_status.clone())
-                .expect_body(expect_body.clone());
-            if let Some(host) = host {
-                check = check.host(host.clone());
-            }
-            if let Some(port) = health.port {
-                check = check.port(port);
-            }
-            Checks::new(check)
-        }
-        CheckSettings::Tcp => Checks::new(match health.port {
-            Some(port) => TcpCheck::new().port(port),
-            None => TcpCheck::new(),
-        }),
-        CheckSettings::Grpc { service, host } => {
-            // gRPC is spoken over HTTP/2 alone, whatever the rest of the cluster speaks.
-            let client = check_client(health, Protocol::Http2, tls);
-            let mut check = GrpcCheck::new(client).scheme(scheme).service(service);
-            if let Some(host) = host {
-                check = check.host(host.clone());
-            }
-            if let Some(port) = health.port {
-                check = check.port(port);
-            }
-            Checks::new(check)
-        }
-    };
-    let checks = checks
-        .interval(health.interval)
-        .fast_interval(health.fast_interval)
-        .timeout(health.timeout)
-        .rise(health.rise)
-        .fall(health.fall)
-        .concurrency(health.concurrency);
-    Some(checks)
-}
-
-/// A client that keeps one connection to each endpoint from probe to probe.
-fn check_client(
-    health: &HealthSettings,
-    protocol: Protocol,
-    tls: Option<&Tls>,
-) -> Upstream<Full<Bytes>> {
-    let client = Upstream::new()
-        .protocol(protocol.into())
-        // The check itself keeps the time, and better.
-        .connect_timeout(health.timeout.saturating_mul(2))
-        .idle_connections(1)
-        .idle_timeout(health.interval.saturating_mul(4));
-    match tls {
-        Some(tls) => client.connector(tls.connector.clone().protocol(protocol.into())),
-        None => client,
-    }
-}
-
-fn upstream(settings: &ClusterSettings, tls: Option<&Tls>) -> Upstream<RequestBody> {
-    let upstream = Upstream::new()
-        .protocol(settings.protocol.into())
-        .connect_timeout(settings.connect_timeout)
-        .idle_connections(settings.idle_connections)
-        .idle_timeout(settings.idle_connection_timeout);
-    let upstream = match tls {
-        Some(tls) => upstream.connector(tls.connector.clone()),
-        None => upstream.connector(TcpConnector::new()),
-    };
-    match settings.cap {
-        Some(cap) => upstream
-            .max_connections(cap.max_connections)
-            .max_pending(cap.max_pending),
-        None => upstream,
     }
 }

@@ -33,14 +33,19 @@
 //! });
 //! ```
 
+mod alerts;
+mod checks;
 mod error;
 mod file;
 mod gateway;
 mod node;
 mod plan;
+mod route_layers;
+mod running;
 mod serve;
 pub mod settings;
 mod shared;
+mod watch;
 
 pub use error::{ConfigError, LoadError};
 pub use file::ConfigFile;

@@ -11,11 +11,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::OptionFuture;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tower::Layer;
 
 use super::{
+    alerts::Alerts,
     error::LoadError,
     file::{ConfigFile, Stamp},
     gateway::Gateway,
@@ -30,9 +32,10 @@ use crate::{
     discover::{Discovery, RedisServices},
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
+    monitor::Monitor,
     node::{Listener, Membership, Server, Verdicts},
     redis::Connection,
-    register::{RedisRegistry, Registry},
+    register::{RedisRegistry, RegistrationState, Registry},
     store::RedisBus,
     time,
 };
@@ -50,6 +53,9 @@ const DISCOVERY: Duration = Duration::from_secs(5);
 /// How long a reload waits for the first word of discovery on clusters that are new, so that no
 /// request goes to one that has no endpoints yet.
 const NEW_CLUSTERS: Duration = Duration::from_secs(2);
+/// How long the nodes have to be where they are before a zone takes its part by them: as Finagle
+/// has it for its apertures.
+const STILL: Duration = Duration::from_secs(15);
 /// How long a node that starts waits for a configuration in a store before it listens all the same.
 const CONFIGURATION: Duration = Duration::from_secs(2);
 
@@ -100,6 +106,7 @@ struct State {
     admin: Admin,
     routes: Routes,
     gateway: Mutex<Gateway>,
+    alerts: Alerts,
     node: ArcSwap<NodeSettings>,
     /// Its name where the file gives none.
     default_id: String,
@@ -153,11 +160,12 @@ impl Node {
             .as_ref()
             .map(|store| Shared::follow(store, ground(&plan)));
         let membership = membership(node, address, &default_id, redis.clone());
-        let verdicts = verdicts(&plan, &membership, redis);
+        let verdicts = verdicts(&plan, &membership, redis.clone());
         let state = Arc::new(State {
             admin: Admin::new(),
             routes: Routes::new(),
             gateway: Mutex::new(gateway),
+            alerts: Alerts::new(node.id.as_ref().unwrap_or(&default_id), &file),
             node: ArcSwap::from_pointee(node.clone()),
             membership,
             verdicts,
@@ -179,10 +187,20 @@ impl Node {
             .update_config(|config| *config = ConfigStatus::new(source));
         state.admin.set_membership(state.membership.clone());
         state.admin.set_verdicts(state.verdicts.as_ref());
+        let monitor = state.alerts.monitor.clone();
+        state.admin.set_monitor(monitor);
+        watch(&state, redis);
+        if let Some(folder) = &node.snapshot_dir {
+            let file = folder.join("alerts.json");
+            state.alerts.monitor.keep_in(file).await;
+        }
         state.apply(&plan);
         connected(&state).await;
         let follow = follow(&state).await;
         tokio::spawn(ready(Arc::downgrade(&state)));
+        if state.membership.service().is_some() {
+            tokio::spawn(place(Arc::downgrade(&state)));
+        }
 
         let admin_server = admin_listener.map(|(listener, address)| {
             let router = state.admin.router();
@@ -224,6 +242,13 @@ impl Node {
         &self.state.admin
     }
 
+    /// What is known of the clusters, and what of that somebody was told. Its rules are those of the
+    /// file and of [`ConfigFile::rule`]; a reload sets them anew.
+    #[must_use]
+    pub fn monitor(&self) -> &Monitor {
+        &self.state.alerts.monitor
+    }
+
     /// Heeds signals from now on, not only from when it [runs](Self::run): for those who tell others
     /// that it serves, which may send one at once. A signal waits until it runs.
     pub fn heed_signals(&mut self) {
@@ -239,18 +264,31 @@ impl Node {
         let admin = self.state.admin.clone();
         let mut drained = None;
         let mut changed = None;
+        let mut is_due = false;
+        // A reload waits for discovery; signals do not wait for it.
+        let mut reloading = None;
         loop {
+            if is_due && reloading.is_none() {
+                is_due = false;
+                self.taken = self.file.stamp().ok();
+                let state = Arc::clone(&self.state);
+                reloading = Some(Box::pin(reload(state, self.file.clone())));
+            }
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::Reload => self.reload().await,
+                    Signal::Reload => is_due = true,
                     Signal::Stop => break,
                 },
                 _ = look.tick() => {
                     let stamp = self.file.stamp().ok();
                     if stamp.is_some() && stamp != self.taken && stamp == changed {
-                        self.reload().await;
+                        is_due = true;
                     }
                     changed = stamp;
+                }
+                Some(file) = OptionFuture::from(reloading.as_mut()) => {
+                    self.file = file;
+                    reloading = None;
                 }
                 () = admin.drain_requested(), if drained.is_none() => {
                     tracing::info!(event = "drain", "draining as the admin address was asked to");
@@ -259,6 +297,8 @@ impl Node {
                 }
             }
         }
+        // One that is not taken by now is not wanted any more.
+        drop(reloading);
         tracing::info!(event = "stop", "stopping: draining");
         drain(&self.server, &self.state).await;
     }
@@ -266,10 +306,15 @@ impl Node {
     /// Loads the file again. One that cannot be used is refused, and the old one goes on.
     pub async fn reload(&mut self) {
         self.taken = self.file.stamp().ok();
-        let (file, plan) = load(self.file.clone()).await;
-        self.file = file;
-        self.state.take(plan, &self.file).await;
+        self.file = reload(Arc::clone(&self.state), self.file.clone()).await;
     }
+}
+
+/// Loads the file and goes over to it, if it can be used.
+async fn reload(state: Arc<State>, file: ConfigFile) -> ConfigFile {
+    let (file, plan) = load(file).await;
+    state.take(plan, &file).await;
+    file
 }
 
 impl State {
@@ -381,6 +426,7 @@ impl State {
             gateway.share(verdicts);
         }
         self.admin.set_node(id);
+        self.alerts.apply(plan, id, gateway.clusters());
         self.admin.set_clusters(gateway.clusters());
         self.admin.set_failovers(gateway.failover_stats());
         self.admin.set_limiters(gateway.limiters());
@@ -470,6 +516,27 @@ async fn connected(state: &State) {
     }
 }
 
+/// Lets the monitor know whether the stores and the registry of this node answer.
+fn watch(state: &Arc<State>, redis: Option<Connection>) {
+    let monitor = &state.alerts.monitor;
+    if let Some(redis) = redis {
+        monitor.watch_store(move || redis.is_available());
+    }
+    if state.shared.is_some() {
+        let state = Arc::downgrade(state);
+        monitor.watch_store(move || {
+            let state = state.upgrade();
+            let shared = state.as_ref().and_then(|state| state.shared.as_ref());
+            shared.is_none_or(Shared::is_followed)
+        });
+    }
+    let membership = state.membership.clone();
+    monitor.watch_registry(move || {
+        let registration = membership.registration();
+        registration.is_none_or(|state| state == RegistrationState::Registered)
+    });
+}
+
 /// This node among the others, if it is to be known to any.
 fn membership(
     node: &NodeSettings,
@@ -491,6 +558,26 @@ fn membership(
     let registry = Registry::new(RedisRegistry::new(redis.clone())).ttl(register.ttl);
     let discovery = Discovery::new(RedisServices::new(redis).heartbeat(register.ttl / 3));
     Membership::new(register.service.as_str(), endpoint, registry, &discovery)
+}
+
+/// Tells the clusters where the nodes are, whenever that has held still for a while.
+async fn place(state: Weak<State>) {
+    let mut seen = (None, time::now());
+    let mut placed = None;
+    loop {
+        tokio::time::sleep(STILL / 15).await;
+        let Some(state) = state.upgrade() else { return };
+        let (zones, now) = (state.membership.zones(), time::now());
+        if seen.0 != zones {
+            seen = (zones, now);
+        } else if placed != zones && now >= seen.1 + STILL {
+            state
+                .gateway
+                .lock()
+                .place(zones.clone().unwrap_or_default());
+            placed = zones;
+        }
+    }
 }
 
 /// What a node shares with the others, where there are others and a bus to them.

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 use super::{
     error::ConfigError,
     settings::{
-        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile,
-        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings,
+        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile, Place,
+        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings, WebhookSettings,
     },
 };
 use crate::{
@@ -27,6 +27,8 @@ pub(super) type MakePolicy =
 pub struct Plan {
     pub(super) settings: Settings,
     pub(super) clusters: BTreeMap<String, ClusterPlan>,
+    /// Of each webhook of each alert, for `https`.
+    pub(super) webhooks: Vec<Vec<Option<Tls>>>,
 }
 
 /// What a cluster needs beside its settings.
@@ -65,8 +67,20 @@ impl Plan {
         if settings.node.snapshot_dir.is_none() {
             mistakes.extend(settings.clusters.values().filter_map(unreadable_list));
         }
+        let mut webhooks = Vec::new();
+        for alert in &settings.alerts {
+            let hooks = alert.webhooks.iter().map(webhook_tls);
+            match hooks.collect() {
+                Ok(hooks) => webhooks.push(hooks),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
         if mistakes.is_empty() {
-            Ok(Self { settings, clusters })
+            Ok(Self {
+                settings,
+                clusters,
+                webhooks,
+            })
         } else {
             Err(ConfigError::new(file, mistakes))
         }
@@ -164,20 +178,43 @@ fn ring(ring: RingHash, points: Option<NonZeroU32>) -> RingHash {
     }
 }
 
-fn tls(settings: &TlsSettings, protocol: upstream::Protocol) -> Result<Tls, Mistake> {
-    let mut texts = Vec::new();
-    let mut connector = match &settings.ca {
-        Some(ca) => {
-            let pem = read(ca)?;
-            let connector = TlsConnector::with_ca(&pem, protocol)
-                .map_err(|error| ca.place.wrong(error.to_string()))?;
-            texts.push(pem);
-            connector
-        }
-        None => {
-            TlsConnector::new(protocol).map_err(|error| settings.place.wrong(error.to_string()))?
-        }
+fn webhook_tls(settings: &WebhookSettings) -> Result<Option<Tls>, Mistake> {
+    let tls = || {
+        trusting(
+            settings.ca.as_ref(),
+            &settings.place,
+            upstream::Protocol::Http1,
+        )
     };
+    settings.is_https().then(tls).transpose()
+}
+
+/// TLS to whom this authority vouches for, or those of the operating system.
+fn trusting(
+    ca: Option<&NamedFile>,
+    place: &Place,
+    protocol: upstream::Protocol,
+) -> Result<Tls, Mistake> {
+    let Some(ca) = ca else {
+        let connector = TlsConnector::new(protocol);
+        return Ok(Tls {
+            connector: connector.map_err(|error| place.wrong(error.to_string()))?,
+            texts: Vec::new(),
+        });
+    };
+    let pem = read(ca)?;
+    let connector = TlsConnector::with_ca(&pem, protocol);
+    Ok(Tls {
+        connector: connector.map_err(|error| ca.place.wrong(error.to_string()))?,
+        texts: vec![pem],
+    })
+}
+
+fn tls(settings: &TlsSettings, protocol: upstream::Protocol) -> Result<Tls, Mistake> {
+    let Tls {
+        mut connector,
+        mut texts,
+    } = trusting(settings.ca.as_ref(), &settings.place, protocol)?;
     if let Some(identity) = &settings.identity {
         let (chain, key) = (read(&identity.cert)?, read(&identity.key)?);
         connector = connector

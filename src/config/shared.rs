@@ -87,6 +87,11 @@ impl Shared {
         }
     }
 
+    /// Whether the store is followed now.
+    pub(super) fn is_followed(&self) -> bool {
+        self.config.outage().is_none()
+    }
+
     /// What the last good text means; none before there was one.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ pub struct Listing {
     pub endpoints: Vec<Endpoint>,
     /// Where to go on from.
     pub cursor: Option<Cursor>,
-    /// The entries that could not be used.
+    /// The entries that could not be used. An endpoint that one of them is of stays as it was.
     pub refused: Vec<Refused>,
     /// Whether the source proved that the list may be empty.
     pub trusted: bool,
@@ -150,6 +150,9 @@ pub struct Refused {
     pub entry: Arc<str>,
     /// What is wrong with it.
     pub reason: Arc<str>,
+    /// The endpoint that it is of, as far as it says so by its id or else its address. Without, it
+    /// is that of the same id as the entry, if any.
+    pub endpoint: Option<Arc<str>>,
 }
 
 impl Refused {
@@ -159,7 +162,21 @@ impl Refused {
         Self {
             entry: entry.into(),
             reason: reason.into(),
+            endpoint: None,
         }
+    }
+
+    /// Names the endpoint that the entry is of, by its id or address: if it is known, it stays as it
+    /// was when it was last good.
+    #[must_use]
+    pub fn of(mut self, endpoint: impl Into<Arc<str>>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// The id or the address of the endpoint that the entry is of.
+    pub(super) fn subject(&self) -> &str {
+        self.endpoint.as_ref().unwrap_or(&self.entry)
     }
 }
 

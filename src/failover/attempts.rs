@@ -1,6 +1,6 @@
 //! The attempts at one request: what each is made of.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
@@ -33,20 +33,18 @@ pub(super) struct Flight {
     pub(super) started: Option<Instant>,
     /// When the endpoint has had its time.
     pub(super) due: Option<Instant>,
+    /// When another attempt is begun beside it.
+    pub(super) hedge_at: Option<Instant>,
 }
 
 /// The attempts at one request.
 pub(super) struct Attempts<B> {
-    pub(super) shared: Arc<Shared>,
     pub(super) plan: Plan,
     pub(super) dialect: Dialect,
     /// `None` where there is no further attempt whatever happens.
     kept: Option<Pooled>,
     /// `None` where the body is empty.
     tape: Option<Tape<B>>,
-    /// What the request came with.
-    overdue: Option<Overdue>,
-    hash: Option<u64>,
     begun: u32,
 }
 
@@ -61,35 +59,36 @@ impl<B> Attempts<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// The first attempt.
+    /// The first attempt. Its body is to be [loaded](Self::load).
     pub(super) fn begin(
-        shared: &Arc<Shared>,
+        shared: &Shared,
         further: Further,
-        mut request: Request<B>,
-    ) -> (Self, Request<RequestBody<B>>, Flight) {
+        request: &mut Request<B>,
+    ) -> (Self, Flight) {
         let settings = &shared.settings;
-        let dialect = Dialect::of(request.headers());
-        let kept = (further == Further::Possible).then(|| {
-            let mut kept = Pooled::take();
-            kept.keep(&request);
-            kept
-        });
-        let is_idempotent = is_idempotent(&request);
         let attempt = request.extensions().get::<Attempt>().cloned();
+        // The terms, and the attempt.
+        let renewed = 1 + usize::from(attempt.is_some());
         let attempt = attempt.unwrap_or_default();
+        let mut kept = (further == Further::Possible).then(Pooled::take);
 
         let terms = request.extensions_mut().get_or_insert_default::<Terms>();
         let deadline = earlier(terms.deadline, attempt.deadline);
-        let overdue = terms.overdue.clone();
-        terms.ledger = kept.as_ref().map(|kept| kept.ledger.clone());
         let counted = settings.limits.scope == Scope::Failed && settings.limits.retries > 0;
         if counted {
             shared
                 .account
                 .request(terms.begun.unwrap_or_else(time::now));
         }
+        terms.ledger = None;
+        if let Some(kept) = &mut kept {
+            terms.ledger = Some(kept.ledger.clone());
+            kept.overdue.clone_from(&terms.overdue);
+            kept.hash = attempt.hash;
+            kept.keep(request, renewed);
+        }
 
-        let mut plan = Plan::new(settings.limits, is_idempotent, deadline);
+        let mut plan = Plan::new(is_idempotent(request), deadline);
         if !attempt.tried.is_empty() {
             let now = time::now();
             for endpoint in attempt.tried {
@@ -97,29 +96,25 @@ where
             }
         }
         let mut attempts = Self {
-            shared: Arc::clone(shared),
             plan,
-            dialect,
+            dialect: Dialect::of(request.headers()),
             kept,
             tape: None,
-            overdue,
-            hash: attempt.hash,
             begun: 0,
         };
-        let flight = attempts.take_off(&mut request);
-        let request = request.map(|body| attempts.load(body));
-        (attempts, request, flight)
+        let flight = attempts.take_off(shared, request);
+        (attempts, flight)
     }
 
     /// The body of the first attempt.
-    fn load(&mut self, body: B) -> RequestBody<B> {
+    pub(super) fn load(&mut self, shared: &Shared, body: B) -> RequestBody<B> {
         if body.is_end_stream() {
             return RequestBody::empty();
         }
         if self.kept.is_none() {
             return RequestBody::direct(body);
         }
-        let tape = Tape::new(body, self.shared.settings.replay_limit);
+        let tape = Tape::new(body, shared.settings.replay_limit);
         let body = tape.rewound();
         self.tape = Some(tape);
         body
@@ -128,6 +123,7 @@ where
     /// One more attempt, which also avoids `under_way`.
     pub(super) fn again(
         &mut self,
+        shared: &Shared,
         under_way: Option<EndpointId>,
     ) -> (Request<RequestBody<B>>, Flight) {
         let body = self
@@ -144,34 +140,40 @@ where
             number: self.begun,
             tried,
             deadline: self.plan.deadline(),
-            hash: self.hash,
+            hash: kept.hash,
         });
         request.extensions_mut().insert(Terms {
             begun: None,
             deadline: self.plan.deadline(),
-            overdue: self.overdue.clone(),
+            overdue: kept.overdue.clone(),
+            late: None,
             number: self.begun,
             is_unseen,
             ledger: Some(kept.ledger.clone()),
         });
-        let flight = self.take_off(&mut request);
+        let flight = self.take_off(shared, &mut request);
         (request, flight)
     }
 
     /// Tells the layers beneath and the endpoint what holds for this attempt.
-    fn take_off<T>(&mut self, request: &mut Request<T>) -> Flight {
-        let settings = &self.shared.settings;
+    fn take_off<T>(&mut self, shared: &Shared, request: &mut Request<T>) -> Flight {
+        let settings = &shared.settings;
         let number = self.begun;
         self.begun += 1;
-        let is_timed = settings.per_try_timeout.is_some() || self.shared.hedging.is_some();
+        let is_timed = settings.per_try_timeout.is_some() || shared.hedging.is_some();
         let started = is_timed.then(time::now);
         let due = settings
             .per_try_timeout
             .and_then(|timeout| Some(time::after(started?, timeout)));
-        if let (Some(at), Some(terms)) = (due, request.extensions_mut().get_mut::<Terms>()) {
-            match &mut terms.overdue {
-                Some(overdue) => overdue.at = overdue.at.min(at),
-                None => terms.overdue = Some(Overdue { at, upload: None }),
+        let hedge_at = started.and_then(|started| self.hedge_at(shared, number, started));
+        if (due.is_some() || hedge_at.is_some())
+            && let Some(terms) = request.extensions_mut().get_mut::<Terms>()
+        {
+            terms.late = hedge_at;
+            match (&mut terms.overdue, due) {
+                (Some(overdue), Some(at)) => overdue.at = overdue.at.min(at),
+                (overdue, Some(at)) => *overdue = Some(Overdue { at, upload: None }),
+                (_, None) => {}
             }
         }
         if let AttemptHeader::Write = settings.attempt_header {
@@ -186,7 +188,20 @@ where
             number,
             started,
             due,
+            hedge_at,
         }
+    }
+
+    /// When an attempt that began at `started` is late enough for another one.
+    fn hedge_at(&self, shared: &Shared, number: u32, started: Instant) -> Option<Instant> {
+        let hedging = shared.hedging.as_ref()?;
+        if !self.plan.is_idempotent() {
+            return None;
+        }
+        if number == 0 {
+            hedging.account.request(started);
+        }
+        Some(time::after(started, hedging.delay()?))
     }
 
     /// What the plan is to know of an attempt that ended.

@@ -40,14 +40,16 @@ impl Budget {
     /// The time that a budget looks back, in seconds.
     const SPAN: u64 = 10;
 
-    /// This many retries to a hundred requests, and 10 a second beside them.
+    /// This many retries to a hundred requests, and 10 a second beside them. With 0 there are none,
+    /// unless [`min`](Self::min) says how many.
     ///
     /// # Errors
     ///
     /// When it is not between 0 and 1000.
     pub fn percent(percent: f64) -> Result<Self, InvalidBudget> {
         if (0.0..=1000.0).contains(&percent) {
-            Ok(Self { percent, min: 10.0 })
+            let min = if percent > 0.0 { 10.0 } else { 0.0 };
+            Ok(Self { percent, min })
         } else {
             Err(InvalidBudget { percent })
         }
@@ -65,13 +67,18 @@ impl Budget {
         self
     }
 
-    /// The same minimum beside another share.
+    /// The same minimum beside another share; none beside a share of nothing.
     #[cfg_attr(
         not(feature = "config"),
         allow(dead_code, reason = "files say one without the other")
     )]
     pub(crate) fn share(self, percent: f64) -> Result<Self, InvalidBudget> {
-        Ok(Self::percent(percent)?.min(self.min))
+        let share = Self::percent(percent)?;
+        Ok(if percent > 0.0 {
+            share.min(self.min)
+        } else {
+            share
+        })
     }
 
     /// How many retries there may be to so many requests, in the time that it looks back, where
@@ -317,9 +324,15 @@ mod tests {
 
     #[test]
     fn no_budget_grants_nothing_and_a_large_one_everything() {
-        let (none, now) = account(0.0, 0.0);
-        none.request(now);
+        let none = Budget::percent(0.0).unwrap();
+        assert_eq!(Budget::default().share(0.0), Ok(none));
+        let now = start();
+        let account_of = |budget| Account::new(budget, MinimumShare::new(), now);
+        let none = account_of(none);
+        (0..100).for_each(|_| none.request(now));
         assert_eq!(granted(&none, now), 0);
+        let some = account_of(Budget::percent(0.0).unwrap().min(0.5));
+        assert_eq!(granted(&some, now), 5);
         let (twice, now) = account(200.0, f64::NAN);
         (0..100).for_each(|_| twice.request(now));
         assert_eq!(granted(&twice, now), 200);

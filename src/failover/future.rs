@@ -18,11 +18,10 @@ use tower::Service;
 use super::{
     attempts::{Attempts, Flight},
     body::RequestBody,
-    budget::Reservation,
     ending,
-    layer::Shared,
     plan::{Charge, Ending, Next, Quiet},
-    service::Spares,
+    service::Common,
+    ticket::Ticket,
 };
 use crate::{
     refusal::{Reason, Refusal},
@@ -43,38 +42,64 @@ pin_project! {
         // The attempt at the inner service.
         #[pin]
         first: Option<S::Future>,
-        // Made when something is waited for.
-        #[pin]
-        timer: Option<Sleep>,
         work: Work<S, F, B>,
     }
 }
 
-/// All but what is pinned.
+/// All but what is pinned. Every request moves it about: what few need is boxed.
 struct Work<S, F, B>
 where
     S: Service<Request<RequestBody<B>>>,
     F: Service<Request<RequestBody<B>>>,
 {
-    step: Step,
+    common: Arc<Common<S, F>>,
     attempts: Attempts<B>,
-    spares: Arc<Spares<S, F>>,
-    /// The services of further attempts. Boxed, as what comes next: they are rare, and futures are
-    /// large.
-    service: Option<Box<S>>,
-    fallback: Option<Box<F>>,
     /// The attempt that is no hedge.
     flight: Flight,
+    step: Step,
+    /// Made when something is waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Made when there is more than one attempt.
+    further: Option<Box<Further<S, F, B>>>,
+}
+
+/// What attempts after the first need.
+struct Further<S, F, B>
+where
+    S: Service<Request<RequestBody<B>>>,
+    F: Service<Request<RequestBody<B>>>,
+{
+    /// The services that they are made by.
+    service: Option<S>,
+    fallback: Option<F>,
     /// The hedge.
     second: Option<(Pin<Box<S::Future>>, Flight)>,
     /// The attempt at the fallback.
     backup: Option<Pin<Box<F::Future>>>,
-    hedge_at: Option<Instant>,
     /// What an attempt before the one under way ended with. It is the answer when that one is not
     /// let out.
-    earlier: Option<Box<Result<S::Response, S::Error>>>,
-    /// How the retry that comes next is paid for.
-    retry: Option<Payment>,
+    earlier: Option<Result<S::Response, S::Error>>,
+    /// Those of attempts that are to be made, and of those that may be refused yet.
+    retry: Option<Ticket>,
+    hedge: Option<Ticket>,
+}
+
+impl<S, F, B> Default for Further<S, F, B>
+where
+    S: Service<Request<RequestBody<B>>>,
+    F: Service<Request<RequestBody<B>>>,
+{
+    fn default() -> Self {
+        Self {
+            service: None,
+            fallback: None,
+            second: None,
+            backup: None,
+            earlier: None,
+            retry: None,
+            hedge: None,
+        }
+    }
 }
 
 /// What an attempt ends with.
@@ -110,26 +135,18 @@ where
         first: S::Future,
         flight: Flight,
         attempts: Attempts<B>,
-        spares: Arc<Spares<S, F>>,
+        common: Arc<Common<S, F>>,
     ) -> Self {
-        let mut work = Work {
-            step: Step::Fly,
-            attempts,
-            spares,
-            service: None,
-            fallback: None,
-            flight,
-            second: None,
-            backup: None,
-            hedge_at: None,
-            earlier: None,
-            retry: None,
-        };
-        work.watch();
         Self {
             first: Some(first),
-            timer: None,
-            work,
+            work: Work {
+                common,
+                attempts,
+                flight,
+                step: Step::Fly,
+                timer: None,
+                further: None,
+            },
         }
     }
 }
@@ -138,24 +155,40 @@ impl<S, F, B> Work<S, F, B>
 where
     S: Service<Request<RequestBody<B>>>,
     F: Service<Request<RequestBody<B>>>,
-    B: Body<Data = Bytes> + Unpin,
 {
-    /// Sees whether the first attempt is to be hedged.
-    fn watch(&mut self) {
-        if let Some(hedging) = &self.attempts.shared.hedging
-            && self.attempts.plan.is_idempotent()
-            && let Some(started) = self.flight.started
-        {
-            hedging.account.request(started);
-            self.hedge_at = hedging.delay().map(|delay| time::after(started, delay));
-        }
+    fn further(&mut self) -> &mut Further<S, F, B> {
+        self.further.get_or_insert_default()
+    }
+
+    /// The hedge, if it is under way.
+    fn second(&self) -> Option<&Flight> {
+        let second = self.further.as_ref()?.second.as_ref();
+        second.map(|(_, flight)| flight)
     }
 
     /// When the attempts under way are to be looked at, whatever they do.
     fn due(&self) -> Option<Instant> {
-        let second = self.second.as_ref().and_then(|(_, flight)| flight.due);
-        let times = [self.flight.due, second, self.hedge_at];
+        let second = self.second().and_then(|flight| flight.due);
+        let times = [self.flight.due, second, self.flight.hedge_at];
         times.into_iter().flatten().min()
+    }
+
+    /// Ready at this time, which may be another one each time.
+    fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = || Box::pin(time::sleep_until(at));
+        let timer = self.timer.get_or_insert_with(sleep);
+        if timer.deadline() != at.into() {
+            timer.as_mut().reset(at.into());
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// What is under way was not refused: it counts.
+    fn let_out(&mut self) {
+        if let Some(further) = &mut self.further {
+            further.retry = None;
+            further.hedge = None;
+        }
     }
 }
 
@@ -167,29 +200,22 @@ where
     B: Body<Data = Bytes> + Unpin,
     R: Body + From<Bytes>,
 {
-    /// Polls the attempts under way.
-    fn poll_flights(
-        &mut self,
-        mut first: Pin<&mut Option<S::Future>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<(Flight, Outcome<R, S::Error>)> {
-        if let Some(future) = first.as_mut().as_pin_mut()
-            && let Poll::Ready(result) = future.poll(cx)
-        {
-            first.set(None);
-            return Poll::Ready((self.flight, result));
-        }
-        if let Some(backup) = &mut self.backup
+    /// Polls the attempts that are not the first one.
+    fn poll_further(&mut self, cx: &mut Context<'_>) -> Poll<(Flight, Outcome<R, S::Error>)> {
+        let Some(further) = &mut self.further else {
+            return Poll::Pending;
+        };
+        if let Some(backup) = &mut further.backup
             && let Poll::Ready(result) = backup.as_mut().poll(cx)
         {
-            self.backup = None;
+            further.backup = None;
             return Poll::Ready((self.flight, result));
         }
-        if let Some((future, flight)) = &mut self.second
+        if let Some((future, flight)) = &mut further.second
             && let Poll::Ready(result) = future.as_mut().poll(cx)
         {
             let flight = *flight;
-            self.second = None;
+            further.second = None;
             return Poll::Ready((flight, result));
         }
         Poll::Pending
@@ -202,30 +228,29 @@ where
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Option<Flight> {
-        if self.hedge_at.is_some_and(|at| at <= now) {
-            self.hedge_at = None;
+        if self.flight.hedge_at.is_some_and(|at| at <= now) {
+            self.flight.hedge_at = None;
             self.hedge(now, cx);
         }
         let is_over = |flight: &Flight| flight.due.is_some_and(|due| due <= now);
         let first_is_over = is_over(&self.flight);
-        let second_is_over = self
-            .second
-            .as_ref()
-            .is_some_and(|(_, flight)| is_over(flight));
+        let second_is_over = self.second().is_some_and(is_over);
         if !first_is_over && !second_is_over {
             return None;
         }
         if self.attempts.is_waiting_for_client() {
-            let timeout = self.attempts.shared.settings.per_try_timeout;
+            let timeout = self.common.shared.settings.per_try_timeout;
             let due = timeout.map(|timeout| time::after(now, timeout));
             self.flight.due = due;
             return None;
         }
         if second_is_over {
-            return self.second.take().map(|(_, flight)| flight);
+            return self.further().second.take().map(|(_, flight)| flight);
         }
         first.set(None);
-        self.backup = None;
+        if let Some(further) = &mut self.further {
+            further.backup = None;
+        }
         Some(self.flight)
     }
 
@@ -235,45 +260,43 @@ where
         let is_alone = choice
             .as_ref()
             .is_some_and(|(_, candidates)| *candidates < 2);
-        let shared = Arc::clone(&self.attempts.shared);
-        let Some(hedging) = &shared.hedging else {
-            return;
-        };
         if is_alone || !self.attempts.can_hedge() {
             return;
         }
-        let Some(reservation) = hedging.account.reserve(now) else {
-            shared.stats.exhausted();
+        let Some(mut ticket) = Ticket::hedge(&self.common.shared, now) else {
             return;
         };
-        let mut service = self.spares.service.lock().clone();
+        let mut service = self.common.service.lock().clone();
         // One that is busy is not waited for: that would hardly be sooner.
         if !matches!(service.poll_ready(cx), Poll::Ready(Ok(()))) {
-            hedging.account.release(&reservation);
             return;
         }
-        let (request, flight) = self.attempts.again(choice.map(|(endpoint, _)| endpoint));
-        self.second = Some((Box::pin(service.call(request)), flight));
-        shared.stats.hedged();
+        let under_way = choice.map(|(endpoint, _)| endpoint);
+        let (request, flight) = self.attempts.again(&self.common.shared, under_way);
+        let second = Box::pin(service.call(request));
+        ticket.made();
+        let further = self.further();
+        further.second = Some((second, flight));
+        further.hedge = Some(ticket);
     }
 
-    /// Takes in the end of an attempt; returns the answer, if this is it. Without a result, the
+    /// Takes in an answer that stands, which ends it.
+    fn answered(&self, flight: Flight, others: Others) {
+        self.learn(flight, others);
+        self.attempts.settle();
+    }
+
+    /// Takes in another end of an attempt; returns the answer, if this is it. Without a result, the
     /// endpoint has had its time.
-    fn landed(
+    fn failed(
         &mut self,
         flight: Flight,
+        ending: Ending,
         result: Option<Outcome<R, S::Error>>,
         others: Others,
     ) -> Option<Outcome<R, S::Error>> {
-        let ending = match &result {
-            Some(result) => ending::of(result, self.attempts.dialect),
-            None => Ending::Failed(Quiet::Unsaid),
-        };
-        if ending == Ending::Answered {
-            self.learn(flight, others);
-            return self.answer(result);
-        }
-        self.hedge_at = None;
+        self.land(flight, ending);
+        self.flight.hedge_at = None;
         let now = time::now();
         let ended = self.attempts.ended(flight, ending);
         if others == Others::UnderWay {
@@ -287,15 +310,17 @@ where
         }
         let result = match ending {
             // Nobody was asked: what was said before that stands.
-            Ending::Unusable => match self.earlier.take() {
-                Some(earlier) => return self.fall_back(Some(*earlier)),
+            Ending::Unusable => match self.earlier() {
+                Some(earlier) => return self.fall_back(Some(earlier)),
                 None => result,
             },
             _ => result,
         };
         let replay = self.attempts.replay();
         let random = fastrand::f64();
-        let next = self.attempts.plan.next(&ended, replay, random, now);
+        let limits = self.common.shared.settings.limits;
+        let plan = &mut self.attempts.plan;
+        let next = plan.next(limits, &ended, replay, random, now);
         let endpoint = ended.choice.as_ref().map(|(endpoint, _)| endpoint.as_str());
         tracing::debug!(
             event = "attempt_failed",
@@ -308,18 +333,15 @@ where
             Next::Stand => self.answer(result),
             Next::Fallback => self.fall_back(result),
             Next::Retry { at, charge } => {
-                let shared = &self.attempts.shared;
-                let payment = match charge {
-                    Charge::Free => Payment::Free,
-                    Charge::Budget => match Reserved::new(shared, now) {
-                        Some(reserved) => Payment::Budget(reserved),
-                        None => {
-                            shared.stats.exhausted();
-                            return self.fall_back(result);
-                        }
-                    },
+                let shared = &self.common.shared;
+                let ticket = match charge {
+                    Charge::Free => Some(Ticket::unsent(shared)),
+                    Charge::Budget => Ticket::failed(shared, now),
                 };
-                self.retry = Some(payment);
+                let Some(ticket) = ticket else {
+                    return self.fall_back(result);
+                };
+                self.further().retry = Some(ticket);
                 self.keep(ending, result);
                 self.step = if at > now {
                     Step::Wait { until: at }
@@ -329,6 +351,25 @@ where
                 None
             }
         }
+    }
+
+    /// Counts an attempt that has ended, unless nobody was asked.
+    fn land(&mut self, flight: Flight, ending: Ending) {
+        let Some(further) = &mut self.further else {
+            return;
+        };
+        let ticket = if flight.number == self.flight.number {
+            further.retry.take()
+        } else {
+            further.hedge.take()
+        };
+        if let (Some(ticket), Ending::Unusable) = (ticket, ending) {
+            ticket.refused();
+        }
+    }
+
+    fn earlier(&mut self) -> Option<Outcome<R, S::Error>> {
+        self.further.as_mut()?.earlier.take()
     }
 
     /// What the next attempt asks.
@@ -341,12 +382,12 @@ where
     }
 
     fn fall_back(&mut self, result: Option<Outcome<R, S::Error>>) -> Option<Outcome<R, S::Error>> {
-        if self.spares.fallback.is_none() || self.attempts.plan.has_fallen_back() {
+        if self.common.fallback.is_none() || self.attempts.plan.has_fallen_back() {
             return self.answer(result);
         }
-        self.earlier = self.detached(result).map(Box::new);
+        self.further().earlier = self.detached(result);
         self.attempts.plan.fall_back();
-        self.attempts.shared.stats.fell_back();
+        self.common.shared.stats.fell_back();
         self.step = Step::FallBack;
         None
     }
@@ -367,7 +408,7 @@ where
     /// Keeps what an endpoint made of an attempt, for when the next one is not let out.
     fn keep(&mut self, ending: Ending, result: Option<Outcome<R, S::Error>>) {
         if !matches!(ending, Ending::Unusable) {
-            self.earlier = self.detached(result).map(Box::new);
+            self.further().earlier = self.detached(result);
         }
     }
 
@@ -405,7 +446,7 @@ where
 
     /// Learns how long a first attempt takes. When the hedge was faster, it took longer than that.
     fn learn(&self, flight: Flight, others: Others) {
-        let shared = &self.attempts.shared;
+        let shared = &self.common.shared;
         let Some(hedging) = &shared.hedging else {
             return;
         };
@@ -422,21 +463,18 @@ where
         }
     }
 
-    /// Another attempt is under way.
+    /// Another attempt is under way. Only a first one is hedged.
     fn took_off(&mut self, flight: Flight) {
-        self.flight = flight;
+        self.flight = Flight {
+            hedge_at: None,
+            ..flight
+        };
         self.step = Step::Fly;
-        let stats = &self.attempts.shared.stats;
-        match self.retry.take() {
-            Some(Payment::Free) => stats.retried_unsent(),
-            Some(Payment::Budget(reserved)) => {
-                reserved.spend();
-                stats.retried_failed();
-            }
-            // The fallback is asked for the first time.
-            None => return,
+        // None where the fallback is asked for the first time.
+        if let Some(ticket) = &mut self.further().retry {
+            ticket.made();
+            self.attempts.plan.retried();
         }
-        self.attempts.plan.retried();
     }
 }
 
@@ -456,98 +494,95 @@ where
         loop {
             match work.step {
                 Step::Fly => {
-                    let (flight, result) = match work.poll_flights(this.first.as_mut(), cx) {
+                    let polled = match this.first.as_mut().as_pin_mut() {
+                        Some(first) => first.poll(cx),
+                        None => Poll::Pending,
+                    };
+                    if let Poll::Ready(result) = &polled {
+                        let others = match work.second() {
+                            Some(_) => Others::UnderWay,
+                            None => Others::None,
+                        };
+                        let ending = ending::of(result, work.attempts.dialect);
+                        if ending == Ending::Answered {
+                            // Nearly all requests end here: answers are large, and not moved about.
+                            work.answered(work.flight, others);
+                            return polled;
+                        }
+                        this.first.set(None);
+                        let Poll::Ready(result) = polled else {
+                            continue;
+                        };
+                        if let Some(answer) = work.failed(work.flight, ending, Some(result), others)
+                        {
+                            return Poll::Ready(answer);
+                        }
+                        continue;
+                    }
+                    let (flight, result) = match work.poll_further(cx) {
                         Poll::Ready((flight, result)) => (flight, Some(result)),
                         Poll::Pending => {
+                            work.let_out();
                             let Some(due) = work.due() else {
                                 return Poll::Pending;
                             };
-                            ready!(poll_until(this.timer.as_mut(), due, cx));
+                            ready!(work.poll_until(due, cx));
                             match work.overdue(this.first.as_mut(), time::now(), cx) {
                                 Some(flight) => (flight, None),
                                 None => continue,
                             }
                         }
                     };
-                    let others = if this.first.is_some() || work.second.is_some() {
+                    let others = if this.first.is_some() || work.second().is_some() {
                         Others::UnderWay
                     } else {
                         Others::None
                     };
-                    if let Some(answer) = work.landed(flight, result, others) {
-                        return Poll::Ready(answer);
+                    let ending = match &result {
+                        Some(result) => ending::of(result, work.attempts.dialect),
+                        None => Ending::Failed(Quiet::Unsaid),
+                    };
+                    match result {
+                        Some(result) if ending == Ending::Answered => {
+                            work.answered(flight, others);
+                            return Poll::Ready(result);
+                        }
+                        result => {
+                            if let Some(answer) = work.failed(flight, ending, result, others) {
+                                return Poll::Ready(answer);
+                            }
+                        }
                     }
                 }
                 Step::Wait { until } => {
-                    ready!(poll_until(this.timer.as_mut(), until, cx));
+                    ready!(work.poll_until(until, cx));
                     work.step = work.asking();
                 }
                 Step::Again => {
-                    let spare = || Box::new(work.spares.service.lock().clone());
-                    let service = work.service.get_or_insert_with(spare);
+                    let common = &work.common;
+                    let further = work.further.get_or_insert_default();
+                    let spare = || common.service.lock().clone();
+                    let service = further.service.get_or_insert_with(spare);
                     ready!(service.poll_ready(cx))?;
-                    let (request, flight) = work.attempts.again(None);
+                    let (request, flight) = work.attempts.again(&common.shared, None);
                     this.first.set(Some(service.call(request)));
                     work.took_off(flight);
                 }
                 Step::FallBack => {
+                    let common = &work.common;
+                    let further = work.further.get_or_insert_default();
                     let spare = || {
-                        let fallback = work.spares.fallback.as_ref();
+                        let fallback = common.fallback.as_ref();
                         let fallback = fallback.expect("the plan falls back where there is one");
-                        Box::new(fallback.lock().clone())
+                        fallback.lock().clone()
                     };
-                    let fallback = work.fallback.get_or_insert_with(spare);
+                    let fallback = further.fallback.get_or_insert_with(spare);
                     ready!(fallback.poll_ready(cx))?;
-                    let (request, flight) = work.attempts.again(None);
-                    work.backup = Some(Box::pin(fallback.call(request)));
+                    let (request, flight) = work.attempts.again(&common.shared, None);
+                    further.backup = Some(Box::pin(fallback.call(request)));
                     work.took_off(flight);
                 }
             }
-        }
-    }
-}
-
-/// Ready at this time, which may be another one each time.
-fn poll_until(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-    match timer.as_mut().as_pin_mut() {
-        None => timer.set(Some(time::sleep_until(at))),
-        Some(sleep) if sleep.deadline() != at.into() => sleep.reset(at.into()),
-        Some(_) => {}
-    }
-    let sleep = timer.as_pin_mut();
-    sleep.expect("it was set just now").poll(cx)
-}
-
-/// How a retry is paid for.
-enum Payment {
-    /// Nothing was sent.
-    Free,
-    Budget(Reserved),
-}
-
-/// A retry out of the budget; given back when it is not made.
-struct Reserved {
-    shared: Arc<Shared>,
-    reservation: Option<Reservation>,
-}
-
-impl Reserved {
-    fn new(shared: &Arc<Shared>, now: Instant) -> Option<Self> {
-        Some(Self {
-            reservation: Some(shared.account.reserve(now)?),
-            shared: Arc::clone(shared),
-        })
-    }
-
-    fn spend(mut self) {
-        self.reservation = None;
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if let Some(reservation) = &self.reservation {
-            self.shared.account.release(reservation);
         }
     }
 }

@@ -15,7 +15,7 @@ use http::{
 
 use super::Idempotent;
 use crate::{
-    attempt::{Attempt, Ledger, Terms},
+    attempt::{Ledger, Overdue},
     client::ClientAddress,
 };
 
@@ -41,6 +41,9 @@ pub(super) struct Kept {
     path: Option<usize>,
     fields: Vec<Field>,
     extensions: Kind,
+    /// What the request came with, for the attempts after the first.
+    pub(super) overdue: Option<Overdue>,
+    pub(super) hash: Option<u64>,
     pub(super) ledger: Ledger,
 }
 
@@ -63,8 +66,8 @@ enum Kind {
 }
 
 impl Kept {
-    /// Copies the head of this request.
-    pub(super) fn keep<B>(&mut self, request: &Request<B>) {
+    /// Copies the head of this request, of whose extensions so many are set by each attempt anew.
+    pub(super) fn keep<B>(&mut self, request: &Request<B>, renewed: usize) {
         self.method.clone_from(request.method());
         self.version = request.version();
         let uri = request.uri();
@@ -85,7 +88,7 @@ impl Kept {
             };
             self.fields.push(field);
         }
-        self.extensions = kind(request.extensions());
+        self.extensions = kind(request.extensions(), renewed);
     }
 
     fn write(&mut self, bytes: &[u8]) -> usize {
@@ -137,12 +140,13 @@ fn uri(scheme: Option<Scheme>, authority: Option<&[u8]>, path: Option<&[u8]>) ->
     Uri::from_parts(parts).expect(COPIED)
 }
 
-fn kind(extensions: &Extensions) -> Kind {
-    let client = extensions.get::<ClientAddress>();
-    let known = usize::from(client.is_some())
-        + usize::from(extensions.get::<Terms>().is_some())
-        + usize::from(extensions.get::<Attempt>().is_some());
+fn kind(extensions: &Extensions, renewed: usize) -> Kind {
     let all = extensions.len();
+    if all == renewed {
+        return Kind::Plain;
+    }
+    let client = extensions.get::<ClientAddress>();
+    let known = renewed + usize::from(client.is_some());
     // The marker is looked for only where something is left to be it.
     if all == known || all == known + usize::from(extensions.get::<Idempotent>().is_some()) {
         return client.map_or(Kind::Plain, |client| Kind::Client(*client));
@@ -185,6 +189,7 @@ impl Drop for Pooled {
             return;
         };
         kept.extensions = Kind::Plain;
+        kept.overdue = None;
         // A client may still hold the request, and with it the ledger.
         if kept.text.capacity() > SPARE_BYTES || !kept.ledger.reset() {
             return;
@@ -204,6 +209,7 @@ impl Drop for Pooled {
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
+    use crate::attempt::Terms;
     use std::net::{IpAddr, Ipv4Addr};
 
     #[derive(Clone, Debug, PartialEq)]
@@ -211,7 +217,10 @@ mod tests {
 
     fn again(request: &Request<()>) -> Request<()> {
         let mut kept = Pooled::take();
-        kept.keep(request);
+        kept.keep(
+            request,
+            usize::from(request.extensions().get::<Terms>().is_some()),
+        );
         kept.request(())
     }
 
@@ -255,7 +264,7 @@ mod tests {
         let client = ClientAddress::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
         request.extensions_mut().insert(client);
         request.extensions_mut().insert(Terms::default());
-        assert!(matches!(kind(request.extensions()), Kind::Client(_)));
+        assert!(matches!(kind(request.extensions(), 1), Kind::Client(_)));
         assert_eq!(again(&request).extensions().get(), Some(&client));
         request.extensions_mut().insert(OfTheApplication(7));
         let found = again(&request);

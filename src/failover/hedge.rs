@@ -9,7 +9,9 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A second attempt, at another endpoint, at an idempotent request that is slow (J. Dean and
 /// L. A. Barroso, "The Tail at Scale"). The first good answer is taken, an error waits for the
-/// other attempt, and the attempt that is still under way is cancelled.
+/// other attempt, and the attempt that is still under way is cancelled. When it had its delay by then,
+/// it counts as load, not as a failure: policies that go by load send less to an endpoint that is
+/// slow always, so that the budget is left for those that are slow now and then.
 ///
 /// # Defaults
 ///

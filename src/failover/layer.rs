@@ -126,7 +126,8 @@ impl<F> FailoverLayer<F> {
         self.with(|settings| settings.limits.backoff = backoff)
     }
 
-    /// Sets how many requests that were sent may be sent again.
+    /// Sets how many requests that were sent may be sent again; those that were never written are
+    /// bounded by the number of retries alone.
     #[must_use]
     pub fn budget(self, budget: Budget) -> Self {
         self.with(|settings| settings.budget = budget)

@@ -27,7 +27,8 @@
 //!   bounded by the number of attempts alone.
 //! - When a further attempt is not let out, by a [breaker](crate::health::Breaker) or because no
 //!   endpoint is left, what the one before ended with is the answer, or the fallback is asked. A
-//!   hedge that is not let out leaves the first attempt alone.
+//!   hedge that is not let out leaves the first attempt alone. Neither is counted or costs the
+//!   budget.
 //! - A body is recorded while it is sent, up to `replay_limit`. One that is longer is sent once,
 //!   unless nothing was written. An empty one costs nothing.
 //! - The deadline is that of the [timeout layer](crate::timeout) above, or of an
@@ -116,6 +117,7 @@ mod stats;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod tests;
+mod ticket;
 
 pub use backoff::{Backoff, InvalidBackoff};
 pub use budget::{Budget, InvalidBudget, MinimumShare};

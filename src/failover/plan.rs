@@ -85,7 +85,6 @@ pub(super) struct Limits {
 /// The attempts at one request.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    limits: Limits,
     is_idempotent: bool,
     deadline: Option<Instant>,
     retries: u32,
@@ -112,9 +111,8 @@ enum Others {
 }
 
 impl Plan {
-    pub(super) fn new(limits: Limits, is_idempotent: bool, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(is_idempotent: bool, deadline: Option<Instant>) -> Self {
         Self {
-            limits,
             is_idempotent,
             deadline,
             retries: 0,
@@ -151,7 +149,6 @@ impl Plan {
     pub(super) fn fall_back(&mut self) {
         self.retries = 0;
         self.tried.clear();
-        self.limits.scope = Scope::Unsent;
         self.has_fallen_back = true;
         self.was_sent = false;
     }
@@ -195,6 +192,7 @@ impl Plan {
     /// What comes after the last attempt of those that were under way. `random` is of `0.0..1.0`.
     pub(super) fn next(
         &mut self,
+        limits: Limits,
         ended: &Ended,
         replay: Replay,
         random: f64,
@@ -216,8 +214,15 @@ impl Plan {
         if !may_repeat || replay == Replay::Impossible || quiet == Quiet::Forever {
             return Next::Stand;
         }
-        let is_in_scope = is_unsent || self.limits.scope == Scope::Failed;
-        if self.retries >= self.limits.retries || !is_in_scope {
+        let limits = match self.has_fallen_back {
+            true => Limits {
+                scope: Scope::Unsent,
+                ..limits
+            },
+            false => limits,
+        };
+        let is_in_scope = is_unsent || limits.scope == Scope::Failed;
+        if self.retries >= limits.retries || !is_in_scope {
             return Next::Fallback;
         }
         let candidates = ended.choice.as_ref().map(|(_, candidates)| *candidates);
@@ -227,7 +232,7 @@ impl Plan {
             Some(_) => Others::None,
             None => Others::Unknown,
         };
-        let Some(at) = self.when(is_unsent, quiet, others, random, now) else {
+        let Some(at) = self.when(limits, is_unsent, quiet, others, random, now) else {
             return Next::Fallback;
         };
         if self.deadline.is_some_and(|deadline| at >= deadline) {
@@ -246,19 +251,20 @@ impl Plan {
 
     fn when(
         &self,
+        limits: Limits,
         is_unsent: bool,
         quiet: Quiet,
         others: Others,
         random: f64,
         now: Instant,
     ) -> Option<Instant> {
-        let wait = |number| now + self.limits.backoff.wait(number, random);
+        let wait = |number| now + limits.backoff.wait(number, random);
         let is_first = self.retries == 0;
         match others {
             // Nothing was sent, or only this one asked to be left alone.
             Others::Left if is_first || is_unsent || quiet != Quiet::Unsaid => Some(now),
             Others::Left => Some(wait(self.retries - 1)),
-            Others::None | Others::Unknown if self.limits.scope == Scope::Unsent => None,
+            Others::None | Others::Unknown if limits.scope == Scope::Unsent => None,
             Others::Unknown => match quiet {
                 Quiet::For(quiet) => Some(wait(self.retries) + quiet.min(LONGEST_QUIET)),
                 _ if is_first => Some(now),
@@ -341,7 +347,7 @@ mod tests {
             let start = crate::time::now();
             let millis = Duration::from_millis;
             let deadline = allowed.map(|allowed| start + millis(allowed));
-            let mut plan = Plan::new(limits, is_idempotent, deadline);
+            let mut plan = Plan::new(is_idempotent, deadline);
             let mut now = start;
             // When each that was tried may be asked again.
             let mut tried: BTreeMap<usize, Instant> = BTreeMap::new();
@@ -355,7 +361,7 @@ mod tests {
                     .unwrap_or(endpoint);
                 let choice = Some((EndpointId::from(endpoint.to_string()), candidates));
                 let ended = Ended { ending: step.ending, choice };
-                let next = plan.next(&ended, step.replay, random, now);
+                let next = plan.next(limits, &ended, step.replay, random, now);
 
                 let (is_sent, quiet) = match step.ending {
                     Ending::Answered => {
@@ -427,13 +433,13 @@ mod tests {
             scope: Scope::Failed,
             backoff: Backoff::default(),
         };
-        let mut plan = Plan::new(limits, true, None);
+        let mut plan = Plan::new(true, None);
         let mut next = |quiet| {
             let ended = Ended {
                 ending: Ending::Failed(quiet),
                 choice: None,
             };
-            let next = plan.next(&ended, Replay::Possible, 1.0, now);
+            let next = plan.next(limits, &ended, Replay::Possible, 1.0, now);
             plan.retried();
             match next {
                 Next::Retry { at, .. } => Some((at - now).as_millis()),
@@ -454,11 +460,17 @@ mod tests {
             scope: Scope::Failed,
             backoff: Backoff::default(),
         };
-        let mut plan = Plan::new(limits, true, None);
+        let mut plan = Plan::new(true, None);
         for wait in [0, 50] {
             let choice = Some((EndpointId::from("a"), 3));
             let ending = Ending::Unsent;
-            let next = plan.next(&Ended { ending, choice }, Replay::Possible, 1.0, now);
+            let next = plan.next(
+                limits,
+                &Ended { ending, choice },
+                Replay::Possible,
+                1.0,
+                now,
+            );
             let at = now + Duration::from_millis(wait);
             let charge = Charge::Free;
             assert_eq!(next, Next::Retry { at, charge });
@@ -474,13 +486,19 @@ mod tests {
             scope: Scope::Failed,
             backoff: Backoff::default(),
         };
-        let mut plan = Plan::new(limits, true, None);
+        let mut plan = Plan::new(true, None);
         plan.retried();
         plan.fall_back();
         assert!(plan.has_fallen_back());
         let mut next = |id: &str, ending| {
             let choice = Some((EndpointId::from(id), 2));
-            plan.next(&Ended { ending, choice }, Replay::Possible, 1.0, now)
+            plan.next(
+                limits,
+                &Ended { ending, choice },
+                Replay::Possible,
+                1.0,
+                now,
+            )
         };
         let failed = Ending::Failed(Quiet::Unsaid);
         let charge = Charge::Free;

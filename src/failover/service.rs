@@ -20,37 +20,37 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Failover<S, F = S> {
     inner: S,
-    spares: Arc<Spares<S, F>>,
-    shared: Arc<Shared>,
+    common: Arc<Common<S, F>>,
 }
 
-/// What further attempts are made by. They are rare: requests share these, and clone them when they
-/// need them.
+/// What requests share.
 #[derive(Debug)]
-pub(super) struct Spares<S, F> {
+pub(super) struct Common<S, F> {
+    pub(super) shared: Arc<Shared>,
+    /// What further attempts are made by. They are rare: those that are clone it.
     pub(super) service: Mutex<S>,
     pub(super) fallback: Option<Mutex<F>>,
 }
 
 impl<S: Clone, F> Failover<S, F> {
     pub(super) fn new(inner: S, fallback: Option<F>, shared: Arc<Shared>) -> Self {
-        let spares = Spares {
+        let common = Common {
+            shared,
             service: Mutex::new(inner.clone()),
             fallback: fallback.map(Mutex::new),
         };
         Self {
             inner,
-            spares: Arc::new(spares),
-            shared,
+            common: Arc::new(common),
         }
     }
 }
 
-impl<S, F> Failover<S, F> {
+impl<S, F> Common<S, F> {
     /// Whether a request may ever take more than one attempt.
     fn further(&self) -> Further {
         let has_retries = self.shared.settings.limits.retries > 0;
-        if has_retries || self.shared.hedging.is_some() || self.spares.fallback.is_some() {
+        if has_retries || self.shared.hedging.is_some() || self.fallback.is_some() {
             Further::Possible
         } else {
             Further::Never
@@ -74,9 +74,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (attempts, request, flight) = Attempts::begin(&self.shared, self.further(), request);
-        let first = self.inner.call(request);
-        ResponseFuture::new(first, flight, attempts, Arc::clone(&self.spares))
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let common = Arc::clone(&self.common);
+        let further = common.further();
+        let (mut attempts, flight) = Attempts::begin(&common.shared, further, &mut request);
+        let request = request.map(|body| attempts.load(&common.shared, body));
+        ResponseFuture::new(self.inner.call(request), flight, attempts, common)
     }
 }

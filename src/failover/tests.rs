@@ -170,7 +170,7 @@ proptest! {
                     asked.push(second);
                     let (at, reach) = endpoints.pick(&[], turn);
                     under_way.push(Request {
-                        plan: Plan::new(limits, is_idempotent, None),
+                        plan: Plan::new(is_idempotent, None),
                         at,
                         reach,
                         is_idempotent,
@@ -185,7 +185,7 @@ proptest! {
                     let choice = Some((id(request.at), request.reach));
                     let ended = Ended { ending, choice };
                     let known: BTreeSet<_> = request.plan.tried().into_iter().chain([id(request.at)]).collect();
-                    let next = request.plan.next(&ended, Replay::Possible, random, now);
+                    let next = request.plan.next(limits, &ended, Replay::Possible, random, now);
                     let is_sent = matches!(ending, Ending::Failed(_));
                     request.was_sent |= is_sent;
                     let is_out = matches!(ending, Ending::Unsent | Ending::Failed(_));

@@ -91,6 +91,14 @@ impl Calendar {
         }
     }
 
+    /// The unit as a number from 0, and the offset as seconds that are not negative.
+    #[cfg(feature = "redis")]
+    pub(super) fn as_numbers(self) -> (u64, u64) {
+        const MOST: i64 = 18 * 3600;
+        let offset = i64::from(self.utc_offset) * 60 + MOST;
+        (u64::from(self.tag() - 4), offset as u64)
+    }
+
     /// The usual length; of a month 30 days.
     pub(super) const fn nominal(self) -> Duration {
         let seconds = match self.unit {

@@ -26,6 +26,13 @@
 //! some thousand times a second has its own latency again some ten milliseconds after a pause. One
 //! that is slow now and then, more often than once in as many answers, keeps its peaks.
 //!
+//! # What was given up was slow
+//!
+//! A request that is given up, as another attempt was faster, is no sample: it would have taken
+//! longer, nobody knows how much. It counts as [`LEAP`] times the wait, and as no less than what was
+//! known before it decayed, which it does not contradict. So an endpoint that is slow always stays
+//! so, although none of its answers is waited for.
+//!
 //! # The first sample is on trial
 //!
 //! It contains a connect and a cold cache. The second sample replaces it, higher or lower.
@@ -95,6 +102,16 @@ impl Latency {
                 known.value * LEAP
             };
             Some(Figure::new(next, stamp))
+        });
+    }
+
+    /// A request was given up that had no answer after this wait.
+    pub(super) fn outlast(&self, waited: Duration, at: Duration) {
+        let stamp = stamp(at);
+        let least = waited.as_secs_f32() * 1e6 * LEAP;
+        self.estimate.update(|known| {
+            let micros = known.map_or(0.0, |known| known.value);
+            Some(Figure::new(micros.max(least), stamp))
         });
     }
 
@@ -240,6 +257,32 @@ mod tests {
         assert!(read(&latency, now) < 1.0);
         latency.observe(millis(900), now);
         assert_eq!(read(&latency, now), 900.0);
+    }
+
+    #[test]
+    fn what_was_given_up_stays_slow() {
+        let start = START;
+        // Nothing was ever answered.
+        let latency = Latency::new();
+        latency.outlast(millis(10), start);
+        assert_eq!(latency.read(start), Some((40e3, false)));
+        // What was known of it stands again.
+        let latency = known(start);
+        let mut now = start + millis(1_000);
+        for _ in 0..4 {
+            now += millis(200);
+            latency.observe(millis(200), now);
+        }
+        assert_eq!(read(&latency, now), 200.0);
+        now += 3 * DECAY;
+        assert!(read(&latency, now) < 10.0);
+        latency.outlast(millis(10), now);
+        assert_eq!(read(&latency, now), 200.0);
+        // Answers that are fast are believed again.
+        for _ in 0..300 {
+            latency.observe(millis(1), now);
+        }
+        assert!(read(&latency, now) < 3.0);
     }
 
     #[test]

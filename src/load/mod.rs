@@ -8,6 +8,7 @@ mod flight;
 mod latency;
 mod report;
 mod reported;
+mod usage;
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use flight::Flight;
 use latency::Latency;
 use report::Report;
 use reported::Reported;
+use usage::Usage;
 
 use crate::{
     error::TransportErrorKind,
@@ -42,6 +44,7 @@ pub struct Load {
     failures: AtomicU64,
     last: AtomicU64,
     reported: Reported,
+    usage: Usage,
 }
 
 /// What a pick goes by, all of one instant; times are in microseconds.
@@ -81,6 +84,7 @@ impl Load {
             failures: AtomicU64::new(0),
             last: AtomicU64::new(0),
             reported: Reported::new(),
+            usage: Usage::new(),
         }
     }
 
@@ -147,6 +151,20 @@ impl Load {
         self.reported.weight(self.at(now))
     }
 
+    /// The share of its processor that the endpoint reports, from 0 to 1, or above when it is
+    /// overloaded; `None` without a report of the last minute.
+    #[must_use]
+    pub fn cpu(&self, now: Instant) -> Option<f64> {
+        self.usage.cpu(self.at(now))
+    }
+
+    /// The share of its memory that the endpoint reports, from 0 to 1; `None` without a report of
+    /// the last minute.
+    #[must_use]
+    pub fn memory(&self, now: Instant) -> Option<f64> {
+        self.usage.memory(self.at(now))
+    }
+
     /// What the failures of late count as, which is never fast: 5 s, or as long as a 5xx said in
     /// `Retry-After`, up to 300 s. It falls with a time constant of 10 s.
     #[must_use]
@@ -155,7 +173,8 @@ impl Load {
     }
 
     /// The part of the requests that failed of late, from 0 to 1: an average in which the last one
-    /// counts a quarter, and which falls with a time constant of 10 s. Cancelled ones do not count.
+    /// counts a quarter, and which falls with a time constant of 10 s. One that was cancelled counts
+    /// as failed when it was late, and not at all when it was not.
     #[must_use]
     pub fn failing(&self, now: Instant) -> f32 {
         self.failing.part(|| self.at(now))
@@ -164,8 +183,13 @@ impl Load {
     /// Takes a field in which the endpoint reports its load. One that cannot be read, or does not
     /// say enough, changes nothing.
     pub(crate) fn report(&self, field: &str, now: Instant) {
-        if let Some(weight) = Report::parse(field).and_then(|report| report.weight()) {
-            self.reported.report(weight, self.at(now));
+        let Some(report) = Report::parse(field) else {
+            return;
+        };
+        let at = self.at(now);
+        self.usage.report(&report, at);
+        if let Some(weight) = report.weight() {
+            self.reported.report(weight, at);
         }
     }
 
@@ -216,6 +240,15 @@ impl Load {
     pub(crate) fn penalise(&self, penalty: Duration, now: Instant) {
         let at = self.at(now);
         self.latency.penalise(penalty, at);
+        self.failing.fail(at);
+    }
+
+    /// A request was given up that had no answer when it should have had one. How long it would have
+    /// taken is not known, but that it had taken so long already; and its place is free at once,
+    /// which must not look as if it had been answered.
+    pub(crate) fn late(&self, waited: Duration, now: Instant) {
+        let at = self.at(now);
+        self.latency.outlast(waited, at);
         self.failing.fail(at);
     }
 
@@ -340,10 +373,6 @@ impl Totals {
 
     /// The time to the response head: counts up to each bound of [`DURATION_BUCKETS`] and above
     /// them all, cumulative, and the sum.
-    #[cfg_attr(
-        not(feature = "admin"),
-        allow(dead_code, reason = "the admin router reads it")
-    )]
     pub(crate) fn durations(&self) -> ([u64; DURATION_BUCKETS.len() + 1], Duration) {
         let mut total = 0;
         let counts = std::array::from_fn(|bucket| {

@@ -9,12 +9,14 @@
 //! The names are those of xDS (`xds.data.orca.v3.OrcaLoadReport`), the weight is that of gRPC
 //! (A58). Unknown names are skipped. The binary form, which gRPC puts into trailers, is not read.
 
-/// The figures that make a weight; what was not reported is 0.
+/// The figures that make a weight, and the share of memory; what was not reported is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Report {
     /// A share of the capacity, 0 to 1, or above when overloaded.
     cpu_utilization: f64,
-    /// The same, as the application itself measures it. It comes before that of the processor.
+    /// A share of the memory, 0 to 1.
+    mem_utilization: f64,
+    /// The share of the capacity, as the application itself measures it. It comes before that of the processor.
     application_utilization: f64,
     /// Requests a second.
     rps_fractional: f64,
@@ -46,6 +48,7 @@ impl Report {
     fn set(&mut self, name: &str, value: &str) {
         let figure = match name {
             "cpu_utilization" => &mut self.cpu_utilization,
+            "mem_utilization" => &mut self.mem_utilization,
             "application_utilization" => &mut self.application_utilization,
             "rps_fractional" => &mut self.rps_fractional,
             "eps" => &mut self.eps,
@@ -55,6 +58,16 @@ impl Report {
         if let Some(value) = value.filter(|value: &f64| value.is_finite() && *value >= 0.0) {
             *figure = value;
         }
+    }
+
+    /// The share of the processor; `None` when it was not reported.
+    pub(crate) fn cpu(&self) -> Option<f64> {
+        Some(self.cpu_utilization).filter(|share| *share > 0.0)
+    }
+
+    /// The share of the memory; `None` when it was not reported.
+    pub(crate) fn memory(&self) -> Option<f64> {
+        Some(self.mem_utilization).filter(|share| *share > 0.0)
     }
 
     /// `qps / (utilization + errors a request * penalty)`; `None` when the report does not say
@@ -132,19 +145,23 @@ mod tests {
     fn both_forms_say_the_same() {
         let expected = Report {
             cpu_utilization: 0.3,
+            mem_utilization: 0.9,
             application_utilization: 0.4,
             rps_fractional: 120.0,
             eps: 6.0,
         };
         for field in [
-            "TEXT cpu_utilization=0.3,application_utilization=0.4,rps_fractional=120,eps=6",
+            "TEXT cpu_utilization=0.3,mem_utilization=.9,application_utilization=0.4,rps_fractional=120,eps=6",
             " TEXT eps=6, mem_utilization=0.9 ,named_metrics.a=1, application_utilization=4e-1, cpu_utilization=.3, rps_fractional=120 ",
-            r#"JSON {"cpu_utilization":0.3,"application_utilization":0.4,"rps_fractional":120.0,"eps":6}"#,
+            r#"JSON {"cpu_utilization":0.3,"mem_utilization":0.9,"application_utilization":0.4,"rps_fractional":120.0,"eps":6}"#,
             r#"JSON { "named_metrics" : { "eps" : 9, "a,}\"" : [1, {}] } , "eps" : 6 , "b":"x,\"}",
-               "rps_fractional": 120, "cpu_utilization": 0.3, "application_utilization": 0.4 }"#,
+               "rps_fractional": 120, "mem_utilization": 9e-1,
+               "cpu_utilization": 0.3, "application_utilization": 0.4 }"#,
         ] {
             assert_eq!(Report::parse(field), Some(expected), "{field}");
         }
+        assert_eq!((expected.cpu(), expected.memory()), (Some(0.3), Some(0.9)));
+        assert_eq!(Report::default().cpu(), None);
         // 120 / (0.4 + 6 / 120)
         let weight = expected.weight().unwrap();
         assert!((weight - 266.667).abs() < 0.01, "{weight}");

@@ -103,6 +103,9 @@ pub enum NodeState {
 }
 
 impl NodeState {
+    /// Every one that there is.
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Live, Self::Draining, Self::Stale];
+
     /// The word of the admin router.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -10,6 +10,7 @@ mod connection;
 #[cfg(feature = "server")]
 mod listener;
 mod membership;
+mod place;
 #[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "server")]

@@ -383,7 +383,7 @@ impl Shared {
         let now = time::now();
         let mut council = self.council.lock();
         match council.hear(message, now) {
-            Ok(Heard::Nothing) => return false,
+            Ok(Heard::Nothing) => false,
             Ok(Heard::Something {
                 mut suspects,
                 asked,

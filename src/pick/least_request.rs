@@ -22,7 +22,9 @@ use crate::load::Load;
 /// - What failed fast was no light load: `requests in flight + 1` is divided by the part of the
 ///   requests that did not fail of late ([`Load::failing`](crate::load::Load::failing)) and rounded.
 ///   An endpoint that fails always gets next to nothing, and one that fails now and then, as its
-///   peers do, as much as they.
+///   peers do, as much as they. A request that was given up late, as its
+///   [hedge](crate::failover::Hedge) was faster, counts with those that failed: its place is free
+///   sooner than it would have been.
 /// - Requests that wait where nothing is heard are heavier than others: each counts up to three
 ///   times, that from 5 ms of [`Load::silence`](crate::load::Load::silence) on. Where all take long
 ///   that is the same for all.

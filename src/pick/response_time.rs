@@ -25,7 +25,8 @@ use crate::load::Reading;
 ///   shows it in the requests that follow.
 /// - `penalty` is [`Load::penalty`](crate::load::Load::penalty): a failed attempt counts as 5 s, or
 ///   as long as `Retry-After` says, up to 300 s, and that decays over 10 s (linkerd's load biaser).
-///   An endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing.
+///   An endpoint that fails fast is not a fast one. A cancelled attempt counts for nothing, unless it
+///   was late: what a [hedge](crate::failover::Hedge) was faster than is slow.
 /// - `silence` is [`Load::silence`](crate::load::Load::silence): about the age of the oldest
 ///   request that waits, so that an endpoint that hangs is left before anything ends (the idea of
 ///   nginx's `least_time`). The first 100 ms are free: a pause of this process makes everybody

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::refusal::Dialect;
+
+/// As a name, which is hashed and not parsed for each request.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The timeout in `grpc-timeout` (gRPC over HTTP/2, `TimeoutValue TimeoutUnit`: at most eight
 /// digits). A value that is malformed is no deadline.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     if Dialect::of(headers) != Dialect::Grpc {
         return None;
     }

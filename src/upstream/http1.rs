@@ -9,11 +9,12 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::{Request, Response, uri::Authority};
 use http_body::Body;
 use hyper::{
@@ -42,11 +43,29 @@ use crate::{
 
 type Exchanged<B> = Result<Response<Incoming>, TrySendError<Request<RequestBody<B>>>>;
 
+/// Wakes the task of the request that uses a connection, and nobody while it is idle. Hyper and tokio
+/// hold one and the same waker of a connection, whoever uses it.
+#[derive(Debug, Default)]
+struct Relay(AtomicWaker);
+
+impl Wake for Relay {
+    fn wake(self: Arc<Self>) {
+        self.0.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.wake();
+    }
+}
+
 /// A connection. It makes progress only while [`drive`](Self::drive) is called.
 pub(super) struct Connection<B: SendBody> {
     /// `None` once a request that it never wrote was taken back from it.
     driver: Option<http1::Connection<TokioIo<BoxIo>, RequestBody<B>>>,
     is_open: bool,
+    relay: Arc<Relay>,
+    /// Of the relay.
+    waker: Waker,
     sender: SendRequest<RequestBody<B>>,
     /// The answer to the request in hand; its allocation is used again for the next one.
     exchange: ReusableBoxFuture<'static, Exchanged<B>>,
@@ -68,9 +87,12 @@ impl<B: SendBody> Connection<B> {
         let (sender, driver) = http1::handshake(TokioIo::new(io))
             .await
             .map_err(|error| TransportError::new(TransportErrorKind::Connect).caused_by(error))?;
+        let relay = Arc::new(Relay::default());
         Ok(Box::new(Self {
             driver: Some(driver),
             is_open: true,
+            waker: Arc::clone(&relay).into(),
+            relay,
             sender,
             exchange: ReusableBoxFuture::new(std::future::pending()),
             parked: 0,
@@ -79,12 +101,19 @@ impl<B: SendBody> Connection<B> {
         }))
     }
 
-    /// Moves bytes; returns whether the connection is still open.
+    /// Moves bytes for the task that uses the connection; returns whether it is still open.
     fn drive(&mut self, cx: &mut Context<'_>) -> bool {
+        self.relay.0.register(cx.waker());
+        self.advance()
+    }
+
+    /// Moves bytes as far as that goes without waiting; returns whether the connection is still open.
+    fn advance(&mut self) -> bool {
         // What has left HTTP stays open beneath, for the tunnel.
         if self.is_open
             && let Some(driver) = &mut self.driver
-            && let Poll::Ready(result) = driver.poll_without_shutdown(cx)
+            && let Poll::Ready(result) =
+                driver.poll_without_shutdown(&mut Context::from_waker(&self.waker))
         {
             if let Err(error) = result {
                 tracing::trace!(%error, "connection to an endpoint closed");
@@ -94,10 +123,10 @@ impl<B: SendBody> Connection<B> {
         self.is_open
     }
 
-    /// Drives as far as it goes without waiting. The wakers that hyper and tokio hold afterwards
-    /// do nothing, so that an idle connection never wakes the task that used it last.
-    fn settle(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop())) && self.sender.is_ready()
+    /// Whether it can take a request as far as is known without asking the socket. Hyper asks for the
+    /// next one with the last bytes of a response.
+    fn is_ready(&self) -> bool {
+        self.is_open && self.sender.is_ready()
     }
 
     /// Starts an exchange; it goes on with [`poll_exchange`](Self::poll_exchange).
@@ -130,14 +159,20 @@ impl<B: SendBody> Connection<B> {
         }
     }
 
-    /// Polls the body of the response in hand.
+    /// Polls the body of the response in hand. The first frame nearly always came with the head.
     pub(super) fn poll_frame(
         &mut self,
         body: &mut Incoming,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
-        self.drive(cx);
-        Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()))
+        let mut mailbox = Context::from_waker(Waker::noop());
+        match Pin::new(&mut *body).poll_frame(&mut mailbox) {
+            Poll::Pending => {
+                self.drive(cx);
+                Pin::new(body).poll_frame(&mut mailbox)
+            }
+            ready => ready,
+        }
     }
 
     /// Runs the connection to the end of HTTP, for what must go on without the request, and takes
@@ -186,7 +221,12 @@ impl<B: SendBody> Connection<B> {
     /// Puts the connection back for the next request, if it can take one.
     pub(super) fn park(mut self: Box<Self>) {
         self.is_reused = true;
-        if self.settle()
+        // An idle connection never wakes the task that used it last.
+        self.relay.0.take();
+        if !self.is_ready() {
+            self.advance();
+        }
+        if self.is_ready()
             && let Some(pool) = self.slot.pool.upgrade()
         {
             pool.put(self);
@@ -378,7 +418,8 @@ impl<B: SendBody> Pool<B> {
         let mut expired = Vec::new();
         let mut state = self.state.lock();
         for mut connection in std::mem::take(&mut state.idle) {
-            if sweep.wrapping_sub(connection.parked) <= SWEEPS && connection.settle() {
+            connection.advance();
+            if sweep.wrapping_sub(connection.parked) <= SWEEPS && connection.is_ready() {
                 state.idle.push(connection);
             } else {
                 expired.push(connection);

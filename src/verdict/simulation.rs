@@ -233,7 +233,7 @@ impl Simulation {
     }
 
     fn traffic(&mut self, number: usize) {
-        let busy = number % 2 == 0;
+        let busy = number.is_multiple_of(2);
         let rate = if busy { self.size.busy } else { self.size.idle };
         let each = (rate as f64) * STEP.as_secs_f64();
         let requests = each as usize + usize::from(self.rng.f64() < each.fract());

@@ -65,7 +65,7 @@ async fn clusters_are_shown_as_they_are() {
     let one = json!({
         "id": "one", "address": backend.address.to_string(), "zone": "a", "weight": 3,
         "priority": 0, "metadata": { "version": "v2" }, "health": "healthy", "reason": null,
-        "in_flight": 0, "upgraded": 0, "latency_ms": null, "requests": 3, "failures": 0,
+        "picked": true, "in_flight": 0, "upgraded": 0, "latency_ms": null, "requests": 3, "failures": 0,
     });
     assert_eq!(found, one);
     let other = gateway.endpoint("users", &gone.to_string()).await;
@@ -84,6 +84,7 @@ async fn clusters_are_shown_as_they_are() {
     assert_eq!(discovery["state"], "live");
     assert!(discovery["version"].is_u64());
     assert_eq!(clusters["none"]["endpoints"], json!([]));
+    assert_eq!(clusters["users"]["panic"], false);
 }
 
 /// The samples of a page of Prometheus text, each checked against its family.

@@ -231,12 +231,24 @@ async fn tcp_only_connects() {
     until("probes", probed).await;
     drop(backend);
     shows(&gateway, "unhealthy", "TCP check: connection refused").await;
+    // It is all that there is.
+    until("panic", async || {
+        gateway.json("/clusters").await["web"]["panic"] == true
+    })
+    .await;
+    assert_eq!(gateway.endpoint("web", "one").await["picked"], true);
+    let (_, metrics) = get(gateway.admin, "/metrics").await;
+    assert!(metrics.contains("tower_gateway_panicking_priorities{service=\"web\"} 1\n"));
 
     // Requests may go elsewhere than checks.
     let other = Backend::saying(OK).await;
     let health = format!("type: tcp, port: {}, {FAST}", other.address.port());
     let gateway = over(nobody().await, &health).await;
     shows(&gateway, "healthy", "TCP check: passed").await;
+    until("no panic", async || {
+        gateway.json("/clusters").await["web"]["panic"] == false
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -26,6 +26,9 @@ async fn an_endpoint_that_refuses_connections_is_502() {
     let endpoint = gateway.settled().await;
     assert_eq!(endpoint["failures"], 3);
     assert_eq!(endpoint["health"], "unhealthy");
+    let reason = "the last requests failed, and nothing ejects it: it is picked";
+    assert_eq!(endpoint["reason"], reason);
+    assert_eq!(endpoint["picked"], true);
     assert_eq!(endpoint["latency_ms"], serde_json::Value::Null);
 }
 
@@ -113,7 +116,9 @@ async fn a_body_that_breaks_off_breaks_off_at_the_client_too() {
         assert!(broken.is_err(), "a whole message: {broken:?}");
         let endpoint = gateway.settled().await;
         assert_eq!(endpoint["failures"], 1, "{head:?}");
-        assert_eq!(endpoint["health"], "unhealthy");
+        assert_eq!(endpoint["health"], "unknown");
+        assert_eq!(endpoint["reason"], "the last request failed");
+        assert_eq!(endpoint["picked"], true);
     }
 }
 
@@ -147,7 +152,7 @@ async fn an_endpoint_that_never_answers_is_504_after_the_timeout() {
         assert_problem(&client.ask(post).await, 504, "timeout");
         let endpoint = gateway.settled().await;
         assert_eq!(endpoint["failures"], 2, "nobody cancelled");
-        assert_eq!(endpoint["health"], "unhealthy");
+        assert_eq!(endpoint["health"], "unknown");
     }
 }
 

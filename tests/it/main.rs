@@ -5,6 +5,7 @@
 
 mod admin;
 mod affinity;
+mod alerts;
 mod allocations;
 mod architecture;
 mod attempts;
@@ -32,9 +33,11 @@ mod kill;
 mod layers;
 mod limit;
 mod limit_redis;
+mod limit_shared;
 mod load_report;
 mod nginx;
 mod nodes;
+mod observability;
 mod outlier;
 mod partition;
 mod policy;

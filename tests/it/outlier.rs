@@ -70,6 +70,7 @@ async fn one_that_refuses_is_ejected_tried_and_readmitted() {
     let endpoint = gateway.endpoint("web", "e0").await;
     let reason = "3 consecutive failures: connect refused or unreachable";
     assert_eq!(endpoint["reason"], reason);
+    assert_eq!(endpoint["picked"], false);
     assert_eq!(failures(&ask(&gateway, 50).await), 0);
 
     // Its time is over: one request is the trial, and fails; then it is out for twice as long.

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
-use tokio::task::JoinHandle;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 
 use crate::support::{Backend, Gateway, Wire, until, within};
 
@@ -286,6 +289,35 @@ async fn a_signal_before_it_runs_is_heeded() {
     .await;
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_node_that_is_told_to_stop_does_not_wait_for_a_reload() {
+    let backend = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(backend.address).await;
+    gateway.heed_signals();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+         clusters: {{ new: {{ discovery: {{ type: etcd, endpoints: [ \"http://{}\" ], prefix: /a/ }} }} }}\n\
+         routes: [ {{ match: {{}}, cluster: new }} ]\n",
+        silent.local_addr().unwrap()
+    );
+    std::fs::write(gateway.file(), text).unwrap();
+    let admin = gateway.handle();
+    gateway.run();
+    // The reload waits for an answer from now on.
+    let _asked = within("a question", silent.accept()).await.unwrap();
+    let pid = std::process::id().to_string();
+    let mut kill = std::process::Command::new("kill");
+    assert!(kill.args(["-TERM", &pid]).status().unwrap().success());
+    until("no new connections", async || {
+        TcpStream::connect(gateway.address).await.is_err()
+    })
+    .await;
+    let config = admin.config();
+    assert_eq!((config.version, config.refused), (1, None));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_is_new_is_discovered_before_a_route_leads_to_it() {
     let backend = Backend::saying(OK).await;
@@ -358,6 +390,16 @@ routes: [ { match: {}, cluster: web } ]
         let expected: Vec<_> = members.iter().map(|at| format!("e{at}")).collect();
         until("the list", async || ids().await == expected).await;
     }
+    // Nor is an entry that is wrong: its endpoint stays as it was.
+    let wrong = format!("{}- {{ id: e2, address: nowhere }}\n", entry(1));
+    std::fs::write(&list, wrong).unwrap();
+    until("the list", async || ids().await == ["e1", "e2"]).await;
+    let discovery = gateway.json("/clusters").await["web"]["discovery"].clone();
+    assert_eq!(discovery["state"], "live");
+    assert_eq!(discovery["refused"][0]["entry"], "line 2: e2");
+    load.more().await;
+    std::fs::write(&list, entry(2)).unwrap();
+    until("the list", async || ids().await == ["e2"]).await;
     // An empty list is no reason to stop.
     std::fs::write(&list, "").unwrap();
     until("the state", async || {

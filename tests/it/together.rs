@@ -31,7 +31,7 @@ use tower_gateway::{
     failover::{Backoff, Budget, Hedge},
     health::{FailurePercentage, Limits, Outlier, SuccessFloor, SuccessRate, Verdict},
     member::Chosen,
-    pick::{Policy, RoundRobin},
+    pick::{LeastRequest, Policy, ResponseTime, RoundRobin},
 };
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -222,12 +222,19 @@ fn at_share(done: &mut [(Duration, u16)], share: f64) -> f64 {
 }
 
 /// The 99.9th percentile in milliseconds, and attempts to a request, with an endpoint of three that
-/// takes 500 ms for this share of its requests.
-async fn tail(policy: impl Policy, slow_share: f64, hedge: Option<Hedge>) -> (f64, f64) {
+/// takes 500 ms for this share of its requests, from `slow_from` on.
+async fn tail(
+    policy: impl Policy,
+    slow_share: f64,
+    slow_from: Duration,
+    hedge: Option<Hedge>,
+) -> (f64, f64) {
     fastrand::seed(11);
     let cluster = cluster(3, policy);
+    let started = Instant::now();
     let network = Network::new(move |endpoint| {
-        let is_slow = endpoint == 1 && fastrand::f64() < slow_share;
+        let is_slow =
+            endpoint == 1 && started.elapsed() >= slow_from && fastrand::f64() < slow_share;
         let usual = Duration::from_micros(fastrand::u64(4_000..10_000));
         Act::Answer(200, if is_slow { 500 * MILLI } else { usual })
     });
@@ -248,11 +255,36 @@ async fn tail(policy: impl Policy, slow_share: f64, hedge: Option<Hedge>) -> (f6
 #[tokio::test(start_paused = true)]
 async fn a_hedge_after_p95_cuts_the_tail_at_few_more_attempts() {
     let hedge = Hedge::percentile(95.0).unwrap();
-    let (without, once) = tail(RoundRobin::new(), 0.1, None).await;
-    let (with, attempts) = tail(RoundRobin::new(), 0.1, Some(hedge)).await;
+    let (without, once) = tail(RoundRobin::new(), 0.1, Duration::ZERO, None).await;
+    let (with, attempts) = tail(RoundRobin::new(), 0.1, Duration::ZERO, Some(hedge)).await;
     println!("p99.9 of {without:.1} ms becomes {with:.1} ms at {attempts:.4} attempts");
     assert!(without >= 5.0 * with, "{without} ms, {with} ms");
     assert!(once <= 1.0 && attempts <= 1.06, "{attempts}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_keeps_load_off_an_endpoint_that_is_slow_always() {
+    let hedge = Hedge::percentile(95.0).unwrap();
+    for slow_from in [Duration::ZERO, 5 * SECOND] {
+        let (without, once) = tail(LeastRequest::new(), 1.0, slow_from, None).await;
+        let (with, attempts) = tail(LeastRequest::new(), 1.0, slow_from, Some(hedge)).await;
+        println!("least_request: {without:.1} ms becomes {with:.1} ms at {attempts:.4} attempts");
+        assert!(without >= 5.0 * with, "{without} ms, {with} ms");
+        assert!(once <= 1.0 && attempts <= 1.06, "{attempts}");
+
+        let (without, once) = tail(ResponseTime::new(), 1.0, slow_from, None).await;
+        let (with, attempts) = tail(ResponseTime::new(), 1.0, slow_from, Some(hedge)).await;
+        println!("response_time: {without:.1} ms becomes {with:.1} ms at {attempts:.4} attempts");
+        // Its own tail is short already.
+        assert!(with <= without && with <= 25.0, "{without} ms, {with} ms");
+        assert!(once <= 1.0 && attempts <= 1.01, "{attempts}");
+    }
+    // One that never has the time to answer is learned by that alone.
+    let plenty = Budget::percent(100.0).unwrap();
+    let hedge = Hedge::after(20 * MILLI).budget(plenty);
+    let (with, attempts) = tail(ResponseTime::new(), 1.0, Duration::ZERO, Some(hedge)).await;
+    println!("response_time, after 20 ms: {with:.1} ms at {attempts:.4} attempts");
+    assert!(with <= 30.0 && attempts <= 1.01, "{with} ms, {attempts}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,7 +520,53 @@ async fn a_breaker_that_refuses_a_hedge_leaves_the_first_attempt_alone() {
     let started = Instant::now();
     assert_eq!(get(&cluster, &layer, &network).await.0, 200);
     assert_eq!(started.elapsed(), SECOND);
-    assert_eq!(network.attempts(), 1);
+    assert_eq!((network.attempts(), layer.stats().hedges()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_breaker_refuses_is_not_counted_and_costs_no_budget() {
+    let cluster = cluster(2, RoundRobin::new());
+    let one = Budget::percent(0.0).unwrap().min(0.1);
+    let layer = FailoverLayer::new()
+        .budget(one)
+        .hedge(Hedge::after(100 * MILLI).budget(one));
+    let network = Network::new(|_| Act::Answer(503, SECOND));
+    let made = || {
+        let stats = layer.stats();
+        (
+            stats.retries_failed(),
+            stats.hedges(),
+            stats.budget_exhausted(),
+        )
+    };
+    cluster.set_limits(Some(Limits::default().max_retries(0)));
+    for requests in 1..=3 {
+        assert_eq!(get(&cluster, &layer, &network).await.0, 503);
+        assert_eq!((network.attempts(), made()), (requests, (0, 0, 0)));
+    }
+    cluster.set_limits(None);
+    assert_eq!(get(&cluster, &layer, &network).await.0, 503);
+    // The first, its hedge, a retry, and no second one.
+    assert_eq!((network.attempts(), made()), (3 + 3, (1, 1, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_budget_only_what_was_never_written_is_sent_again() {
+    let cluster = cluster(3, RoundRobin::new());
+    let layer = FailoverLayer::new().budget(Budget::percent(0.0).unwrap());
+    let failing = Network::new(|_| Act::Answer(503, MILLI));
+    for _ in 0..100 {
+        assert_eq!(get(&cluster, &layer, &failing).await.0, 503);
+    }
+    assert_eq!(failing.attempts(), 100);
+    let refusing = Network::new(|endpoint| match endpoint {
+        0 => Act::Answer(200, MILLI),
+        _ => Act::Refuse,
+    });
+    for _ in 0..10 {
+        assert_eq!(get(&cluster, &layer, &refusing).await.0, 200);
+    }
+    assert!(refusing.attempts() > 10);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 
-use crate::support::{Backend, Gateway, get, http_client, redis::RedisServer, until};
+use crate::support::{Backend, Gateway, get, http_client, redis::RedisServer};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
@@ -34,6 +34,17 @@ fn node(id: usize, redis: &RedisServer, endpoints: &[SocketAddr], cluster: &str)
         redis.url(),
         endpoints.join(", ")
     )
+}
+
+/// Waits until the condition holds. Many nodes on a machine that is busy take their time.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(120), waiting).await;
+    assert!(waited.is_ok(), "it took too long: {what}");
 }
 
 async fn metric(gateway: &Gateway, name: &str) -> u64 {

@@ -1,6 +1,7 @@
 //! What the configuration file says, as plain data.
 
 mod affinity;
+mod alert;
 mod breaker;
 mod cache;
 mod cluster;
@@ -26,6 +27,7 @@ use std::{
 };
 
 pub use affinity::{AffinityPolicy, AffinitySettings};
+pub use alert::{AlertRule, AlertSettings, WebhookSettings};
 pub use breaker::BreakerSettings;
 pub use cache::CacheSettings;
 pub use cluster::{
@@ -54,9 +56,9 @@ use crate::yaml::{self, Fields, Mistakes, Value, text};
 ///
 /// # Defaults
 ///
-/// - `clusters`, `routes`: none
+/// - `clusters`, `routes`, `alerts`: none
 /// - `store`: this process alone
-/// - `config_store`: none, clusters and routes stand in the file
+/// - `config_store`: none, clusters, routes and alerts stand in the file
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -66,9 +68,11 @@ pub struct Settings {
     pub clusters: BTreeMap<String, ClusterSettings>,
     /// The routes in order; each names clusters of this file.
     pub routes: Vec<RouteSettings>,
+    /// What somebody is told of.
+    pub alerts: Vec<AlertSettings>,
     /// What is kept for all routes.
     pub store: StoreSettings,
-    /// Where the clusters and routes are instead, if they are not in the file.
+    /// Where the clusters, routes and alerts are instead, if they are not in the file.
     pub config_store: Option<ConfigStoreSettings>,
 }
 
@@ -94,7 +98,7 @@ impl Settings {
             .map_err(|mistakes| ConfigError::new(file, mistakes.into_vec()))
     }
 
-    /// These settings with the clusters and routes of another text, which has no others.
+    /// These settings with the clusters, routes and alerts of another text, which has nothing else.
     ///
     /// `source` gives its name to the mistakes; paths in the text are relative to the folder of
     /// `file`.
@@ -120,11 +124,11 @@ impl Settings {
             let traffic = reader.traffic(&mut fields);
             fields.finish(Some(traffic))
         });
-        let (clusters, routes) =
-            traffic.map_err(|mistakes| ConfigError::new(source, mistakes.into_vec()))?;
+        let traffic = traffic.map_err(|mistakes| ConfigError::new(source, mistakes.into_vec()))?;
         Ok(Self {
-            clusters,
-            routes,
+            clusters: traffic.clusters,
+            routes: traffic.routes,
+            alerts: traffic.alerts,
             ..self.clone()
         })
     }
@@ -141,8 +145,13 @@ struct Reader<'r> {
     has_redis: bool,
 }
 
-/// What says where requests go.
-type Traffic = (BTreeMap<String, ClusterSettings>, Vec<RouteSettings>);
+/// What says where requests go, and what of that somebody is told of.
+#[derive(Debug, Default)]
+struct Traffic {
+    clusters: BTreeMap<String, ClusterSettings>,
+    routes: Vec<RouteSettings>,
+    alerts: Vec<AlertSettings>,
+}
 
 impl Reader<'_> {
     fn settings(mut self, root: &Value<'_>) -> Result<Settings, Mistakes> {
@@ -158,27 +167,28 @@ impl Reader<'_> {
             store::config_store(value, store.as_ref())
         });
         if config_store.is_some() {
-            for key in ["clusters", "routes"] {
+            for key in ["clusters", "routes", "alerts"] {
                 if let Some(value) = fields.value(key) {
                     fields.keep::<()>(Err(value.wrong("expected it in the config_store alone")));
                 }
             }
         }
-        let (clusters, routes) = match config_store {
+        let traffic = match config_store {
             Some(_) => Traffic::default(),
             None => self.traffic(&mut fields),
         };
         let settings = node.map(|node| Settings {
             node,
-            clusters,
-            routes,
+            clusters: traffic.clusters,
+            routes: traffic.routes,
+            alerts: traffic.alerts,
             store: store.unwrap_or_default(),
             config_store,
         });
         fields.finish(settings)
     }
 
-    /// The keys `clusters` and `routes`.
+    /// The keys `clusters`, `routes` and `alerts`.
     fn traffic(self, fields: &mut Fields<'_>) -> Traffic {
         let clusters = fields.value("clusters");
         // A route to a cluster with a mistake of its own is not one more mistake.
@@ -203,10 +213,17 @@ impl Reader<'_> {
         let routes = fields.optional("routes", |routes| {
             routes.list(|route| route::read(route, known))
         });
+        let alerts = fields.optional("alerts", |alerts| {
+            alerts.list(|alert| self.alert(alert, known))
+        });
         for contradiction in limit::contradictions(routes.as_deref().unwrap_or_default()) {
             fields.keep::<()>(Err(contradiction.into()));
         }
-        (clusters.unwrap_or_default(), routes.unwrap_or_default())
+        Traffic {
+            clusters: clusters.unwrap_or_default(),
+            routes: routes.unwrap_or_default(),
+            alerts: alerts.unwrap_or_default(),
+        }
     }
 
     /// A path, relative to the folder of the configuration file.

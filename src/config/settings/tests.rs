@@ -21,6 +21,7 @@ use crate::{
         SuccessRate, TripRule,
     },
     limit::{LimitKey, OnStoreFailure, Quota},
+    monitor::Severity,
     pick::LoadFactor,
     route::Match,
 };
@@ -115,6 +116,25 @@ routes:
     clusters:
       - { name: users, weight: 95, subset: { version: v2, stage: prod } }
       - { name: files, weight: 5 }
+alerts:
+  - rule: high_error_rate
+    name: many_errors
+    above: 7.5%
+    window: 1m
+    min_requests: 50
+    for: 10s
+    cooldown: 10m
+    severity: critical
+    clusters: [users]
+    webhook:
+      url: "https://chat.example/hooks/s3cret"
+      body: '{ "text": "{{text}}" }'
+      headers: { authorization: Bearer s3cret }
+      timeout: 2s
+      ca: ca.pem
+  - { rule: low_healthy_instances, below: 40%, webhook: [ "http://127.0.0.1:9/a", { url: "http://127.0.0.1:9/b" } ] }
+  - { rule: registry_lost }
+  - { rule: store_lost }
 store:
   type: redis
   url: "redis://user:hunter2@127.0.0.1:6379"
@@ -413,6 +433,140 @@ fn a_file_with_every_key_is_read() {
         }
     );
     assert_eq!(settings.config_store, None);
+    let plain = |rule| AlertSettings {
+        rule,
+        name: None,
+        threshold: None,
+        window: None,
+        min_requests: None,
+        lasting: None,
+        cooldown: None,
+        severity: None,
+        clusters: None,
+        webhooks: Vec::new(),
+    };
+    let hook = |url: &str| WebhookSettings {
+        url: Secret::new(url),
+        body: None,
+        headers: Vec::new(),
+        timeout: Duration::from_secs(5),
+        ca: None,
+        place: Place::default(),
+    };
+    let authorization = HeaderName::from_static("authorization");
+    assert_eq!(
+        settings.alerts,
+        [
+            AlertSettings {
+                name: Some("many_errors".into()),
+                threshold: Some(Percent::new(7.5)),
+                window: Some(Duration::from_secs(60)),
+                min_requests: Some(50),
+                lasting: Some(Duration::from_secs(10)),
+                cooldown: Some(Duration::from_secs(600)),
+                severity: Some(Severity::Critical),
+                clusters: Some(vec!["users".into()]),
+                webhooks: vec![WebhookSettings {
+                    body: Some("{ \"text\": \"{{text}}\" }".into()),
+                    headers: vec![(authorization, Secret::new("Bearer s3cret"))],
+                    timeout: Duration::from_secs(2),
+                    ca: Some("etc/ca.pem".into()),
+                    ..hook("https://chat.example/hooks/s3cret")
+                }],
+                ..plain(AlertRule::HighErrorRate)
+            },
+            AlertSettings {
+                threshold: Some(Percent::new(40.0)),
+                webhooks: vec![hook("http://127.0.0.1:9/a"), hook("http://127.0.0.1:9/b")],
+                ..plain(AlertRule::LowHealthyInstances)
+            },
+            plain(AlertRule::RegistryLost),
+            plain(AlertRule::StoreLost),
+        ]
+    );
+}
+
+#[test]
+fn alerts_are_checked() {
+    for (alert, mistakes) in [
+        (
+            "{ }",
+            &[
+                "rule: expected one of high_error_rate, low_healthy_instances, registry_lost, store_lost, found nothing",
+            ][..],
+        ),
+        (
+            "{ rule: high_error_rat, above: 5% }",
+            &[
+                "rule: expected one of high_error_rate, low_healthy_instances, registry_lost, store_lost, found \"high_error_rat\"; did you mean \"high_error_rate\"?",
+            ],
+        ),
+        (
+            "{ rule: high_error_rate, below: 5% }",
+            &[
+                "below: expected one of rule, name, above, window, min_requests, for, cooldown, severity, clusters, webhook, found the unknown key \"below\"",
+            ],
+        ),
+        (
+            "{ rule: store_lost, window: 5s }",
+            &[
+                "window: expected one of rule, name, for, cooldown, severity, webhook, found the unknown key \"window\"",
+            ],
+        ),
+        (
+            "{ rule: high_error_rate, above: 0.05, window: 1h, severity: bad, clusters: [user], name: a b }",
+            &[
+                "name: expected a name of at most 64 letters, digits, hyphens, underscores and dots, found \"a b\"",
+                "above: expected a percentage such as 50%, from 0% to 100%, found \"0.05\"",
+                "window: expected a window from 1s to 10m, found \"1h\"",
+                "severity: expected one of info, warning, error, critical, found \"bad\"",
+                "clusters[0]: expected one of users, orders, found \"user\"; did you mean \"users\"?",
+            ],
+        ),
+        (
+            "{ rule: registry_lost, webhook: \"ftp://s3cret/\" }",
+            &[
+                "webhook: expected an http or https URL such as https://alerts.example/hook, without a user in it, found another text",
+            ],
+        ),
+        (
+            "{ rule: registry_lost, webhook: { url: \"http://a/\", body: \"{{colour}}\", ca: a.pem } }",
+            &[
+                "webhook.body: expected a text with gaps for what there is to tell: {{colour}} is none of rule, cluster, value, threshold, severity, state, node, at, text",
+                "webhook.ca: expected an https URL beside it, found http",
+            ],
+        ),
+        (
+            "{ rule: registry_lost, webhook: { url: \"http://a/\", body: \"fire: {{rule}}\" } }",
+            &[
+                "webhook.body: expected JSON once its gaps are filled, or another content-type in headers: expected ident at line 1 column 2",
+            ],
+        ),
+        (
+            "{ rule: registry_lost, webhook: { url: \"http://a/\", headers: { \"a b\": c, d: \"\\n\" } } }",
+            &[
+                "webhook.headers.\"a b\": expected the name of a header field as the key",
+                "webhook.headers.d: expected a text that fits a header field, found another",
+            ],
+        ),
+    ] {
+        let text = format!(
+            "node: {{ listen: \"127.0.0.1:0\" }}\nclusters:\n  users: {{ discovery: {{ type: file, path: a }} }}\n  orders: {{ discovery: {{ type: file, path: b }} }}\nalerts:\n  - {alert}\n"
+        );
+        let mistakes: Vec<_> = mistakes
+            .iter()
+            .map(|mistake| format!("gateway.yaml:6: alerts[0].{mistake}"))
+            .collect();
+        let (mut found, mut expected) = (refused(&text), mistakes);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{text}");
+    }
+    let plain = "headers: { content-type: text/plain }, body: \"fire: {{rule}}\"";
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\" }}\nalerts: [ {{ rule: store_lost, webhook: {{ url: \"http://a\", {plain} }} }} ]\n"
+    );
+    assert!(parse(&text).is_ok());
 }
 
 #[test]
@@ -549,7 +703,7 @@ nodes: {}
             "gateway.yaml:5: clusters.users.discovery: expected a mapping, found nothing",
             "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"; did you mean \"http1\"?",
             "gateway.yaml:8: node.listen: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"here\"",
-            "gateway.yaml:9: nodes: expected one of store, node, config_store, clusters, routes, found the unknown key \"nodes\"; did you mean \"node\"?",
+            "gateway.yaml:9: nodes: expected one of store, node, config_store, clusters, routes, alerts, found the unknown key \"nodes\"; did you mean \"node\"?",
         ]
     );
     assert_eq!(
@@ -1085,9 +1239,15 @@ fn failover_is_read() {
         attempt_header: false,
     };
     assert_eq!(read("{}"), default);
-    for budget in ["0%", "{ percent: 0 }", "{ percent: 0%, min: 10/s }"] {
+    let none = Budget::percent(0.0).unwrap();
+    for (budget, expected) in [
+        ("0%", none),
+        ("{ percent: 0 }", none),
+        ("{ percent: 0%, min: 10/s }", none.min(10.0)),
+        ("{ min: 10/s, percent: 0% }", none.min(10.0)),
+    ] {
         let budget = read(&format!("{{ budget: {budget} }}")).budget;
-        assert_eq!(budget, Budget::percent(0.0).unwrap());
+        assert_eq!(budget, expected);
     }
     let budget = read("{ budget: { min: 7200/h } }").budget;
     assert_eq!(budget, Budget::default().min(2.0));
@@ -1338,9 +1498,9 @@ fn a_limit_has_one_meaning_in_a_file() {
 #[test]
 fn what_is_not_built_yet_is_refused_as_unknown() {
     let minimal = "node: { listen: 127.0.0.1:0 }\n";
-    for key in ["alerts", "plugins"] {
+    for key in ["listeners", "plugins"] {
         let mistake = format!(
-            "gateway.yaml:2: {key}: expected one of store, node, config_store, clusters, routes, found the unknown key \"{key}\""
+            "gateway.yaml:2: {key}: expected one of store, node, config_store, clusters, routes, alerts, found the unknown key \"{key}\""
         );
         assert_eq!(refused(&format!("{minimal}{key}: {{}}\n")), [mistake]);
     }
@@ -1378,14 +1538,14 @@ fn no_key_is_ignored() {
             .map(|(i, line)| format!("{}\n", if i == at { &other } else { line }))
             .collect();
         let mistakes = refused(&text).join("\n");
-        // Without its type, a mapping has no known keys yet.
+        // Without its type, or its rule, a mapping has no known keys yet.
         assert!(
-            key == "type" || mistakes.contains("found the unknown key \"zzz\""),
+            key == "type" || key == "rule" || mistakes.contains("found the unknown key \"zzz\""),
             "{line}: {mistakes}"
         );
         tried += 1;
     }
-    assert_eq!(tried, 87);
+    assert_eq!(tried, 103);
 }
 
 proptest! {
@@ -1665,20 +1825,26 @@ fn a_configuration_may_stand_in_a_store() {
         refused(&format!("{node}{ETCD_CONFIG}clusters: {{}}\n")),
         ["gateway.yaml:3: clusters: expected it in the config_store alone"]
     );
+    assert_eq!(
+        refused(&format!("{node}{ETCD_CONFIG}alerts: []\n")),
+        ["gateway.yaml:3: alerts: expected it in the config_store alone"]
+    );
 
     let shared = |text: &str| {
         let file = Path::new("etc/gateway.yaml");
         settings.with_shared(text, Path::new("etcd:/gw/config"), file, POLICIES)
     };
     let text = "clusters: { a: { discovery: { type: file, path: a.yaml } } }\n\
-                routes: [ { match: {}, cluster: a } ]\n";
+                routes: [ { match: {}, cluster: a } ]\n\
+                alerts: [ { rule: high_error_rate, clusters: [a] } ]\n";
     let whole = shared(text).unwrap();
-    assert_eq!((whole.clusters.len(), whole.routes.len()), (1, 1));
+    let counts = (whole.clusters.len(), whole.routes.len(), whole.alerts.len());
+    assert_eq!(counts, (1, 1, 1));
     assert_eq!(whole.node, settings.node);
     for (text, mistake) in [
         (
             "node: {}\n",
-            "node: expected one of clusters, routes, found the unknown key \"node\"",
+            "node: expected one of clusters, routes, alerts, found the unknown key \"node\"",
         ),
         (
             "clusters: { a: { discovery: { type: redis, service: b } } }\n",

@@ -23,8 +23,9 @@ use settle::{Seen, Settle};
 ///
 /// The file is looked at, not subscribed to: that works on every file system and through symbolic
 /// links. It is read once it holds still, so it may be renamed into place or written in place.
-/// When it is missing, garbled or empty, the last good list stays and is stale; an entry that is
-/// wrong is refused and the others are used. At most 16 MiB are read.
+/// When it is missing, garbled or empty, the last good list stays and is stale. An entry that is
+/// wrong is refused and named with its line, the endpoint of that id or address stays as it was, and
+/// the other entries are used. At most 16 MiB are read.
 ///
 /// # Defaults
 ///

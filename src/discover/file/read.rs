@@ -61,7 +61,7 @@ fn parse(bytes: Vec<u8>) -> Result<Listing, String> {
     let (endpoints, refused) = read.map_err(|mistakes| mistakes.to_string().replace('\n', "; "))?;
     let refused = refused.into_iter().map(|refused| {
         let entry = format!("line {}: {}", refused.line, refused.entry);
-        Refused::new(entry, refused.reason)
+        Refused::new(entry, refused.reason).of(refused.entry)
     });
     Ok(Listing::new(endpoints).refused(refused.collect::<Vec<_>>()))
 }

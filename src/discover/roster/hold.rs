@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use super::{Endpoints, Listing, Roster};
 use crate::{
-    discover::Empties,
+    discover::{Empties, Refused},
     endpoint::{Endpoint, EndpointId},
 };
 
@@ -28,6 +28,19 @@ pub(super) enum Why {
     Removed,
 }
 
+/// The known endpoint that an entry is of: the list names it, although the entry cannot be read.
+/// One that another entry is of already is not.
+fn last_good(refused: &Refused, known: &Endpoints, truth: &Endpoints) -> Option<Arc<Endpoint>> {
+    let subject = refused.subject();
+    let is_at = |endpoint: &&Arc<Endpoint>| endpoint.address.as_str() == subject;
+    let found = match known.get(&EndpointId::from(subject)) {
+        Some(found) => found,
+        None if truth.values().any(|endpoint| is_at(&endpoint)) => return None,
+        None => known.values().find(is_at)?,
+    };
+    (!truth.contains_key(&found.id)).then(|| Arc::clone(found))
+}
+
 impl Held {
     /// Keeps it until then at the latest.
     fn shorten(&mut self, until: Instant) {
@@ -40,10 +53,15 @@ impl Roster {
     pub(super) fn reset(&mut self, listing: Listing, now: Instant) {
         self.heard = true;
         self.absent = false;
-        let (truth, duplicates) = self.admit(listing.endpoints);
+        let (mut truth, duplicates) = self.admit(listing.endpoints);
         self.refused = listing.refused;
         self.refused.extend(duplicates);
         let known = self.list();
+        for refused in &self.refused {
+            if let Some(kept) = last_good(refused, &known, &truth) {
+                truth.insert(kept.id.clone(), kept);
+            }
+        }
         if truth.is_empty() && !known.is_empty() {
             if listing.trusted && self.refused.is_empty() {
                 self.let_all_go();

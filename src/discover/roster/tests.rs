@@ -202,7 +202,7 @@ fn an_empty_list_is_believed_after_its_grace_time() {
 #[test]
 fn a_list_of_refused_entries_is_not_an_empty_list() {
     let mut bench = Bench::live(Guard::authoritative().empties(Empties::Allow), "ab");
-    let bad = Refused::new("a", "no address");
+    let bad = Refused::new("[0]", "no address");
     bench.event(RawEvent::Reset(Listing::default().refused([bad]).trusted()));
     assert_eq!(bench.told(), "stale ab");
     assert_eq!(bench.snapshot().refused.len(), 1);
@@ -386,6 +386,36 @@ fn of_two_entries_with_one_id_the_later_is_refused_and_named() {
         bench.snapshot().refused[0].to_string(),
         "a: an earlier endpoint, at 10.0.0.1:80, has the same id"
     );
+}
+
+#[test]
+fn an_endpoint_whose_entry_turns_bad_in_a_list_stays_as_it_was() {
+    let mut bench = Bench::new(Guard::authoritative());
+    let other: Endpoint = "10.0.0.2:80".parse().unwrap();
+    let known = [endpoint("a").weight(7), other.id("b"), endpoint("c")];
+    bench.event(RawEvent::Reset(Listing::new(known)));
+    let bad = [
+        Refused::new("line 1: a", "a weight that is none").of("a"),
+        Refused::new("line 2", "an id that is none").of("10.0.0.2:80"),
+        Refused::new("line 4: d", "no address").of("d"),
+        Refused::new("line 5: e", "its id once more").of("e"),
+    ];
+    let listing = || Listing::new([endpoint("e")]).refused(bad.clone());
+    bench.event(RawEvent::Reset(listing()));
+    bench.pass(DEBOUNCE);
+    // The list has no word of c.
+    assert_eq!(bench.told(), "live abe");
+    assert_eq!(bench.snapshot().endpoints[0].weight, 7);
+    assert_eq!(bench.snapshot().refused.len(), 4);
+    bench.event(RawEvent::Reset(listing()));
+    assert_eq!(bench.told(), "live abe");
+    bench.event(RawEvent::Reset(Listing::new([
+        endpoint("a"),
+        endpoint("e"),
+    ])));
+    bench.pass(DEBOUNCE);
+    assert_eq!(bench.told(), "live ae");
+    assert_eq!(bench.snapshot().endpoints[0].weight, endpoint("a").weight);
 }
 
 #[test]

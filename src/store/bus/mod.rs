@@ -31,7 +31,7 @@ pub enum BusEvent {
 ///
 /// Messages may be lost, late, doubled or out of order, and a node may hear its own: whatever is
 /// said over a bus says itself who says it and how long it holds, which is what an [`Envelope`] is
-/// for. Nobody waits for a bus to be correct.
+/// for. Nobody waits for a bus to be correct. Who may publish is believed to be a node.
 pub trait Bus: Send + Sync + 'static {
     /// Sends a message of at most [`Envelope::MOST_BYTES`].
     ///

@@ -11,7 +11,10 @@ use hyper_util::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use tower_gateway::config::{ConfigFile, Node};
+use tower_gateway::{
+    admin::Admin,
+    config::{ConfigFile, Node},
+};
 
 use super::{Wire, until, within};
 
@@ -77,6 +80,12 @@ impl Gateway {
         std::fs::write(self.file(), text).unwrap();
         let node = self.node.as_mut().expect("it does not run on its own");
         node.reload().await;
+    }
+
+    /// What the node tells of itself, also when it is gone.
+    pub(crate) fn handle(&self) -> Admin {
+        let node = self.node.as_ref().expect("it does not run yet");
+        node.admin().clone()
     }
 
     pub(crate) fn heed_signals(&mut self) {

@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::pace::{Mark, Pace, span, units};
+use super::{
+    attempts::Attempts,
+    pace::{Mark, Pace, floor_units, span, units},
+};
 use crate::limit::{
     ask::{Ask, Decision, Level, OnStoreFailure, Source},
     cell::{Cell, Outcome},
@@ -17,8 +20,6 @@ use crate::limit::{
 
 /// An epoch of the script, in units. What is held lives to the end of the epoch after its own.
 const EPOCH: u64 = 10_000_000;
-/// Attempts are counted over windows of 2^27 nanoseconds, which are 134 ms.
-const WINDOW: u32 = 27;
 /// How far ahead slots are booked, in units.
 const AHEAD: u64 = 400_000;
 /// A refund is of what was charged up to so much later than it says.
@@ -38,6 +39,21 @@ pub(super) enum Taken {
     Nothing,
     Reserve,
     Slot,
+    /// What is held of the window of this number.
+    Window(u64),
+}
+
+impl Verdict {
+    /// What it means for an ask, which is worth another try after the wait.
+    pub(super) fn decision(self, ask: &Ask, wait: impl FnOnce() -> Duration) -> Decision {
+        match self {
+            Self::Admit | Self::Unknown => Decision::Admit,
+            Self::Deny if ask.cost > ask.quota.capacity() => Decision::Never,
+            Self::Deny => Decision::Deny {
+                retry_after: wait(),
+            },
+        }
+    }
 }
 
 /// A key, as this node knows it.
@@ -60,13 +76,6 @@ pub(super) struct Account {
     resets: bool,
     releases: bool,
     is_asked: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Attempts {
-    window: u64,
-    count: u64,
-    before: u64,
 }
 
 /// The key as the server last told of it.
@@ -138,39 +147,6 @@ pub(super) struct Trip {
     pub(super) sent: Instant,
     pub(super) received: Instant,
     pub(super) now: u64,
-}
-
-impl Attempts {
-    fn add(&mut self, now: u64) {
-        self.turn(now);
-        self.count += 1;
-    }
-
-    fn turn(&mut self, now: u64) {
-        let window = now >> WINDOW;
-        if window != self.window {
-            self.before = if window == self.window + 1 {
-                self.count
-            } else {
-                0
-            };
-            self.window = window;
-            self.count = 0;
-        }
-    }
-
-    /// How many come in a window when they come all the time: after a burst a reserve would lie
-    /// idle.
-    fn steady(&mut self, now: u64) -> u64 {
-        self.turn(now);
-        self.before
-    }
-
-    /// How many come in a window.
-    fn rate(&mut self, now: u64) -> u64 {
-        self.turn(now);
-        self.before.max(self.count)
-    }
 }
 
 impl Account {
@@ -245,7 +221,7 @@ impl Account {
             // The server is told that it was spent.
             Taken::Reserve => self.refund += cost,
             Taken::Slot => self.slots.next -= 1,
-            Taken::Nothing => {}
+            Taken::Nothing | Taken::Window(_) => {}
         }
     }
 
@@ -334,15 +310,9 @@ impl Account {
         source: Source,
         now: Instant,
     ) -> Level {
-        let decision = match verdict {
-            Verdict::Admit | Verdict::Unknown => Decision::Admit,
-            Verdict::Deny if ask.cost > ask.quota.capacity() => Decision::Never,
-            Verdict::Deny => Decision::Deny {
-                retry_after: self.wait(ask.cost.into(), now),
-            },
-        };
+        let wait = || self.wait(ask.cost.into(), now);
         Level {
-            decision,
+            decision: verdict.decision(ask, wait),
             limit: ask.quota.capacity(),
             remaining: u32::try_from(self.remaining(now)).unwrap_or(u32::MAX),
             reset: self.reset_after(now),
@@ -358,7 +328,9 @@ impl Account {
     }
 
     pub(super) fn is_low(&self) -> bool {
-        self.reserve.size > 0 && self.reserve.left <= self.reserve.size / 3
+        // What comes in 4 ms, while the answer is under way.
+        let meanwhile = self.attempts.before() / 32 + 1;
+        self.reserve.size > 0 && self.reserve.left <= meanwhile.min(self.reserve.size / 3)
     }
 
     /// Nothing needs to be asked after all.
@@ -403,9 +375,10 @@ impl Account {
             && self.reset_after(now).is_zero()
     }
 
-    /// Gives back what nobody has asked for lately. Whether there is something to give back.
+    /// Gives back what nobody has asked for lately. Whether there is something to give back. It says
+    /// so once.
     pub(super) fn release_if_idle(&mut self, at: u64) -> bool {
-        if self.reserve.size == 0 || self.attempts.rate(at) > 0 || self.is_asked {
+        if self.reserve.size == 0 || self.attempts.rate(at) > 0 || self.is_asked || self.releases {
             return false;
         }
         self.releases = true;
@@ -435,10 +408,11 @@ impl Account {
         self.sight = None;
     }
 
-    /// Makes up what the server is told; `at` is the time since the store began, in nanoseconds.
-    pub(super) fn state(&mut self, nodes: u64, at: u64, now: Instant) -> Statement {
+    /// Makes up what the server is told.
+    pub(super) fn state(&mut self, party: Party, now: Instant) -> Statement {
         self.left(now);
-        let fair = self.pace.capacity / 4 / nodes.max(1);
+        let at = party.at;
+        let fair = self.pace.capacity / 4 / party.nodes.max(1);
         let want = self.attempts.steady(at).min(fair);
         let want = if want < 2 || self.releases { 0 } else { want };
         let age = self.charged_at.map_or(0, |charged_at| {
@@ -627,6 +601,18 @@ impl Account {
     }
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Party {
+    pub(super) node: u64,
+    /// How many nodes there are, this one among them.
+    pub(super) nodes: u64,
+    /// How long slots are leased, in units.
+    pub(super) lease: u64,
+    /// The time since the store began, in nanoseconds.
+    pub(super) at: u64,
+}
+
 /// How a node stands that cannot ask.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Alone {
@@ -636,6 +622,8 @@ pub(super) struct Alone {
     pub(super) is_unsure: bool,
     /// The time since the store began, in nanoseconds.
     pub(super) at: u64,
+    /// The time since 1970, where a calendar is asked.
+    pub(super) unix: Duration,
 }
 
 /// What is left of a quota for one of so many nodes.
@@ -644,8 +632,4 @@ fn share_of(quota: &Quota, nodes: u64) -> Quota {
     let burst = (quota.capacity() / nodes).max(1);
     let share = Quota::rate(quota.amount(), quota.period().saturating_mul(nodes), burst);
     share.unwrap_or(*quota)
-}
-
-fn floor_units(span: Duration) -> u64 {
-    units(span).saturating_sub(1)
 }

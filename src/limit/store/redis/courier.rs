@@ -14,13 +14,15 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{
     Shared,
-    account::{Account, Statement, Trip, Verdict},
-    batch::{Batch, Group, Part},
+    account::{Party, Trip, Verdict},
+    batch::{Batch, Group, Part, Told},
+    entry::Entry,
 };
 use crate::{
     limit::{
         ask::{Ask, Decision, Level, Mode, Source},
         fingerprint::Fingerprint,
+        quota::Quota,
     },
     sync::{
         Mutex,
@@ -70,7 +72,7 @@ struct Waiter {
 #[derive(Debug, Default)]
 struct Load {
     keys: Vec<Fingerprint>,
-    told: Vec<Statement>,
+    quotas: Vec<Quota>,
     bookable: Vec<u64>,
     batch: Batch,
     waiters: Vec<Vec<Waiter>>,
@@ -123,9 +125,7 @@ impl Shard {
             let news = news.filter(|ask| !positions.contains_key(&ask.fingerprint));
             let is_odd = waiter.asks.iter().any(|ask| {
                 let position = positions.get(&ask.fingerprint);
-                position.is_some_and(|position| {
-                    load.batch.keys[*position].0 != super::pace::Pace::new(&ask.quota)
-                })
+                position.is_some_and(|position| load.quotas[*position] != ask.quota)
             });
             if !load.keys.is_empty() && (load.keys.len() + news.count() > MOST_KEYS || is_odd) {
                 pending.waiters.push_front(waiter);
@@ -161,46 +161,38 @@ impl Shard {
 impl Load {
     fn add(&mut self, shared: &Shared, ask: &Ask) {
         let now = time::now();
-        let new = || Account::new(ask.quota);
-        shared.table.open(ask.fingerprint, now, new, |account| {
-            if account.quota != ask.quota {
-                account.change(ask.quota);
+        let party = shared.party(now);
+        let new = || Entry::new(ask.quota, now);
+        shared.table.open(ask.fingerprint, now, new, |entry| {
+            if entry.quota() != ask.quota {
+                entry.change(ask.quota);
             }
-            self.push(shared, ask.fingerprint, account, now);
+            let told = entry.offer(party, now);
+            self.push(ask.fingerprint, entry, told, party);
         });
     }
 
     fn run(&mut self, shared: &Shared, key: Fingerprint) -> bool {
         let now = time::now();
-        let is_there = shared.table.with(key, |account| {
-            let is_wanted = account.is_low() || account.has_news();
+        let party = shared.party(now);
+        let is_there = shared.table.with(key, |entry| {
+            let is_wanted = entry.is_wanted();
             if is_wanted {
-                self.push(shared, key, account, now);
+                let told = entry.state(party, now);
+                self.push(key, entry, told, party);
             } else {
-                account.rest();
+                entry.rest();
             }
             is_wanted
         });
         is_there == Some(true)
     }
 
-    fn push(
-        &mut self,
-        shared: &Shared,
-        key: Fingerprint,
-        account: &mut Account,
-        now: std::time::Instant,
-    ) {
-        let at = shared.nanos(now);
-        let told = account.state(shared.nodes(), at, now);
+    fn push(&mut self, key: Fingerprint, entry: &mut Entry, told: Told, party: Party) {
         self.keys.push(key);
-        self.told.push(told);
-        self.bookable.push(if told.refund > 0 {
-            0
-        } else {
-            account.bookable(at)
-        });
-        self.batch.keys.push((account.pace, told));
+        self.quotas.push(entry.quota());
+        self.bookable.push(entry.bookable(&told, party.at));
+        self.batch.keys.push(told);
     }
 
     fn join(&mut self, waiter: Waiter, positions: &HashMap<Fingerprint, usize>) {
@@ -252,14 +244,14 @@ impl Load {
             }
         }
         for (position, key) in self.keys.iter().enumerate() {
-            let (answer, told) = (reply.keys[position], self.told[position]);
-            shared.table.with(*key, |account| {
-                let held = account.holds();
-                account.absorb(answer, told, booked[position], trip);
-                if account.holds() && !held {
-                    shared.holders.lock().push(*key);
-                }
+            let (heard, told) = (reply.keys[position], self.batch.keys[position]);
+            let has_news = shared.table.with(*key, |entry| {
+                entry.absorb(heard, told, booked[position], trip);
+                entry.has_news()
             });
+            if has_news == Some(true) {
+                shard.send(*key);
+            }
         }
         for (waiters, grant) in self.waiters.into_iter().zip(&reply.grants) {
             for (waiter, turn) in waiters.into_iter().zip(0..) {
@@ -277,7 +269,7 @@ impl Load {
                     deny_repeated(shared, &waiter.asks, &mut levels, trip);
                 }
                 if is_admitted {
-                    shared.record(&waiter.asks, trip.received);
+                    shared.grant(&waiter.asks, &levels, trip.received);
                 }
                 if let Err(levels) = waiter.done.send(levels)
                     && is_admitted
@@ -285,22 +277,24 @@ impl Load {
                     // Nobody waits for it any more: what came late is put back.
                     let asks = waiter.asks.iter().zip(&levels);
                     for (ask, _) in asks.filter(|(_, level)| level.decision.admits()) {
-                        shared.table.with(ask.fingerprint, |account| {
-                            account.give_back(ask.cost.into(), trip.sent);
+                        shared.table.with(ask.fingerprint, |entry| {
+                            entry.give_back(ask.cost.into(), trip.sent);
                         });
                         shard.send(ask.fingerprint);
                     }
                 }
             }
         }
+        shared.look_after(&self.keys);
     }
 
     fn fail(self, shared: &Shared, shard: &Shard, failure: &Failure) {
         let was_sent = matches!(failure, Failure::Unknown);
-        for (key, told) in self.keys.iter().zip(self.told) {
-            let has_news = shared.table.with(*key, |account| {
-                account.fail(told, was_sent);
-                account.has_news()
+        let now = time::now();
+        for (key, told) in self.keys.iter().zip(self.batch.keys) {
+            let has_news = shared.table.with(*key, |entry| {
+                entry.fail(told, was_sent, now);
+                entry.has_news()
             });
             if has_news == Some(true) {
                 shard.send(*key);
@@ -344,8 +338,8 @@ pub(super) async fn carry(store: Weak<Shared>, shard: Arc<Shard>, number: u16) {
             let Some(shared) = store.upgrade() else {
                 return;
             };
-            // A server that was never there before has nothing to settle.
-            !shared.has_begun()
+            // Before anything was admitted there is nothing to settle.
+            !shared.has_begun() && shard.pending.lock().errands.is_empty()
         };
         loop {
             let (line, load) = {

@@ -13,6 +13,15 @@ use crate::{
     redis::{Argument, Connection, RedisError, Script, Subscription},
 };
 
+/// The script that decides.
+pub(super) const DECIDE: &str = concat!(
+    include_str!("clock.lua"),
+    include_str!("bucket.lua"),
+    include_str!("window.lua"),
+    include_str!("slots.lua"),
+    include_str!("groups.lua"),
+);
+
 /// What decides on a batch.
 pub(super) trait Line: fmt::Debug + Send + Sync {
     fn call<'a>(
@@ -41,7 +50,7 @@ impl Server {
             connection,
             // A brace would change what part of a key decides its slot.
             namespace: namespace.replace(['{', '}'], "_"),
-            decide: Script::new(include_str!("decide.lua")),
+            decide: Script::new(DECIDE),
             nodes: Script::new(include_str!("nodes.lua")),
         }
     }

@@ -2,27 +2,45 @@
 //!
 //! A node decides by itself what it knows for certain: it admits from a reserve that it holds, and
 //! denies what cannot be there yet, whatever the other nodes do. It asks for the rest, in the time
-//! of the server, by one script (`decide.lua`); what is asked for while an answer is under way goes
-//! together with the next question.
+//! of the server, by one script; what is asked for while an answer is under way goes together with
+//! the next question.
+//!
+//! The script is in parts: `bucket.lua`, `window.lua` and `slots.lua` know what a key is by its rule,
+//! `groups.lua` decides on requests.
 
 mod account;
+mod attempts;
 mod batch;
 mod courier;
+mod entry;
+mod frame;
+mod hold;
 mod line;
 mod pace;
 mod table;
+mod tally;
 
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod counts;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod model;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
+mod oracle;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod simulation;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
 mod tests;
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::{
@@ -32,12 +50,13 @@ use futures_util::{
 use tokio::sync::oneshot;
 
 use self::{
-    account::{Account, Alone, Taken, Verdict},
+    account::{Alone, Party, Taken, Verdict},
     courier::{Shard, carry},
+    entry::Entry,
     line::{Line, Server},
     table::Table,
 };
-use super::{Decided, MAX_ASKS, Memory, Store, StoreError};
+use super::{Decided, MAX_ASKS, Store, StoreError};
 use crate::{
     limit::{
         ask::{Ask, Decision, Level, Source},
@@ -59,6 +78,8 @@ const KEYS: usize = 65_536;
 /// How often a node says that it is alive, and looks for reserves that nobody uses.
 const BEAT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(250);
+/// How long slots stay taken of which a node says nothing.
+const LEASE: Duration = Duration::from_secs(10);
 /// How long an answer to an operator may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -69,8 +90,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// of the burst in reserve, as much as it needs for an eighth of a second, and together at most a
 /// quarter of it; a node that ends loses what it held.
 ///
-/// Limits by [GCRA](Rule::Gcra) are shared. Windows and concurrency are not: each node counts them
-/// by itself, as [`Memory`] does.
+/// All rules are shared, and limits of a request that are in one server, or one slot of a cluster,
+/// are decided on as one step. Windows begin and end by the clock of the server. A node fetches some
+/// of a window beforehand, the less the less is left, and gives back what nobody asks for; what a
+/// node held that ends is lost to the end of the window. Slots are leased: a node hands them out by
+/// itself, and says regularly that it still has them.
 ///
 /// # While the server does not answer
 ///
@@ -84,12 +108,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// - A cost above three quarters of the burst may wait until other nodes have given their reserves
 ///   back.
+/// - The slots of a node that ends stay taken until its lease is over. Those in use on a node that
+///   does not reach the server for that long count no more, and others may get them as well.
+/// - A slot that is kept for the next request of a node may be denied to another one for a second;
+///   while slots are scarce none is kept.
 /// - Where the server loses its last writes, in a failover, what no node remembers may be admitted
 ///   once more: a burst at most.
 ///
 /// # Defaults
 ///
 /// - `budget`: 10 ms for a decision
+/// - `lease`: 10 s for slots
 /// - `nodes`: those that share the namespace, as far as the server last told
 ///
 /// # Examples
@@ -119,8 +148,10 @@ struct Shared {
     line: Arc<dyn Line>,
     table: Table,
     shards: Vec<Arc<Shard>>,
-    /// What is not shared.
-    memory: Memory,
+    /// What this node is to the server.
+    node: u64,
+    /// How long slots are leased, in units of the script.
+    lease: AtomicU64,
     begin: Instant,
     /// Whether the server has ever answered.
     has_begun: AtomicBool,
@@ -128,7 +159,7 @@ struct Shared {
     seen: AtomicU64,
     said: AtomicU64,
     /// Keys of which something is held.
-    holders: Mutex<Vec<Fingerprint>>,
+    holders: Mutex<HashSet<Fingerprint>>,
     errors: AtomicU64,
 }
 
@@ -154,12 +185,14 @@ impl Redis {
             line,
             table: Table::new(KEYS),
             shards: (0..shards).map(|_| Arc::new(Shard::new())).collect(),
-            memory: Memory::new(),
+            // A number that Lua knows.
+            node: fastrand::u64(1..1 << 50),
+            lease: AtomicU64::new(pace::units(LEASE)),
             begin: time::now(),
             has_begun: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             said: AtomicU64::new(0),
-            holders: Mutex::new(Vec::new()),
+            holders: Mutex::default(),
             errors: AtomicU64::new(0),
         });
         for (shard, number) in shared.shards.iter().zip(0..) {
@@ -177,6 +210,15 @@ impl Redis {
     #[must_use]
     pub fn budget(mut self, budget: Duration) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// Sets how long the slots of a node that ends stay taken, at least a second. What is under way
+    /// on a node that does not reach the server for that long is counted no more, until it does.
+    #[must_use]
+    pub fn lease(self, lease: Duration) -> Self {
+        let lease = lease.max(Duration::from_secs(1));
+        self.shared.lease.store(pace::units(lease), Relaxed);
         self
     }
 
@@ -210,11 +252,12 @@ impl Redis {
             || time::after(now, self.budget),
             |deadline| deadline.min(time::after(now, self.budget)),
         );
+        let at = shared.nanos(now);
         for ask in &asks {
-            let at = shared.nanos(now);
+            let new = || Entry::new(ask.quota, now);
             shared
                 .table
-                .with(ask.fingerprint, |account| account.attempt(at));
+                .open(ask.fingerprint, now, new, |entry| entry.attempt(at));
         }
         let mut levels = vec![Level::default(); asks.len()];
         let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
@@ -305,20 +348,49 @@ impl Shared {
         }
     }
 
-    fn alone(&self, now: Instant) -> Alone {
-        Alone {
+    fn party(&self, now: Instant) -> Party {
+        Party {
+            node: self.node,
             nodes: self.nodes(),
-            is_unsure: false,
+            lease: self.lease.load(Relaxed),
             at: self.nanos(now),
         }
     }
 
-    /// Counts what was admitted.
-    fn record(&self, asks: &[Ask], now: Instant) {
-        let alone = self.alone(now);
-        for ask in asks {
-            self.table
-                .with(ask.fingerprint, |account| account.record(ask.cost, alone));
+    fn alone(&self, asks: &[Ask], now: Instant) -> Alone {
+        let by_calendar = |ask: &Ask| matches!(ask.quota.rule(), Rule::CalendarWindow(_));
+        let unix = if asks.iter().any(by_calendar) {
+            let wall = time::wall().duration_since(SystemTime::UNIX_EPOCH);
+            wall.unwrap_or_default()
+        } else {
+            Duration::ZERO
+        };
+        Alone {
+            nodes: self.nodes(),
+            is_unsure: false,
+            at: self.nanos(now),
+            unix,
+        }
+    }
+
+    /// Counts what the server has admitted.
+    fn grant(&self, asks: &[Ask], levels: &[Level], now: Instant) {
+        let alone = self.alone(asks, now);
+        for (ask, level) in asks.iter().zip(levels) {
+            if level.decision.admits() {
+                self.table
+                    .with(ask.fingerprint, |entry| entry.grant(ask.cost, alone));
+            }
+        }
+    }
+
+    /// Remembers which of these keys something is held of.
+    fn look_after(&self, keys: &[Fingerprint]) {
+        let mut holders = self.holders.lock();
+        for key in keys {
+            if self.table.with(*key, |entry| entry.holds()) == Some(true) {
+                holders.insert(*key);
+            }
         }
     }
 
@@ -343,31 +415,31 @@ impl Shared {
     }
 
     fn level(&self, ask: &Ask, verdict: Verdict, source: Source, now: Instant) -> Level {
-        let level = |account: &mut Account| account.level(ask, verdict, source, now);
+        let level = |entry: &mut Entry| entry.level(ask, verdict, source, now);
         let known = self.table.with(ask.fingerprint, level);
-        known.unwrap_or_else(|| level(&mut Account::new(ask.quota)))
+        known.unwrap_or_else(|| level(&mut Entry::new(ask.quota, now)))
     }
 
     /// Takes from what is held here, for all or for none; `None` where somebody must be asked.
     fn decide_here(&self, asks: &[Ask], levels: &mut [Level], now: Instant) -> Option<Decision> {
-        let alone = self.alone(now);
+        let alone = self.alone(asks, now);
         let at = alone.at;
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         let mut is_low = false;
         for (position, ask) in asks.iter().enumerate() {
             let cost = u64::from(ask.cost);
-            let taken = self.table.with(ask.fingerprint, |account| {
-                if account.quota != ask.quota {
+            let taken = self.table.with(ask.fingerprint, |entry| {
+                if entry.quota() != ask.quota {
                     return None;
                 }
-                let taken = account.take(cost, now);
-                levels[position] = account.level(ask, taken.0, Source::Local, now);
+                let taken = entry.take(cost, now);
+                levels[position] = entry.level(ask, taken.0, Source::Local, now);
                 if taken.0 != Verdict::Unknown && asks.len() == 1 {
-                    account.attempt(at);
-                    is_low = account.falls_low();
+                    entry.attempt(at);
+                    is_low = entry.falls_low();
                 }
                 if taken.0 == Verdict::Admit && asks.len() == 1 {
-                    account.record(ask.cost, alone);
+                    entry.record(ask.cost, alone);
                 }
                 Some(taken)
             });
@@ -396,10 +468,10 @@ impl Shared {
                 return Some(decision);
             }
             for ask in asks {
-                let is_low = self.table.with(ask.fingerprint, |account| {
-                    account.attempt(at);
-                    account.record(ask.cost, alone);
-                    account.falls_low()
+                let is_low = self.table.with(ask.fingerprint, |entry| {
+                    entry.attempt(at);
+                    entry.record(ask.cost, alone);
+                    entry.falls_low()
                 });
                 if is_low == Some(true) {
                     self.send(ask.fingerprint);
@@ -414,8 +486,8 @@ impl Shared {
     fn put_back(&self, asks: &[Ask], verdicts: &[(Verdict, Taken)]) {
         for (ask, (_, taken)) in asks.iter().zip(verdicts) {
             if *taken != Taken::Nothing {
-                self.table.with(ask.fingerprint, |account| {
-                    account.put_back(ask.cost.into(), *taken);
+                self.table.with(ask.fingerprint, |entry| {
+                    entry.put_back(ask.cost.into(), *taken);
                 });
             }
         }
@@ -431,26 +503,26 @@ impl Shared {
     ) -> Decision {
         let alone = Alone {
             is_unsure,
-            ..self.alone(now)
+            ..self.alone(asks, now)
         };
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         for (position, ask) in asks.iter().enumerate() {
-            let new = || Account::new(ask.quota);
-            let is_news = self.table.open(ask.fingerprint, now, new, |account| {
-                let had_news = account.has_news();
-                if account.quota != ask.quota {
-                    account.change(ask.quota);
+            let new = || Entry::new(ask.quota, now);
+            let is_news = self.table.open(ask.fingerprint, now, new, |entry| {
+                let had_news = entry.has_news();
+                if entry.quota() != ask.quota {
+                    entry.change(ask.quota);
                 }
-                let taken = account.take(ask.cost.into(), now);
+                let taken = entry.take(ask.cost.into(), now);
                 verdicts[position] = taken;
                 levels[position] = match taken.0 {
-                    Verdict::Unknown => account.decide_alone(ask, alone, now),
-                    verdict => account.level(ask, verdict, Source::Local, now),
+                    Verdict::Unknown => entry.decide_alone(ask, alone, now),
+                    verdict => entry.level(ask, verdict, Source::Local, now),
                 };
                 if taken.0 == Verdict::Admit {
-                    account.record(ask.cost, alone);
+                    entry.record(ask.cost, alone);
                 }
-                account.has_news() && !had_news
+                entry.has_news() && !had_news
             });
             if is_news {
                 self.send(ask.fingerprint);
@@ -461,8 +533,8 @@ impl Shared {
             self.put_back(asks, &verdicts);
             for (position, ask) in asks.iter().enumerate() {
                 if verdicts[position].0 == Verdict::Unknown && levels[position].decision.admits() {
-                    self.table.with(ask.fingerprint, |account| {
-                        account.put_back_alone(ask, alone);
+                    self.table.with(ask.fingerprint, |entry| {
+                        entry.put_back_alone(ask, alone);
                     });
                 }
             }
@@ -471,20 +543,21 @@ impl Shared {
     }
 
     fn settle(&self, ask: &Ask, actual: u32, charged_at: Instant, now: Instant) {
-        if ask.quota.rule() != Rule::Gcra {
-            return self.memory.settle(ask, actual, charged_at, now);
-        }
         if actual == ask.cost {
             return;
         }
-        let new = || Account::new(ask.quota);
-        self.table.open(ask.fingerprint, now, new, |account| {
+        let new = || Entry::new(ask.quota, now);
+        let is_news = self.table.open(ask.fingerprint, now, new, |entry| {
+            let had_news = entry.has_news();
             match actual.checked_sub(ask.cost) {
-                Some(more) => account.owe(more.into()),
-                None => account.give_back((ask.cost - actual).into(), charged_at),
+                Some(more) => entry.owe(more.into(), now),
+                None => entry.give_back((ask.cost - actual).into(), charged_at),
             }
+            entry.has_news() && !had_news
         });
-        self.send(ask.fingerprint);
+        if is_news {
+            self.send(ask.fingerprint);
+        }
     }
 }
 
@@ -498,8 +571,9 @@ impl Drop for Shared {
 
 /// Says that the node is alive, and hears how many are.
 async fn beat(store: Weak<Shared>) {
-    let node = fastrand::u64(..);
-    while let Some(line) = store.upgrade().map(|shared| Arc::clone(&shared.line)) {
+    while let Some(shared) = store.upgrade() {
+        let (line, node) = (Arc::clone(&shared.line), shared.node);
+        drop(shared);
         let seen = line.beat(node).await;
         drop(line);
         if let (Some(seen), Some(shared)) = (seen, store.upgrade()) {
@@ -522,14 +596,14 @@ async fn hear(store: Weak<Shared>, mut news: Subscription) {
         };
         match key.and_then(|key| u128::from_str_radix(key, 16).ok()) {
             Some(key) => {
-                shared.table.with(Fingerprint::from(key), Account::doubt);
+                shared.table.with(Fingerprint::from(key), Entry::doubt);
             }
-            None => shared.table.all(Account::doubt),
+            None => shared.table.all(Entry::doubt),
         }
     }
 }
 
-/// Gives back what nobody uses.
+/// Gives back what nobody uses, and renews what is leased.
 async fn look(store: Weak<Shared>) {
     loop {
         time::sleep_until(time::after(time::now(), LOOK)).await;
@@ -537,19 +611,18 @@ async fn look(store: Weak<Shared>) {
             return;
         };
         let at = shared.nanos(time::now());
-        let mut holders = std::mem::take(&mut *shared.holders.lock());
-        holders.sort_unstable();
-        holders.dedup();
-        holders.retain(|key| {
-            let is_released = shared
-                .table
-                .with(*key, |account| account.release_if_idle(at));
-            if is_released == Some(true) {
-                shared.send(*key);
+        let holders = std::mem::take(&mut *shared.holders.lock());
+        let mut kept = Vec::with_capacity(holders.len());
+        for key in holders {
+            let overdue = shared.table.with(key, |entry| entry.is_overdue(at));
+            if overdue == Some(true) {
+                shared.send(key);
             }
-            shared.table.with(*key, |account| account.holds()) == Some(true)
-        });
-        shared.holders.lock().extend(holders);
+            if overdue.is_some() {
+                kept.push(key);
+            }
+        }
+        shared.look_after(&kept);
     }
 }
 
@@ -558,19 +631,10 @@ impl Store for Redis {
         &self,
         asks: &[Ask],
         levels: &mut [Level],
-        patience: Duration,
+        _: Duration,
         now: Instant,
     ) -> Option<Decision> {
         let shared = &self.shared;
-        let is_shared = |ask: &&Ask| ask.quota.rule() == Rule::Gcra;
-        let count = asks.iter().filter(is_shared).count();
-        if count == 0 {
-            return shared.memory.try_decide(asks, levels, patience, now);
-        }
-        if count < asks.len() {
-            // Whoever is asked must be asked for all of them.
-            return None;
-        }
         let is_silent = |ask: &Ask| shared.shards[shared.shard_of(ask.fingerprint)].is_silent();
         if asks.iter().any(is_silent) {
             return Some(shared.decide_alone(asks, levels, false, now));
@@ -581,20 +645,11 @@ impl Store for Redis {
     fn decide(
         &self,
         asks: Vec<Ask>,
-        patience: Duration,
+        _: Duration,
         deadline: Option<Instant>,
     ) -> BoxFuture<'static, Decided> {
         let store = self.clone();
-        let decide = async move {
-            let own: Vec<usize> = (0..asks.len())
-                .filter(|position| asks[*position].quota.rule() != Rule::Gcra)
-                .collect();
-            if own.is_empty() {
-                return store.ask(asks, deadline).await;
-            }
-            store.ask_both(asks, &own, patience, deadline).await
-        };
-        decide.boxed()
+        async move { store.ask(asks, deadline).await }.boxed()
     }
 
     fn settle(&self, ask: &Ask, actual: u32, charged_at: Instant, now: Instant) {
@@ -602,9 +657,6 @@ impl Store for Redis {
     }
 
     fn peek(&self, ask: Ask) -> BoxFuture<'static, Result<Level, StoreError>> {
-        if ask.quota.rule() != Rule::Gcra {
-            return self.shared.memory.peek(ask);
-        }
         let store = self.clone();
         let peek = async move {
             let shard = &store.shared.shards[store.shared.shard_of(ask.fingerprint)];
@@ -615,7 +667,7 @@ impl Store for Redis {
             };
             let levels = levels.ok_or_else(unreachable_store)?;
             let mut level = levels.first().copied().ok_or_else(unreachable_store)?;
-            let held = |account: &mut Account| account.held_by_others();
+            let held = |entry: &mut Entry| entry.held_by_others();
             let held = store.shared.table.with(ask.fingerprint, held).unwrap_or(0);
             let held = u32::try_from(held).unwrap_or(u32::MAX);
             level.remaining = level.remaining.saturating_add(held).min(level.limit);
@@ -625,12 +677,9 @@ impl Store for Redis {
     }
 
     fn reset(&self, ask: Ask) -> BoxFuture<'static, Result<(), StoreError>> {
-        if ask.quota.rule() != Rule::Gcra {
-            return self.shared.memory.reset(ask);
-        }
         let now = time::now();
-        let new = || Account::new(ask.quota);
-        let forget = |account: &mut Account| account.forget();
+        let new = || Entry::new(ask.quota, now);
+        let forget = |entry: &mut Entry| entry.forget();
         self.shared.table.open(ask.fingerprint, now, new, forget);
         let peek = self.peek(ask);
         async move { peek.await.map(|_| ()) }.boxed()
@@ -638,77 +687,6 @@ impl Store for Redis {
 
     fn errors(&self) -> u64 {
         self.shared.errors.load(Relaxed)
-    }
-}
-
-impl Redis {
-    /// What this node counts by itself is asked first, and put back when the others deny.
-    async fn ask_both(
-        &self,
-        asks: Vec<Ask>,
-        own: &[usize],
-        patience: Duration,
-        deadline: Option<Instant>,
-    ) -> Decided {
-        let memory = &self.shared.memory;
-        let now = time::now();
-        let mine: Vec<Ask> = own.iter().map(|position| asks[*position]).collect();
-        let is_other = |(position, _): &(usize, &Ask)| !own.contains(position);
-        let others = asks.iter().enumerate().filter(is_other);
-        let (positions, others): (Vec<usize>, Vec<Ask>) =
-            others.map(|(at, ask)| (at, *ask)).unzip();
-        let mut levels = vec![Level::default(); asks.len()];
-        let mut found = vec![Level::default(); mine.len()];
-        let decision = memory.try_decide(&mine, &mut found, patience, now);
-        for (position, level) in own.iter().zip(&found) {
-            levels[*position] = *level;
-        }
-        let is_admitted = decision.is_some_and(|decision| decision.admits());
-        if !is_admitted {
-            for (position, ask) in positions.iter().zip(&others) {
-                levels[*position] = self.shared.level(ask, Verdict::Unknown, Source::Local, now);
-            }
-            return Decided::new(&asks, levels);
-        }
-        let held = Held {
-            memory,
-            asks: mine,
-            levels: found,
-            at: now,
-        };
-        let decided = self.ask(others, deadline).await;
-        for (position, level) in positions.iter().zip(&decided.levels) {
-            levels[*position] = *level;
-        }
-        if decided.decision.admits() {
-            held.keep();
-        }
-        Decided::new(&asks, levels)
-    }
-}
-
-/// What was taken of this node's own counts; it is given back unless it is kept.
-struct Held<'a> {
-    memory: &'a Memory,
-    asks: Vec<Ask>,
-    levels: Vec<Level>,
-    at: Instant,
-}
-
-impl Held<'_> {
-    fn keep(mut self) {
-        self.asks.clear();
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        let now = time::now();
-        for (ask, level) in self.asks.iter().zip(&self.levels) {
-            if level.decision.admits() {
-                self.memory.settle(ask, 0, self.at, now);
-            }
-        }
     }
 }
 

@@ -1,21 +1,15 @@
-//! The script in Rust, and a server that runs it after a while.
+//! The script in Rust.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+mod slots;
+mod window;
 
-use futures_util::{FutureExt as _, future::BoxFuture};
-use parking_lot::Mutex;
+use std::collections::HashMap;
 
 use super::{
     account::{Answer, Statement},
-    batch::{Batch, Grant, Reply},
-    courier::Failure,
-    line::Line,
-    pace::{Mark, Pace, units},
+    batch::{Batch, Grant, Group, Heard, Part, Reply, Told},
+    pace::{Mark, Pace},
 };
-use crate::{limit::fingerprint::Fingerprint, time};
 
 const EPOCH: u64 = 10_000_000;
 const FAR: u64 = 9_000_000_000_000_000;
@@ -37,7 +31,105 @@ pub(super) struct State {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     /// With when they end.
-    values: HashMap<usize, (State, u64)>,
+    values: HashMap<usize, (Value, u64)>,
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Bucket(State),
+    Window(window::State),
+    Slots(Vec<slots::Lease>),
+}
+
+enum Any {
+    Bucket(Key),
+    Window(window::Key),
+    Slots(slots::Key),
+}
+
+impl Any {
+    fn open(value: Option<Value>, told: &Told, new: u64, now: u64) -> Self {
+        match *told {
+            Told::Bucket(pace, told) => {
+                let state = match value {
+                    Some(Value::Bucket(state)) => Some(state),
+                    _ => None,
+                };
+                let mut key = Key::load(state, pace, told, new, now);
+                key.account(now);
+                key.owe(now);
+                Self::Bucket(key)
+            }
+            Told::Window(frame, told) => {
+                let state = match value {
+                    Some(Value::Window(state)) => Some(state),
+                    _ => None,
+                };
+                Self::Window(window::Key::open(state, frame, told, new, now))
+            }
+            Told::Slots(told) => {
+                let leases = match value {
+                    Some(Value::Slots(leases)) => leases,
+                    _ => Vec::new(),
+                };
+                Self::Slots(slots::Key::open(leases, told, now))
+            }
+        }
+    }
+
+    fn times(&self, cost: u64, most: u64, now: u64) -> u64 {
+        match self {
+            Self::Bucket(key) => key.times(cost, most, now),
+            Self::Window(key) => key.times(cost, most, now),
+            Self::Slots(key) => key.times(cost, most),
+        }
+    }
+
+    fn charge(&mut self, tokens: u64, now: u64) {
+        match self {
+            Self::Bucket(key) => key.charge(tokens, now),
+            Self::Window(key) => key.charge(tokens),
+            Self::Slots(key) => key.charge(tokens),
+        }
+    }
+
+    fn book(&mut self, most: u64, now: u64) -> u64 {
+        let Self::Bucket(key) = self else { return 0 };
+        if key.held() > 0 {
+            return 0;
+        }
+        let booked = key.times(1, most, now + AHEAD);
+        let booked = if booked > 1 { booked } else { 0 };
+        key.charge(booked, now);
+        booked
+    }
+
+    /// What it says, and what becomes of the value, where it changes.
+    fn close(self, now: u64) -> (Heard, Option<(Value, u64)>) {
+        match self {
+            Self::Bucket(key) => {
+                let (answer, kept) = key.close(now);
+                (
+                    Heard::Bucket(answer),
+                    kept.map(|(state, end)| (Value::Bucket(state), end)),
+                )
+            }
+            Self::Window(key) => {
+                let (answer, kept) = key.close(now);
+                (
+                    Heard::Window(answer),
+                    kept.map(|(state, end)| (Value::Window(state), end)),
+                )
+            }
+            Self::Slots(key) => {
+                let (answer, kept) = key.close(now);
+                (
+                    Heard::Slots(answer),
+                    kept.map(|(leases, end)| (Value::Slots(leases), end)),
+                )
+            }
+        }
+    }
 }
 
 struct Key {
@@ -251,25 +343,66 @@ impl Key {
         }
         full
     }
+
+    fn close(mut self, now: u64) -> (Answer, Option<(State, u64)>) {
+        let claim = self.claim;
+        let added = self.refill(now);
+        self.settle(now);
+        let full = self.full();
+        let end = if full > Mark::at(now) { full.whole } else { 0 };
+        let answer = Answer {
+            arrival: self.state.arrival,
+            generation: self.state.generation,
+            held: self.held(),
+            claim,
+            size: self.claim,
+            added,
+            epoch: self.state.epoch,
+        };
+        (answer, self.is_dirty.then_some((self.state, end)))
+    }
 }
 
 impl Model {
-    pub(super) fn clear(&mut self) {
-        self.values.clear();
+    /// Whether somebody who knows nothing would be admitted now.
+    pub(super) fn admits(&self, name: usize, pace: Pace, cost: u64, now: u64) -> bool {
+        let part = Part {
+            key: 0,
+            cost,
+            is_shadow: false,
+        };
+        let batch = Batch {
+            generation: 1,
+            keys: vec![Told::Bucket(pace, Statement::default())],
+            groups: vec![Group {
+                count: 1,
+                book: 0,
+                asks: vec![part],
+            }],
+        };
+        self.clone().run(&[name], &batch, now).grants[0].admitted > 0
+    }
+
+    /// Takes the server's word for whether a value is still there that ends about now. The server
+    /// counts whole milliseconds, from when it comes to the command rather than to the script.
+    pub(super) fn ends_as(&mut self, name: usize, is_there: bool, now: u64) {
+        const MILLISECONDS: u64 = 50 * 10_000;
+        if let Some((_, end)) = self.values.get_mut(&name)
+            && end.abs_diff(now) < MILLISECONDS
+        {
+            *end = now + u64::from(is_there);
+        }
     }
 
     /// Runs a batch over the keys of these numbers.
     pub(super) fn run(&mut self, names: &[usize], batch: &Batch, now: u64) -> Reply {
         self.values.retain(|_, (_, end)| *end > now);
-        let mut keys: Vec<Key> = names
+        let mut keys: Vec<Any> = names
             .iter()
             .zip(&batch.keys)
-            .map(|(name, (pace, told))| {
-                let value = self.values.get(name).map(|(state, _)| *state);
-                let mut key = Key::load(value, *pace, *told, batch.generation, now);
-                key.account(now);
-                key.owe(now);
-                key
+            .map(|(name, told)| {
+                let value = self.values.get(name).map(|(value, _)| value.clone());
+                Any::open(value, told, batch.generation, now)
             })
             .collect();
         let mut grants = Vec::new();
@@ -307,15 +440,10 @@ impl Model {
                 let times = keys[part.key].times(part.cost, admitted, now);
                 keys[part.key].charge(part.cost * times, now);
             }
-            let mut booked = 0;
-            if group.book > 0 && admitted < group.count {
-                let key = &mut keys[group.asks[0].key];
-                if key.held() == 0 {
-                    booked = key.times(1, group.book, now + AHEAD);
-                    booked = if booked > 1 { booked } else { 0 };
-                    key.charge(booked, now);
-                }
-            }
+            let booked = match group.book > 0 && admitted < group.count {
+                true => keys[group.asks[0].key].book(group.book, now),
+                false => 0,
+            };
             grants.push(Grant {
                 admitted,
                 booked,
@@ -323,103 +451,22 @@ impl Model {
             });
         }
         let mut answers = Vec::new();
-        for (name, key) in names.iter().zip(&mut keys) {
-            let claim = key.claim;
-            let added = key.refill(now);
-            key.settle(now);
-            if key.is_dirty {
-                let full = key.full();
-                if full > Mark::at(now) {
-                    let millis = (full.whole - now + 1).div_ceil(10_000);
-                    self.values
-                        .insert(*name, (key.state, now + millis * 10_000));
-                } else {
-                    self.values.remove(name);
+        for (name, key) in names.iter().zip(keys) {
+            let (answer, kept) = key.close(now);
+            match kept {
+                Some((value, end)) if end > 0 => {
+                    let millis = (end - now + 1).div_ceil(10_000);
+                    self.values.insert(*name, (value, now + millis * 10_000));
                 }
+                Some(_) => drop(self.values.remove(name)),
+                None => {}
             }
-            answers.push(Answer {
-                arrival: key.state.arrival,
-                generation: key.state.generation,
-                held: key.held(),
-                claim,
-                size: key.claim,
-                added,
-                epoch: key.state.epoch,
-            });
+            answers.push(answer);
         }
         Reply {
             now,
             keys: answers,
             grants,
         }
-    }
-}
-
-/// What becomes of a call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fate {
-    /// There and back.
-    pub(super) there: Duration,
-    pub(super) back: Duration,
-    pub(super) is_done: bool,
-    pub(super) is_answered: bool,
-}
-
-/// A server in this process, with a way there that can fail.
-pub(super) struct Simulation {
-    pub(super) model: Mutex<Model>,
-    pub(super) calls: Mutex<u64>,
-    begin: Instant,
-    nodes: u64,
-    fate: Box<dyn Fn() -> Fate + Send + Sync>,
-}
-
-impl Simulation {
-    pub(super) fn new(nodes: u64, fate: impl Fn() -> Fate + Send + Sync + 'static) -> Self {
-        Self {
-            model: Mutex::new(Model::default()),
-            calls: Mutex::new(0),
-            begin: time::now(),
-            nodes,
-            fate: Box::new(fate),
-        }
-    }
-}
-
-impl std::fmt::Debug for Simulation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Simulation")
-    }
-}
-
-impl Line for Simulation {
-    fn call<'a>(
-        &'a self,
-        _: u16,
-        keys: &'a [Fingerprint],
-        batch: &'a Batch,
-    ) -> BoxFuture<'a, Result<Reply, Failure>> {
-        let call = async move {
-            let fate = (self.fate)();
-            tokio::time::sleep(fate.there).await;
-            let mut reply = None;
-            if fate.is_done {
-                *self.calls.lock() += u64::from(!keys.is_empty());
-                let now = 123_456_789_000 + units(time::now() - self.begin);
-                let names: Vec<_> = keys.iter().map(|key| key.get() as usize).collect();
-                reply = Some(self.model.lock().run(&names, batch, now));
-            }
-            if !fate.is_answered {
-                tokio::time::sleep(Duration::from_millis(40)).await;
-                return Err(Failure::Unknown);
-            }
-            tokio::time::sleep(fate.back).await;
-            reply.ok_or(Failure::Unknown)
-        };
-        call.boxed()
-    }
-
-    fn beat(&self, _: u64) -> BoxFuture<'_, Option<u64>> {
-        std::future::ready(Some(self.nodes)).boxed()
     }
 }

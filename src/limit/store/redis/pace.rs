@@ -6,8 +6,10 @@ use crate::limit::quota::Quota;
 
 /// A tenth of a microsecond, in nanoseconds: until 2053 a number of them is exact in Lua.
 const UNIT: u64 = 100;
+/// The beginning of 2025, when the time of the script begins, since 1970.
+const YEAR_2025: Duration = Duration::from_secs(1_735_689_600);
 /// Up to where Lua knows every whole number.
-const EXACT: u64 = 1 << 53;
+pub(super) const EXACT: u64 = 1 << 53;
 /// How many capacities a product may be of: a debt, a bucket, and something to spare.
 const MARGIN: u64 = 4;
 
@@ -92,9 +94,18 @@ pub(super) fn span(units: u64) -> Duration {
     Duration::from_nanos(units.saturating_mul(UNIT))
 }
 
+/// The time since 1970.
+pub(super) fn unix(time: u64) -> Duration {
+    YEAR_2025 + span(time)
+}
+
 /// Units, rounded up.
 pub(super) fn units(span: Duration) -> u64 {
     u64::try_from(span.as_nanos().div_ceil(u128::from(UNIT))).unwrap_or(u64::MAX >> 11)
+}
+
+pub(super) fn floor_units(span: Duration) -> u64 {
+    units(span).saturating_sub(1)
 }
 
 fn reduced(one: u64, other: u64) -> (u64, u64) {

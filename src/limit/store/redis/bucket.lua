@@ -1,21 +1,13 @@
--- Decides on the limits of some requests, and settles what this node holds of their keys.
+-- Buckets by GCRA, of which nodes hold a part in reserve.
 --
 -- The value of a key is eight whole numbers:
 --   the theoretical arrival time, its part, the generation, up to where it was healed,
 --   since when the bucket was not seen full, the epoch, the capacity that nodes hold in reserve
 --   since this epoch, and since the one before.
--- Times are tenths of a microsecond since 2025, parts are by the amount of the quota.
+-- Parts are by the amount of the quota.
+local bucket = {}
 local EPOCH = 10000000
-local FAR = 9000000000000000
-local TIME = redis.call('TIME')
-local now = (tonumber(TIME[1]) - 1735689600) * 10000000 + tonumber(TIME[2]) * 10
 local epoch = math.floor(now / EPOCH)
-
-local read = 0
-local function number()
-  read = read + 1
-  return tonumber(ARGV[read])
-end
 
 -- The time at which n more tokens have come.
 local function plus(k, whole, part, n)
@@ -73,7 +65,7 @@ local function spare(k, n)
   return math.max(0, times(k, 1, n + left, 0) - left)
 end
 
-local function load(k, nonce)
+local function load(k)
   local value = redis.call('GET', k.name)
   local tat, part, gen, healed, since, of, cur, prev
   if value then
@@ -142,6 +134,21 @@ local function account(k)
   end
 end
 
+local function owe(k)
+  if k.owed == 0 then
+    return
+  end
+  local lowest = plus(k, now, 0, 2 * k.b)
+  local whole, part = k.tat, k.part
+  charge(k, k.owed)
+  if k.tat >= lowest then
+    k.tat, k.part = lowest, 0
+    if whole > lowest then
+      k.tat, k.part = whole, part
+    end
+  end
+end
+
 local function refill(k)
   k.added = 0
   if k.claim > 0 and k.release == 1 then
@@ -163,12 +170,6 @@ local function refill(k)
       k.cur, k.claim, k.added, k.dirty = k.cur + more, k.claim + more, k.added + more, true
     end
   end
-end
-
--- Says that more is there than others may think.
-local function publish(k)
-  local namespace, fingerprint = string.match(k.name, '^{(.*):limit:%d+}:(%x+)$')
-  redis.call('PUBLISH', namespace .. ':limit', fingerprint)
 end
 
 local function settle(k)
@@ -202,98 +203,36 @@ local function save(k)
     redis.call('DEL', k.name)
     return
   end
-  local value = string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', k.tat, k.part, k.gen,
-    k.healed, k.since, k.epoch, k.cur, k.prev)
-  redis.call('SET', k.name, value, 'PX', string.format('%.0f', math.ceil((full - now + 1) / 10000)))
+  keep(k, full, k.tat, k.part, k.gen, k.healed, k.since, k.epoch, k.cur, k.prev)
 end
 
-local nonce = number()
-local keys = {}
-for i, name in ipairs(KEYS) do
-  local k = { name = name }
+bucket.has, bucket.times, bucket.charge = has, times, charge
+
+function bucket.open(k)
   k.w, k.p, k.a, k.b = number(), number(), number(), number()
   k.known, k.hint, k.size, k.of, k.spent = number(), number(), number(), number(), number()
   k.release, k.want, k.owed, k.refund, k.age = number(), number(), number(), number(), number()
   k.reset = number()
-  load(k, nonce)
+  load(k)
   account(k)
-  if k.owed > 0 then
-    local lowest = plus(k, now, 0, 2 * k.b)
-    local whole, part = k.tat, k.part
-    charge(k, k.owed)
-    if k.tat >= lowest then
-      k.tat, k.part = lowest, 0
-      if whole > lowest then
-        k.tat, k.part = whole, part
-      end
-    end
-  end
-  keys[i] = k
+  owe(k)
 end
 
-local answer = { now }
-local groups = number()
-local decided = {}
-for _ = 1, groups do
-  local count, book, size = number(), number(), number()
-  local asks = {}
-  local n = count
-  for i = 1, size do
-    local ask = { k = keys[number()], cost = number(), shadow = number() }
-    ask.n = times(ask.k, ask.cost, count, 0)
-    if ask.shadow == 0 then
-      n = math.min(n, ask.n)
-    end
-    asks[i] = ask
+-- Slots that come, of which the node denies in between by itself.
+function bucket.book(k, most)
+  if held(k) > 0 then
+    return 0
   end
-  -- One key that is asked for twice.
-  local again = true
-  while again and n > 0 do
-    again = false
-    local sums = {}
-    for _, ask in ipairs(asks) do
-      if ask.shadow == 0 then
-        sums[ask.k] = (sums[ask.k] or 0) + ask.cost * n
-      end
-    end
-    for k, sum in pairs(sums) do
-      again = again or (sum > 0 and not has(k, sum, 0))
-    end
-    if again then
-      n = n - 1
-    end
-  end
-  for pass = 0, 1 do
-    for _, ask in ipairs(asks) do
-      if ask.shadow == pass then
-        charge(ask.k, ask.cost * math.min(n, pass == 0 and n or times(ask.k, ask.cost, n, 0)))
-      end
-    end
-  end
-  -- Slots that come, of which the node denies in between by itself.
-  local booked = 0
-  if book > 0 and n < count and held(asks[1].k) == 0 then
-    booked = times(asks[1].k, 1, book, 400000)
-    booked = booked > 1 and booked or 0
-    charge(asks[1].k, booked)
-  end
-  decided[#decided + 1] = n
-  decided[#decided + 1] = booked
-  for _, ask in ipairs(asks) do
-    decided[#decided + 1] = ask.n
-  end
+  local booked = times(k, 1, most, 400000)
+  booked = booked > 1 and booked or 0
+  charge(k, booked)
+  return booked
 end
 
-for _, k in ipairs(keys) do
+function bucket.close(k)
   local before = k.claim
   refill(k)
   settle(k)
   save(k)
-  for _, value in ipairs({ k.tat, k.part, k.gen, held(k), before, k.claim, k.added, k.epoch }) do
-    answer[#answer + 1] = value
-  end
+  return k.tat, k.part, k.gen, held(k), before, k.claim, k.added, k.epoch
 end
-for _, value in ipairs(decided) do
-  answer[#answer + 1] = value
-end
-return answer
