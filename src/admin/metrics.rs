@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Admin, Readiness, alerts, cache, discovery, health, nodes, page::Page, traffic, verdicts,
+    Admin, Readiness, alerts, cache, discovery, health, nodes, page::Page, process, traffic,
+    verdicts,
 };
 use crate::{failover::Stats, limit::Limiter};
 
@@ -67,6 +68,7 @@ pub(super) fn render(admin: &Admin) -> String {
     if let Some(cache) = admin.shared.cache.load_full() {
         cache::metrics(&mut page, &cache);
     }
+    process::metrics(&mut page);
     page.text
 }
 

@@ -9,8 +9,7 @@ use super::{
     http::{
         age,
         range::{self, Selection},
-        status::CACHE_STATUS,
-        validation,
+        status, validation,
     },
     resource::Stored,
 };
@@ -26,7 +25,7 @@ pub(super) fn answer<B: From<Bytes>>(
 ) -> Response<B> {
     let mut headers = stored.headers.clone();
     headers.insert(header::AGE, age::value(age));
-    headers.insert(CACHE_STATUS, cache_status);
+    status::set(&mut headers, cache_status);
 
     if validation::has_already(request, stored.status, &stored.headers, now) {
         validation::not_modified_fields(&mut headers);
@@ -93,7 +92,7 @@ mod tests {
             status,
             headers,
             Bytes::from_static(b"0123456789"),
-            freshness,
+            &freshness,
         )
     }
 

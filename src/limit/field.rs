@@ -44,10 +44,12 @@ pub(super) fn state<'a>(
         item(&mut field, name);
         let remaining = level.remaining;
         match quota.rule() {
-            Rule::Concurrency => write!(field, ";r={remaining}"),
-            _ => write!(field, ";r={remaining};t={}", seconds(until(level))),
+            Rule::Concurrency => parameter(&mut field, ";r=", remaining.into()),
+            _ => {
+                parameter(&mut field, ";r=", remaining.into());
+                parameter(&mut field, ";t=", seconds(until(level)));
+            }
         }
-        .expect("a string takes every write");
     }
     value(field)
 }
@@ -84,6 +86,12 @@ fn item(field: &mut String, name: &str) {
         field.push_str(", ");
     }
     field.push('"');
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if name.bytes().all(is_plain) {
+        field.push_str(name);
+        field.push('"');
+        return;
+    }
     for byte in name.bytes() {
         match byte {
             b'"' | b'\\' => {
@@ -95,6 +103,19 @@ fn item(field: &mut String, name: &str) {
         }
     }
     field.push('"');
+}
+
+/// A parameter that is a number. It stands on every answer, so it is written without `fmt`.
+fn parameter(field: &mut String, key: &str, number: u64) {
+    field.push_str(key);
+    let mut power = 1;
+    while number / power >= 10 {
+        power *= 10;
+    }
+    while power > 0 {
+        field.push(char::from(b'0' + (number / power % 10) as u8));
+        power /= 10;
+    }
 }
 
 fn value(field: String) -> HeaderValue {

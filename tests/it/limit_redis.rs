@@ -157,16 +157,52 @@ async fn nobody_waits_for_a_server_that_is_gone_and_the_quota_holds() {
     assert_eq!(admitted, 80);
     server.stop();
     for node in &nodes {
-        take_one(node, &mut admitted).await;
-        let begin = Instant::now();
-        for _ in 0..200 {
-            take_one(node, &mut admitted).await;
-        }
-        assert!(begin.elapsed() < Duration::from_millis(100));
+        let waits = take_and_count(node, 201, &mut admitted).await;
+        assert!(waits <= 1, "{waits} requests waited");
         assert!(decided(node, Source::Degraded) > 0);
     }
     assert!(admitted >= 360, "{admitted}");
     assert!(admitted <= 440, "{admitted}");
+}
+
+/// One node has had most of it, the others nothing, when the server dies.
+#[tokio::test]
+async fn nodes_that_knew_the_level_share_what_is_left_of_it() {
+    let Some(mut server) = RedisServer::start().await else {
+        return;
+    };
+    let quota = Quota::per_hour(400);
+    let mut nodes = Vec::new();
+    for _ in 0..4 {
+        nodes.push(limiter(&server, quota, OnStoreFailure::LocalShare).await);
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut admitted = take(&nodes[0], 200).await;
+    for node in &nodes[1..] {
+        admitted += take(node, 1).await;
+    }
+    server.stop();
+    for node in &nodes {
+        let waits = take_and_count(node, 201, &mut admitted).await;
+        assert!(waits <= 1, "{waits} requests waited");
+    }
+    assert!((300..=440).contains(&admitted), "{admitted}");
+}
+
+/// Takes so often, and says how often somebody had to wait for the server.
+async fn take_and_count(node: &Limiter, times: usize, admitted: &mut usize) -> usize {
+    let mut waits = 0;
+    for _ in 0..times {
+        let is_admitted = match node.check("a") {
+            Some(decision) => decision.admits(),
+            None => {
+                waits += 1;
+                node.acquire("a").await.is_ok()
+            }
+        };
+        *admitted += usize::from(is_admitted);
+    }
+    waits
 }
 
 async fn take_one(node: &Limiter, admitted: &mut usize) {
@@ -187,22 +223,8 @@ async fn a_paused_server_holds_up_one_decision_and_opens_no_burst() {
     let mut admitted = take(&nodes[0], 30).await + take(&nodes[1], 10).await;
     server.pause();
     for node in &nodes {
-        let begin = Instant::now();
-        take_one(node, &mut admitted).await;
-        assert!(
-            begin.elapsed() < Duration::from_millis(60),
-            "{:?}",
-            begin.elapsed()
-        );
-        let begin = Instant::now();
-        for _ in 0..100 {
-            take_one(node, &mut admitted).await;
-        }
-        assert!(
-            begin.elapsed() < Duration::from_millis(60),
-            "{:?}",
-            begin.elapsed()
-        );
+        let waits = take_and_count(node, 101, &mut admitted).await;
+        assert!(waits <= 1, "{waits} requests waited");
     }
     assert!(admitted <= 50 + 1, "{admitted}");
     server.resume();
@@ -273,15 +295,19 @@ async fn what_the_server_forgets_the_nodes_remember() {
 }
 
 /// What the server itself has counted, for one key of four nodes in one process.
+///
+/// `cargo test --release --all-features --test it the_calls_of -- --ignored --nocapture`
 #[tokio::test]
 #[ignore = "it measures"]
 async fn the_calls_of_a_decision_as_the_server_counts_them() {
-    for (rate, burst, load) in [
-        (500, 100, 0.9),
-        (5000, 500, 0.9),
-        (20_000, 2000, 0.9),
-        (500, 100, 10.0),
-        (5000, 500, 10.0),
+    for (rate, burst, load, most_calls) in [
+        (500, 100, 0.5, 0.35),
+        (500, 100, 0.9, 0.35),
+        (500, 100, 2.0, 0.35),
+        (5000, 500, 0.9, 0.1),
+        (20_000, 2000, 0.9, 0.02),
+        (500, 100, 10.0, 0.1),
+        (5000, 500, 10.0, 0.1),
     ] {
         let server = RedisServer::start().await.unwrap();
         let quota = Quota::per_second(rate).burst(burst);
@@ -321,6 +347,7 @@ async fn the_calls_of_a_decision_as_the_server_counts_them() {
             "{rate}/s burst {burst} at {load}x: {sent} decisions, {admitted} admitted, {:.4} calls each",
             calls as f64 / sent as f64
         );
+        assert!(calls as f64 <= most_calls * sent as f64);
         let most = f64::from(burst) + f64::from(rate) * begin.elapsed().as_secs_f64();
         assert!(
             admitted as f64 <= most + f64::from(rate) * 0.003,

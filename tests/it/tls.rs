@@ -40,7 +40,7 @@ pub(crate) fn authority() -> Authority {
 }
 
 /// A certificate for a name, and its key.
-fn issue(authority: &Authority, name: &str) -> (rcgen::Certificate, KeyPair) {
+pub(crate) fn issue(authority: &Authority, name: &str) -> (rcgen::Certificate, KeyPair) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     params.extended_key_usages = vec![

@@ -65,6 +65,31 @@ impl Bucket {
         self.excess(&seen.collect::<Vec<_>>())
     }
 
+    /// The same where a server has forgotten what it knew at some time between these two. What no
+    /// node remembers in time is one burst at most; and nodes go on with what they hold, a quarter
+    /// of it, and what they have booked, which is of the next 40 ms.
+    pub(crate) fn excess_around(
+        &self,
+        admissions: &[Admission],
+        (from, to): (Duration, Duration),
+    ) -> f64 {
+        let of = |keep: &dyn Fn(&Admission) -> bool| {
+            let kept = admissions.iter().copied().filter(keep);
+            kept.collect::<Vec<_>>()
+        };
+        let once_more = Self {
+            burst: self.burst * 2.0,
+            ..*self
+        };
+        let held = Self {
+            burst: self.burst * 1.25 + self.rate * 0.04,
+            ..*self
+        };
+        let before = self.excess(&of(&|one| one.to <= from));
+        let after = held.excess(&of(&|one| one.from >= to));
+        before.max(after).max(once_more.excess(admissions))
+    }
+
     /// The tokens of the longest round trip.
     pub(crate) fn of_a_trip(&self, admissions: &[Admission]) -> f64 {
         let trips = admissions.iter().map(|one| one.to - one.from);

@@ -54,7 +54,14 @@ impl RedisServer {
             arguments: arguments.iter().map(|&one| one.to_owned()).collect(),
             process: None,
         };
-        server.restart().await;
+        for attempt in 0.. {
+            assert!(attempt < 100, "redis-server does not start");
+            if server.try_start().await {
+                break;
+            }
+            // Somebody was faster.
+            server.address = free_address();
+        }
         Some(server)
     }
 
@@ -98,18 +105,36 @@ impl RedisServer {
 
     /// Starts it at its old address, over what its last run saved there.
     pub(crate) async fn restart(&mut self) {
-        self.stop();
         for attempt in 0.. {
             assert!(attempt < 1000, "redis-server does not start");
-            let has_ended = |process: &mut Child| process.try_wait().unwrap().is_some();
-            if self.process.as_mut().is_none_or(has_ended) {
-                self.process = Some(self.spawn());
-            }
-            if self.ask("PING").is_ok_and(|answer| answer == "+PONG") {
+            if self.try_start().await {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Starts it; false where it ends at once, for its address is not free.
+    async fn try_start(&mut self) -> bool {
+        self.stop();
+        let mut process = self.spawn();
+        let itself = format!("process_id:{}\r", process.id());
+        for attempt in 0.. {
+            assert!(attempt < 1000, "redis-server does not answer");
+            if process.try_wait().unwrap().is_some() {
+                return false;
+            }
+            // Another one may have the address.
+            if self
+                .ask("INFO server")
+                .is_ok_and(|told| told.contains(&itself))
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.process = Some(process);
+        true
     }
 
     /// It takes connections and answers nothing, until it is resumed.
@@ -163,11 +188,14 @@ impl RedisServer {
     }
 }
 
-/// An address that nobody has, out of the range that the system gives away.
+/// An address that nobody has, out of the range that the system gives away. The port that is 10,000
+/// higher is free, too: a server of a cluster talks to the others there.
 fn free_address() -> SocketAddr {
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..32_000)));
-        if TcpListener::bind(address).is_ok() {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..22_000)));
+        let mut bus = address;
+        bus.set_port(address.port() + 10_000);
+        if TcpListener::bind(address).is_ok() && TcpListener::bind(bus).is_ok() {
             return address;
         }
     }

@@ -226,7 +226,7 @@ impl Account {
     }
 
     /// Tokens held here that may be used.
-    fn left(&mut self, now: Instant) -> u64 {
+    pub(super) fn left(&mut self, now: Instant) -> u64 {
         if self.reserve.until.is_some_and(|until| until <= now) {
             self.reserve = Reserve::default();
         }
@@ -378,7 +378,7 @@ impl Account {
     /// Gives back what nobody has asked for lately. Whether there is something to give back. It says
     /// so once.
     pub(super) fn release_if_idle(&mut self, at: u64) -> bool {
-        if self.reserve.size == 0 || self.attempts.rate(at) > 0 || self.is_asked || self.releases {
+        if self.reserve.size == 0 || !self.attempts.are_over(at) || self.is_asked || self.releases {
             return false;
         }
         self.releases = true;

@@ -57,4 +57,11 @@ impl Attempts {
         self.turn(now);
         self.before.max(self.count)
     }
+
+    /// Whether none came in this part of a window and in the six before it, which are 50 ms.
+    pub(super) fn are_over(&mut self, now: u64) -> bool {
+        self.turn(now);
+        let both = u32::from(self.parts) << 16 | u32::from(self.parts_before);
+        both >> (16 + (now >> PART) % 16 - 6) == 0
+    }
 }

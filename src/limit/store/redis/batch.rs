@@ -44,7 +44,7 @@ pub(super) struct Part {
 /// What one call asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Batch {
-    /// The generation of keys that are new.
+    /// The generation of keys that are new, in 23 bits.
     pub(super) generation: u64,
     pub(super) keys: Vec<Told>,
     pub(super) groups: Vec<Group>,

@@ -148,7 +148,7 @@ impl Shard {
         }
         drop(pending);
         load.book();
-        load.batch.generation = fastrand::u64(1..1 << 50);
+        load.batch.generation = fastrand::u64(1..1 << 23);
         (!load.keys.is_empty()).then_some(load)
     }
 

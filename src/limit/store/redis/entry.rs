@@ -153,6 +153,15 @@ impl Entry {
         each!(self, one => one.unused())
     }
 
+    /// Tokens of a bucket that are held here and may be used.
+    #[cfg(test)]
+    pub(super) fn left(&mut self, now: Instant) -> u64 {
+        match self {
+            Self::Bucket(account) => account.left(now),
+            Self::Window(_) | Self::Slots(_) => 0,
+        }
+    }
+
     /// Whether there is nothing to remember.
     pub(super) fn is_idle(&mut self, now: Instant) -> bool {
         match self {

@@ -75,9 +75,11 @@ use crate::{
 const SHARDS: u16 = 16;
 /// Keys that a node knows something of, at most.
 const KEYS: usize = 65_536;
-/// How often a node says that it is alive, and looks for reserves that nobody uses.
+/// How often a node says that it is alive.
 const BEAT: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(250);
+/// How often it looks for reserves that nobody uses, for each thousand of them: while they lie idle
+/// a bucket fills up to them only.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long slots stay taken of which a node says nothing.
 const LEASE: Duration = Duration::from_secs(10);
 /// How long an answer to an operator may take.
@@ -605,8 +607,9 @@ async fn hear(store: Weak<Shared>, mut news: Subscription) {
 
 /// Gives back what nobody uses, and renews what is leased.
 async fn look(store: Weak<Shared>) {
+    let mut thousands = 1;
     loop {
-        time::sleep_until(time::after(time::now(), LOOK)).await;
+        time::sleep_until(time::after(time::now(), LOOK * thousands)).await;
         let Some(shared) = store.upgrade() else {
             return;
         };
@@ -622,6 +625,7 @@ async fn look(store: Weak<Shared>) {
                 kept.push(key);
             }
         }
+        thousands = 1 + kept.len() as u32 / 1000;
         shared.look_after(&kept);
     }
 }

@@ -14,6 +14,10 @@ use super::{
 const EPOCH: u64 = 10_000_000;
 const FAR: u64 = 9_000_000_000_000_000;
 const AHEAD: u64 = 400_000;
+/// How often a key is written until that is counted from the beginning again.
+pub(super) const WRITES: u64 = 1 << 30;
+/// How far the server's word for the end of a value may be from its time.
+const MILLISECONDS: u64 = 50 * 10_000;
 
 /// The value of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,8 @@ struct Key {
     is_dirty: bool,
     furthest: u64,
     claim: u64,
+    /// The generation of a new life.
+    new: u64,
 }
 
 impl Key {
@@ -179,7 +185,7 @@ impl Key {
         let epoch = now / EPOCH;
         let fresh = State {
             arrival: Mark::at(now),
-            generation: new,
+            generation: new * WRITES,
             healed: now,
             since: now,
             epoch,
@@ -194,6 +200,7 @@ impl Key {
             is_dirty: false,
             furthest: pace.plus(Mark::at(now), 2 * pace.capacity).whole + AHEAD,
             claim: 0,
+            new: new * WRITES,
         };
         key.state.arrival.part = key.state.arrival.part.min(pace.amount - 1);
         while key.state.epoch < epoch && key.held() > 0 {
@@ -219,6 +226,23 @@ impl Key {
         key
     }
 
+    fn knows(&mut self) -> bool {
+        let state = &mut self.state;
+        if self.told.known / WRITES != state.generation / WRITES {
+            return false;
+        }
+        let lost = self.told.known.wrapping_sub(state.generation) % WRITES;
+        if lost == 0 || lost > WRITES / 2 {
+            return true;
+        }
+        state.generation = self.new;
+        self.is_dirty = true;
+        if state.healed != FAR {
+            state.healed = state.arrival.whole;
+        }
+        false
+    }
+
     fn account(&mut self, now: u64) {
         let told = self.told;
         if told.reset == 1 {
@@ -227,11 +251,12 @@ impl Key {
             self.state.healed = FAR;
             self.is_dirty = true;
         }
-        let state = &mut self.state;
         if told.known == 0 {
             return;
         }
-        if told.known == state.generation {
+        let knows = self.knows();
+        let state = &mut self.state;
+        if knows {
             if told.size > 0 && told.epoch == state.epoch && state.cur >= told.size {
                 self.claim = told.size;
             } else if told.size > 0 && told.epoch + 1 == state.epoch && state.prev >= told.size {
@@ -350,6 +375,11 @@ impl Key {
         self.settle(now);
         let full = self.full();
         let end = if full > Mark::at(now) { full.whole } else { 0 };
+        if self.is_dirty && end > 0 {
+            let generation = self.state.generation;
+            let (life, writes) = (generation / WRITES, generation % WRITES);
+            self.state.generation = life * WRITES + (writes + 1) % WRITES;
+        }
         let answer = Answer {
             arrival: self.state.arrival,
             generation: self.state.generation,
@@ -383,12 +413,30 @@ impl Model {
         self.clone().run(&[name], &batch, now).grants[0].admitted > 0
     }
 
+    /// What nodes hold of a key now.
+    pub(super) fn held(&self, name: usize, pace: Pace, now: u64) -> u64 {
+        let batch = Batch {
+            generation: 1,
+            keys: vec![Told::Bucket(pace, Statement::default())],
+            groups: Vec::new(),
+        };
+        match self.clone().run(&[name], &batch, now).keys[0] {
+            Heard::Bucket(answer) => answer.held,
+            _ => 0,
+        }
+    }
+
+    /// Whether a value ends about now, so that nobody here knows whether it is still there.
+    pub(super) fn ends_about(&self, name: usize, now: u64) -> bool {
+        let value = self.values.get(&name);
+        value.is_some_and(|(_, end)| end.abs_diff(now) < MILLISECONDS)
+    }
+
     /// Takes the server's word for whether a value is still there that ends about now. The server
     /// counts whole milliseconds, from when it comes to the command rather than to the script.
     pub(super) fn ends_as(&mut self, name: usize, is_there: bool, now: u64) {
-        const MILLISECONDS: u64 = 50 * 10_000;
-        if let Some((_, end)) = self.values.get_mut(&name)
-            && end.abs_diff(now) < MILLISECONDS
+        if self.ends_about(name, now)
+            && let Some((_, end)) = self.values.get_mut(&name)
         {
             *end = now + u64::from(is_there);
         }

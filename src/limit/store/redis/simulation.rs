@@ -1,7 +1,10 @@
 //! A server in this process that runs the model, and a way there that fails in every way it can.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -99,6 +102,20 @@ impl Simulation {
         model.admits(name(key), pace, cost, self.now())
     }
 
+    /// What nodes hold of a key now, as the server sees it.
+    pub(super) fn held(&self, key: Fingerprint, pace: Pace) -> u64 {
+        let model = self.shared.model.lock();
+        model.held(name(key), pace, self.now())
+    }
+
+    /// A way of its own to the same server, which can be cut.
+    pub(super) fn way(&self) -> Way {
+        Way {
+            server: self.clone(),
+            is_cut: Arc::default(),
+        }
+    }
+
     fn now(&self) -> u64 {
         123_456_789_000 + units(time::now() - self.shared.begin)
     }
@@ -135,6 +152,37 @@ impl Simulation {
         }
         tokio::time::sleep(fate.back).await;
         fate.is_answered.then_some(reply)
+    }
+}
+
+/// The way of one node. Clones share state.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    server: Simulation,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Way {
+    pub(super) fn cut(&self) {
+        self.is_cut.store(true, Relaxed);
+    }
+}
+
+impl Line for Way {
+    fn call<'a>(
+        &'a self,
+        shard: u16,
+        keys: &'a [Fingerprint],
+        batch: &'a Batch,
+    ) -> BoxFuture<'a, Result<Reply, Failure>> {
+        if self.is_cut.load(Relaxed) {
+            return async { Err(Failure::Unsent) }.boxed();
+        }
+        self.server.call(shard, keys, batch)
+    }
+
+    fn beat(&self, node: u64) -> BoxFuture<'_, Option<u64>> {
+        self.server.beat(node)
     }
 }
 
