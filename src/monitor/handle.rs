@@ -435,7 +435,7 @@ mod tests {
             let field = "TEXT cpu_utilization=0.9,mem_utilization=0.25";
             member.lease(time::now()).report(field, time::now());
         }
-        seconds(1).await;
+        seconds(2).await;
         let metrics = monitor.metrics().remove(0);
         assert_eq!(metrics.cpu.unwrap().mean, 0.9);
         monitor.set_collector(Some(Arc::new(Written)));
