@@ -47,6 +47,10 @@ pub enum Event {
         /// The number of this ejection, by which the span grows.
         times: u32,
     },
+    /// An ejected endpoint gets a request on trial.
+    Trial(Arc<Endpoint>),
+    /// Somebody suspects an endpoint: it is probed at once.
+    Suspected(Arc<Endpoint>),
     /// An ejected endpoint takes its requests again.
     Readmitted(Arc<Endpoint>),
     /// Something is done about an endpoint that stays unusable.

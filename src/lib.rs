@@ -93,7 +93,7 @@
 //! | `server` | | `node::Listener`: HTTP/1.1 and HTTP/2 on one port, drained on request |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
 //! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
-//! | `redis` | | `redis`, `discover::RedisServices`, `register::RedisRegistry`, `store::RedisStore`: what the nodes of a cluster share, in Redis |
+//! | `redis` | | `redis`, `discover::RedisServices`, `register::RedisRegistry`, `store::RedisStore`, `store::RedisBus`: what the nodes of a cluster share, in Redis |
 //! | `file` | | `discover::File`: endpoints from a YAML or JSON file; the last good lists on disk |
 //! | `dns` | | `discover::Dns`: endpoints from DNS, by address or SRV record and time to live |
 //! | `etcd` | | `etcd`, `discover::EtcdPrefix`: endpoints from etcd |
@@ -170,6 +170,7 @@ mod time;
 pub mod timeout;
 #[cfg(feature = "client")]
 pub mod upstream;
+mod verdict;
 #[cfg(feature = "file")]
 #[allow(
     dead_code,

@@ -19,6 +19,7 @@ use crate::{
     health::{Admission, Counts, Ending, Health, LONGEST_QUIET, Oversight, Permit, Standing},
     load::{Load, PENALTY, Totals},
     outcome::{Class, End, Fault, Head, Outcome},
+    sync::Mutex,
     time,
 };
 
@@ -39,7 +40,7 @@ struct Live {
     health: Health,
     oversight: Arc<Oversight>,
     /// When it joined a cluster that was already there.
-    joined: Option<Instant>,
+    joined: Mutex<Option<Instant>>,
     attachments: Attachments,
 }
 
@@ -50,7 +51,7 @@ impl Member {
             totals,
             health: Health::new(now),
             oversight: Arc::default(),
-            joined: None,
+            joined: Mutex::new(None),
             attachments: Attachments::default(),
         };
         Self {
@@ -69,14 +70,32 @@ impl Member {
     /// The same new instance, which joined a cluster that was already there.
     pub(crate) fn joined_at(mut self, now: Instant) -> Self {
         let live = Arc::get_mut(&mut self.live);
-        live.expect("nobody else has seen a new instance").joined = Some(now);
+        let live = live.expect("nobody else has seen a new instance");
+        live.joined = Mutex::new(Some(now));
         self
+    }
+
+    /// Another node saw it join at this time, earlier than this one did, or than this one was
+    /// there; returns whether that is news.
+    pub(crate) fn first_seen(&self, at: Instant) -> bool {
+        const SLACK: Duration = Duration::from_secs(1);
+        let mut joined = self.live.joined.lock();
+        let is_news = joined.is_none_or(|joined| at + SLACK < joined);
+        if is_news {
+            *joined = Some(at);
+        }
+        is_news
+    }
+
+    /// How it is judged.
+    pub(crate) fn oversight(&self) -> &Oversight {
+        &self.live.oversight
     }
 
     /// When the endpoint joined the cluster; `None` when it was there from the first list on.
     #[must_use]
     pub fn joined(&self) -> Option<Instant> {
-        self.live.joined
+        *self.live.joined.lock()
     }
 
     /// Since when it takes requests, where that began in a cluster that was already there: since it

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Admin, Readiness, alerts, cache, discovery, health, nodes, page::Page, process, traffic,
+    verdicts,
 };
 use crate::{failover::Stats, limit::Limiter};
 
@@ -59,6 +60,10 @@ pub(super) fn render(admin: &Admin) -> String {
     let monitor = admin.shared.monitor.lock().clone();
     if let Some(monitor) = monitor {
         alerts::metrics(&mut page, &monitor);
+    }
+    let shared = admin.shared.verdicts.lock().upgrade();
+    if let Some(shared) = shared {
+        verdicts::metrics(&mut page, shared.counts());
     }
     if let Some(cache) = admin.shared.cache.load_full() {
         cache::metrics(&mut page, &cache);

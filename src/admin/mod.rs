@@ -17,7 +17,7 @@
 //! | `GET /alerts` | what alert rules find bad now, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
 //! | `POST /drain` | 202, and the node drains |
-//! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed; 404 when there is none, 409 when the cluster has no checks |
+//! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed, here and by the nodes in charge of it; 404 when there is none, 409 when the cluster has no checks |
 //! | `POST /cache/invalidate` | 200 once what a document names is invalidated, else 503 |
 //!
 //! # Examples
@@ -55,8 +55,12 @@ mod page;
 mod process;
 mod router;
 mod traffic;
+mod verdicts;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
@@ -64,8 +68,13 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    cache::HttpCache, cluster::Cluster, failover, limit::Limiter, monitor::Monitor,
-    node::Membership, refusal::Refusals,
+    cache::HttpCache,
+    cluster::Cluster,
+    failover,
+    limit::Limiter,
+    monitor::Monitor,
+    node::{Membership, Verdicts},
+    refusal::Refusals,
 };
 
 /// What there is to show. Clones share state.
@@ -85,6 +94,7 @@ struct Shared {
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
     membership: Mutex<Option<Membership>>,
+    verdicts: Mutex<Weak<Verdicts>>,
     monitor: Mutex<Option<Monitor>>,
     token: Mutex<Option<String>>,
 }
@@ -155,6 +165,7 @@ impl Admin {
             drain: watch::Sender::default(),
             config: Mutex::default(),
             membership: Mutex::default(),
+            verdicts: Mutex::default(),
             monitor: Mutex::default(),
             token: Mutex::default(),
         };
@@ -171,6 +182,11 @@ impl Admin {
     /// Shows this node among the others from now on.
     pub fn set_membership(&self, membership: Membership) {
         *self.shared.membership.lock() = Some(membership);
+    }
+
+    /// Shows what these did from now on, while they are there.
+    pub fn set_verdicts(&self, verdicts: Option<&Arc<Verdicts>>) {
+        *self.shared.verdicts.lock() = verdicts.map(Arc::downgrade).unwrap_or_default();
     }
 
     /// Shows the alerts of this monitor, and what endpoints use, from now on.

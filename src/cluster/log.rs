@@ -68,6 +68,14 @@ pub(super) fn log(cluster: &str, event: &Event) {
                 "recovery"
             );
         }
+        Event::Trial(endpoint) => {
+            let endpoint = endpoint.id.as_str();
+            tracing::debug!(event = "trial", cluster, endpoint, "request on trial");
+        }
+        Event::Suspected(endpoint) => {
+            let endpoint = endpoint.id.as_str();
+            tracing::info!(event = "suspected", cluster, endpoint, "endpoint suspected");
+        }
         Event::Readmitted(endpoint) => {
             let endpoint = endpoint.id.as_str();
             tracing::info!(

@@ -222,6 +222,12 @@ impl Cluster {
         &self.shared.name
     }
 
+    /// Whether both are handles of one cluster.
+    #[must_use]
+    pub fn shares_state_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// The members and the picker as they stand. Cheap; take one for each unit of work and do not
     /// hold it over an await.
     #[must_use]
@@ -392,19 +398,43 @@ impl Cluster {
     }
 
     /// Has the checks ask this endpoint at once. Whatever made somebody suspect it, only what they
-    /// find counts.
+    /// find counts. [`Event::Suspected`] is sent, by which the other nodes of a cluster hear of it.
     ///
     /// # Errors
     ///
     /// When there is no such endpoint, or the cluster has no checks.
     pub fn suspect(&self, endpoint: &EndpointId) -> Result<(), NotSuspected> {
-        if self.snapshot().member(endpoint).is_none() {
-            return Err(NotSuspected::NoEndpoint);
-        }
+        let suspected = self.probe(endpoint)?;
+        self.shared.tell(Event::Suspected(suspected));
+        Ok(())
+    }
+
+    /// Has the checks of this node ask this endpoint at once.
+    pub(crate) fn probe(&self, endpoint: &EndpointId) -> Result<Arc<Endpoint>, NotSuspected> {
+        let snapshot = self.snapshot();
+        let member = snapshot.member(endpoint).ok_or(NotSuspected::NoEndpoint)?;
         let writer = self.shared.writer.lock();
         let prober = writer.prober.as_ref().ok_or(NotSuspected::NoChecks)?;
         prober.suspect(endpoint.clone());
-        Ok(())
+        Ok(Arc::clone(member.endpoint()))
+    }
+
+    /// The time from one probe of an endpoint to the next; `None` without checks.
+    pub(crate) fn check_interval(&self) -> Option<Duration> {
+        let writer = self.shared.writer.lock();
+        writer.prober.as_ref().map(probe::Prober::interval)
+    }
+
+    /// For how long an endpoint that joins starts slowly; `None` when it does not.
+    pub(crate) fn slow_start_window(&self) -> Option<Duration> {
+        let slow_start = self.shared.writer.lock().slow_start;
+        slow_start.map(|slow_start| slow_start.window())
+    }
+
+    /// Endpoints were first seen at other times than was known.
+    pub(crate) fn restart_ramps(&self) {
+        self.shared.refresh(time::now());
+        self.shared.oversight.bell().ring();
     }
 
     /// How many probes of active checks found what.
@@ -601,6 +631,9 @@ impl Shared {
             self.tell_turn(member, turn);
         }
         for member in members.iter() {
+            if member.health().take_trial() {
+                self.tell(Event::Trial(Arc::clone(member.endpoint())));
+            }
             if let Some(ejection) = member.health().take_ejection() {
                 self.oversight.count_ejection(ejection.cause);
                 self.tell(Event::Ejected {

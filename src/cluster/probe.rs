@@ -21,7 +21,7 @@ use tokio::{
 use super::{Cluster, Shared, check::Checks};
 use crate::{
     endpoint::EndpointId,
-    health::{Finding, Opinion, Schedule, Verdict},
+    health::{Finding, Opinion, Probed, Schedule, Verdict},
     member::Member,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time,
@@ -36,11 +36,13 @@ const TICKS: u32 = 10;
 pub(super) struct Prober {
     task: AbortHandle,
     suspects: Arc<Suspects>,
+    interval: Duration,
 }
 
 impl Prober {
     pub(super) fn start(shared: &Arc<Shared>, checks: Checks) -> Self {
         let suspects = Arc::<Suspects>::default();
+        let interval = checks.pace.interval;
         let round = Round {
             published: shared.published.subscribe(),
             checks,
@@ -55,7 +57,13 @@ impl Prober {
         Self {
             task: task.abort_handle(),
             suspects,
+            interval,
         }
+    }
+
+    /// The time from one probe of an endpoint to the next.
+    pub(super) fn interval(&self) -> Duration {
+        self.interval
     }
 
     /// Probes the endpoint at once.
@@ -139,6 +147,18 @@ struct Watched {
     /// What was said of it last.
     told: Option<(Verdict, String)>,
     probe: Option<Probe>,
+    turn: Turn,
+}
+
+/// Who probes an endpoint next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// This node, as it did before.
+    Own,
+    /// This node, whoever did before, because somebody suspects the endpoint.
+    Suspected,
+    /// Other nodes did.
+    Others,
 }
 
 /// A probe under way.
@@ -260,6 +280,7 @@ impl Round {
                 opinion: member.health().verdict().into(),
                 told: None,
                 probe: None,
+                turn: Turn::Own,
             };
             self.watched.insert(id, watched);
         }
@@ -280,7 +301,8 @@ impl Round {
                 Some(Watched {
                     probe: Some(probe), ..
                 }) => probe.then = Then::AtOnce,
-                Some(_) => {
+                Some(watched) => {
+                    watched.forget_before(Turn::Suspected);
                     let first = self.schedule.next().map_or(now, |next| next.min(now));
                     self.schedule.set(id, first);
                 }
@@ -297,6 +319,14 @@ impl Round {
             let Some(watched) = self.watched.get_mut(&id) else {
                 continue;
             };
+            let is_left = watched.member.health().is_probed_by_others();
+            if is_left && watched.turn != Turn::Suspected {
+                watched.turn = Turn::Others;
+                let wait = self.checks.pace.steady(fastrand::f64());
+                self.schedule.set(id, time::after(now, wait));
+                continue;
+            }
+            watched.forget_before(Turn::Own);
             let check = Arc::clone(&self.checks.check);
             let member = Arc::clone(&watched.member);
             let timeout = self.checks.timeout;
@@ -328,6 +358,13 @@ impl Round {
             ..
         } = &self.checks;
         watched.opinion = watched.opinion.after(finding, *thresholds);
+        if !matches!(finding, Finding::Inconclusive(_)) {
+            watched.member.health().probed(Probed {
+                verdict: watched.opinion.into(),
+                has_passed: *finding == Finding::Pass,
+                at: now,
+            });
+        }
         let next = match watched.probe.take() {
             Some(Probe {
                 then: Then::InTime,
@@ -352,6 +389,17 @@ impl Round {
             let (verdict, reason) = watched.told.insert(said);
             cluster.checked(&watched.member, *verdict, &**reason);
         }
+    }
+}
+
+impl Watched {
+    /// Goes on from what is thought of it where others probed it before.
+    fn forget_before(&mut self, turn: Turn) {
+        if self.turn == Turn::Others {
+            self.opinion = self.member.health().verdict().into();
+            self.told = None;
+        }
+        self.turn = turn;
     }
 }
 
@@ -478,6 +526,29 @@ mod tests {
 
     async fn seconds(seconds: f64) {
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_probe_until_they_do_not_or_somebody_suspects() {
+        let cluster = cluster(1);
+        let (checks, notes) = checks(|_| (Duration::ZERO, Finding::Pass));
+        cluster.set_checks(Some(checks));
+        let count = async |seconds| {
+            let before = notes.lock().began.len();
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            notes.lock().began.len() - before
+        };
+        assert!((7..=13).contains(&count(50).await));
+        let member = Arc::clone(&cluster.snapshot().members()[0]);
+        member.health().leave_probes(true);
+        assert_eq!(count(50).await, 0);
+        cluster.suspect(&member.endpoint().id).unwrap();
+        assert_eq!(count(50).await, 1);
+        // What they found out meanwhile is where its own probes go on from.
+        cluster.checked(&member, Verdict::Unhealthy, "as others say");
+        member.health().leave_probes(false);
+        assert!(count(9).await >= 2);
+        assert_eq!(member.health().verdict(), Verdict::Healthy);
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,11 +19,12 @@ use crate::{
     cluster::Cluster,
     discover::State,
     etcd::Etcd,
-    failover::{self, FailoverLayer},
+    failover::{self, FailoverLayer, MinimumShare},
     limit::{
         Limit, Limiter, RateLimitLayer,
         store::{Memory, Redis, Store},
     },
+    node::Verdicts,
     redis::Connection,
     route::{Match, Table},
     timeout::TimeoutLayer,
@@ -36,6 +37,8 @@ pub(super) struct Gateway {
     failovers: Vec<RunningFailover>,
     /// By cluster and fallback: counters only grow, whatever becomes of routes.
     stats: BTreeMap<(String, Option<String>), Arc<failover::Stats>>,
+    /// By cluster: which part of the minimum of retries is this node's.
+    minimums: BTreeMap<String, MinimumShare>,
     limits: BTreeMap<String, Limit>,
     /// What limits have counted outlives every plan.
     store: Arc<dyn Store>,
@@ -72,6 +75,7 @@ impl Gateway {
             clusters: BTreeMap::new(),
             failovers: Vec::new(),
             stats: BTreeMap::new(),
+            minimums: BTreeMap::new(),
             limits: BTreeMap::new(),
             store,
             shared,
@@ -180,6 +184,14 @@ impl Gateway {
             .collect()
     }
 
+    /// Has the verdicts of the clusters shared.
+    pub(super) fn share(&self, verdicts: &Verdicts) {
+        verdicts.set_clusters(self.clusters());
+        for (cluster, minimum) in &self.minimums {
+            verdicts.divide(cluster, minimum.clone());
+        }
+    }
+
     pub(super) fn cache(&self) -> Option<&HttpCache> {
         self.cache.as_ref()
     }
@@ -252,12 +264,18 @@ impl Gateway {
                 cluster: cluster.to_owned(),
                 settings: route.failover.clone(),
                 layer: failover_layer(route.failover.as_ref())
-                    .counted_in(self.stats(route, cluster)),
+                    .counted_in(self.stats(route, cluster))
+                    .minimum_share(self.minimum(cluster)),
             },
         };
         let layer = running.layer.clone();
         self.failovers.push(running);
         layer
+    }
+
+    fn minimum(&mut self, cluster: &str) -> MinimumShare {
+        let minimum = self.minimums.entry(cluster.to_owned());
+        minimum.or_default().clone()
     }
 
     fn stats(&mut self, route: &RouteSettings, cluster: &str) -> Arc<failover::Stats> {

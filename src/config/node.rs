@@ -35,10 +35,10 @@ use crate::{
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
     monitor::Monitor,
-    node::{Listener, Membership, Server},
+    node::{Listener, Membership, Server, Verdicts},
     redis::Connection,
     register::RegistrationState,
-    store::{ConfigStore, EtcdStore, RedisStore},
+    store::{ConfigStore, EtcdStore, RedisBus, RedisStore},
     time,
 };
 
@@ -116,6 +116,8 @@ struct State {
     store: StoreSettings,
     /// This node among the others of its cluster.
     membership: Membership,
+    /// What it shares with them.
+    verdicts: Option<Arc<Verdicts>>,
     /// Where the clusters and routes come from, when not from the file.
     shared: Option<Shared>,
     /// As the node was started with it.
@@ -152,6 +154,7 @@ impl Node {
         let mut gateway = Gateway::new(&plan.settings.store);
         let redis = gateway.redis(&plan.settings);
         let membership = membership(&plan, address, &default_id, &mut gateway);
+        let verdicts = verdicts(&plan, &membership, redis.clone());
         let ground = |plan: &Plan| Ground {
             file: file.clone(),
             settings: plan.settings.clone(),
@@ -168,6 +171,7 @@ impl Node {
             alerts: Alerts::new(node.id.as_ref().unwrap_or(&default_id), &file),
             node: ArcSwap::from_pointee(node.clone()),
             membership,
+            verdicts,
             default_id,
             store: plan.settings.store.clone(),
             shared,
@@ -185,6 +189,7 @@ impl Node {
             .admin
             .update_config(|config| *config = ConfigStatus::new(source));
         state.admin.set_membership(state.membership.clone());
+        state.admin.set_verdicts(state.verdicts.as_ref());
         let monitor = state.alerts.monitor.clone();
         state.admin.set_monitor(monitor);
         watch(&state, redis);
@@ -420,6 +425,9 @@ impl State {
         let mut gateway = self.gateway.lock();
         let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
         gateway.apply(plan, id, &self.routes);
+        if let Some(verdicts) = &self.verdicts {
+            gateway.share(verdicts);
+        }
         self.admin.set_node(id);
         self.alerts.apply(plan, id, gateway.clusters());
         self.admin.set_clusters(gateway.clusters());
@@ -580,6 +588,18 @@ fn membership(
     }
 }
 
+/// What a node shares with the others, where there are others and a bus to them.
+fn verdicts(
+    plan: &Plan,
+    membership: &Membership,
+    redis: Option<Connection>,
+) -> Option<Arc<Verdicts>> {
+    let service = membership.service()?;
+    let settings = plan.settings.store.redis.as_ref()?;
+    let bus = RedisBus::new(redis?, &settings.namespace, service.as_str());
+    Some(Arc::new(Verdicts::start(membership.clone(), Arc::new(bus))))
+}
+
 /// Follows the configuration in a store from now on, once it was heard of or had its time.
 async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
     let shared = state.shared.as_ref()?;
@@ -666,6 +686,9 @@ async fn ready(state: Weak<State>) {
 /// Tells the others, then finishes what is in flight, upgraded connections too, within the time that the file allows.
 async fn drain(server: &Server, state: &State) {
     state.admin.set_readiness(Readiness::Draining);
+    if let Some(verdicts) = &state.verdicts {
+        verdicts.leave();
+    }
     state.membership.leave().await;
     let limit = state.node.load().drain;
     let until = time::after(time::now(), limit);

@@ -1,6 +1,6 @@
 //! How many retries there may be. PURE.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use crate::sync::atomic::{
     AtomicU64,
@@ -81,11 +81,12 @@ impl Budget {
         })
     }
 
-    /// How many retries there may be to so many requests, in the time that it looks back.
-    fn allowance(self, requests: u64) -> u64 {
+    /// How many retries there may be to so many requests, in the time that it looks back, where
+    /// this part of the minimum is its own.
+    fn allowance(self, requests: u64, part: f64) -> u64 {
         let share = requests as f64 * self.percent / 100.0;
         // A product such as 100 × 0.29 lies just below the whole number that is meant.
-        (share + self.min * Self::SPAN as f64 + 1e-6) as u64
+        (share + self.min * part * Self::SPAN as f64 + 1e-6) as u64
     }
 }
 
@@ -101,10 +102,47 @@ impl Default for Budget {
     }
 }
 
+/// Which part of the minimum of a [`Budget`] is this node's: all of it, until somebody says
+/// otherwise. The share of the requests adds up over the nodes of a cluster by itself; a minimum
+/// that each of them had whole would not. Clones share it.
+#[derive(Clone, Debug)]
+pub struct MinimumShare(Arc<AtomicU64>);
+
+impl MinimumShare {
+    /// All of it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(AtomicU64::new(1.0_f64.to_bits())))
+    }
+
+    /// Sets the part, from 0 to 1.
+    pub fn set(&self, part: f64) {
+        let part = if part.is_nan() {
+            1.0
+        } else {
+            part.clamp(0.0, 1.0)
+        };
+        self.0.store(part.to_bits(), Relaxed);
+    }
+
+    /// The part.
+    #[must_use]
+    pub fn part(&self) -> f64 {
+        f64::from_bits(self.0.load(Relaxed))
+    }
+}
+
+impl Default for MinimumShare {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What was asked for and what was spent of late.
 #[derive(Debug)]
 pub(super) struct Account {
     budget: Budget,
+    minimum: MinimumShare,
     opened: Instant,
     requests: Window,
     retries: Window,
@@ -117,9 +155,10 @@ pub(super) struct Reservation {
 }
 
 impl Account {
-    pub(super) fn new(budget: Budget, now: Instant) -> Self {
+    pub(super) fn new(budget: Budget, minimum: MinimumShare, now: Instant) -> Self {
         Self {
             budget,
+            minimum,
             opened: now,
             requests: Window::default(),
             retries: Window::default(),
@@ -141,7 +180,8 @@ impl Account {
         // other, as one of them comes second here.
         fence(SeqCst);
         let spent = self.retries.sum(second);
-        if spent <= self.budget.allowance(self.requests.sum(second)) {
+        let requests = self.requests.sum(second);
+        if spent <= self.budget.allowance(requests, self.minimum.part()) {
             return Some(Reservation { second });
         }
         self.retries.remove(second);
@@ -232,7 +272,7 @@ mod tests {
     fn account(percent: f64, min: f64) -> (Account, Instant) {
         let now = start();
         let budget = Budget::percent(percent).unwrap().min(min);
-        (Account::new(budget, now), now)
+        (Account::new(budget, MinimumShare::new(), now), now)
     }
 
     fn granted(account: &Account, now: Instant) -> usize {
@@ -249,6 +289,20 @@ mod tests {
         assert_eq!(granted(&account, now + Duration::from_secs(9)), 0);
         // The requests are forgotten by then, and the retries too.
         assert_eq!(granted(&account, now + Duration::from_secs(10)), 100);
+    }
+
+    #[test]
+    fn nodes_divide_the_minimum_and_not_the_share() {
+        let (mut account, now) = account(20.0, 10.0);
+        let minimum = MinimumShare::new();
+        account.minimum = minimum.clone();
+        minimum.set(0.25);
+        (0..50).for_each(|_| account.request(now));
+        assert_eq!(granted(&account, now), 10 + 25);
+        minimum.set(f64::NAN);
+        assert_eq!(granted(&account, now), 75);
+        minimum.set(7.0);
+        assert_eq!(minimum.part(), 1.0);
     }
 
     #[test]
@@ -273,7 +327,7 @@ mod tests {
         let none = Budget::percent(0.0).unwrap();
         assert_eq!(Budget::default().share(0.0), Ok(none));
         let now = start();
-        let account_of = |budget| Account::new(budget, now);
+        let account_of = |budget| Account::new(budget, MinimumShare::new(), now);
         let none = account_of(none);
         (0..100).for_each(|_| none.request(now));
         assert_eq!(granted(&none, now), 0);
@@ -379,7 +433,7 @@ mod loom_tests {
         loom::model(|| {
             let opened = Instant::now();
             let budget = Budget::percent(0.0).unwrap().min(0.1);
-            let account = Arc::new(Account::new(budget, opened));
+            let account = Arc::new(Account::new(budget, MinimumShare::new(), opened));
             let other = Arc::clone(&account);
             let asking = thread::spawn(move || other.reserve(opened).is_some());
             let here = account.reserve(opened + Duration::from_secs(1)).is_some();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::budget::{Account, Budget};
+use super::budget::{Account, Budget, MinimumShare};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A second attempt, at another endpoint, at an idempotent request that is slow (J. Dean and
@@ -103,7 +103,7 @@ impl Hedging {
     pub(super) fn new(hedge: Hedge, now: Instant) -> Self {
         Self {
             delay: hedge.delay,
-            account: Account::new(hedge.budget, now),
+            account: Account::new(hedge.budget, MinimumShare::new(), now),
             latencies: Latencies::new(now),
         }
     }

@@ -5,7 +5,7 @@ use tower::Layer;
 use super::{
     Failover,
     backoff::Backoff,
-    budget::{Account, Budget},
+    budget::{Account, Budget, MinimumShare},
     hedge::{Hedge, Hedging},
     plan::{Limits, Scope},
     stats::Stats,
@@ -46,6 +46,7 @@ pub(super) struct Shared {
     pub(super) account: Account,
     pub(super) hedging: Option<Hedging>,
     pub(super) stats: Arc<Stats>,
+    minimum: MinimumShare,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +94,7 @@ impl FailoverLayer {
             attempt_header: AttemptHeader::Omit,
         };
         Self {
-            shared: Arc::new(Shared::new(settings, Arc::default())),
+            shared: Arc::new(Shared::new(settings, Arc::default(), MinimumShare::new())),
             fallback: NoFallback(()),
         }
     }
@@ -165,7 +166,16 @@ impl<F> FailoverLayer<F> {
     /// Counts what it does here, beside what others do.
     #[must_use]
     pub fn counted_in(mut self, stats: Arc<Stats>) -> Self {
-        self.shared = Arc::new(Shared::new(self.shared.settings, stats));
+        let minimum = self.shared.minimum.clone();
+        self.shared = Arc::new(Shared::new(self.shared.settings, stats, minimum));
+        self
+    }
+
+    /// Has only this part of the minimum of its budget: the nodes of a cluster share it.
+    #[must_use]
+    pub fn minimum_share(mut self, minimum: MinimumShare) -> Self {
+        let stats = Arc::clone(&self.shared.stats);
+        self.shared = Arc::new(Shared::new(self.shared.settings, stats, minimum));
         self
     }
 
@@ -179,19 +189,22 @@ impl<F> FailoverLayer<F> {
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = self.shared.settings;
         set(&mut settings);
-        self.shared = Arc::new(Shared::new(settings, Arc::clone(&self.shared.stats)));
+        let stats = Arc::clone(&self.shared.stats);
+        let minimum = self.shared.minimum.clone();
+        self.shared = Arc::new(Shared::new(settings, stats, minimum));
         self
     }
 }
 
 impl Shared {
-    fn new(settings: Settings, stats: Arc<Stats>) -> Self {
+    fn new(settings: Settings, stats: Arc<Stats>, minimum: MinimumShare) -> Self {
         let now = time::now();
         Self {
-            account: Account::new(settings.budget, now),
+            account: Account::new(settings.budget, minimum.clone(), now),
             hedging: settings.hedge.map(|hedge| Hedging::new(hedge, now)),
             settings,
             stats,
+            minimum,
         }
     }
 }

@@ -120,7 +120,7 @@ mod tests;
 mod ticket;
 
 pub use backoff::{Backoff, InvalidBackoff};
-pub use budget::{Budget, InvalidBudget};
+pub use budget::{Budget, InvalidBudget, MinimumShare};
 pub use hedge::{Hedge, InvalidPercentile};
 pub use layer::{FailoverLayer, Fallback, NoFallback};
 pub use service::Failover;

@@ -153,7 +153,7 @@ proptest! {
             ejected: BTreeSet::new(),
         };
         let budget = Budget::percent(percent as f64).unwrap().min(min as f64);
-        let account = Account::new(budget, start);
+        let account = Account::new(budget, super::MinimumShare::new(), start);
         let limits = Limits { retries: RETRIES, scope: Scope::Failed, backoff: Backoff::default() };
         let mut under_way: Vec<Request> = Vec::new();
         let (mut asked, mut charged): (Vec<u64>, Vec<u64>) = Default::default();

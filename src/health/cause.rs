@@ -53,11 +53,23 @@ pub enum Cause {
     },
     /// The request on trial failed; without a fault, it was throttled.
     Trial(Option<Fault>),
+    /// It failed here where other nodes of the cluster had ejected it.
+    Suspicion {
+        /// How many of them.
+        nodes: u32,
+        /// The failure.
+        last: Fault,
+    },
+    /// So many other nodes of the cluster ejected it that it is not even tried here.
+    Quorum {
+        /// How many of them.
+        nodes: u32,
+    },
 }
 
 impl Cause {
     /// How many there are.
-    pub(super) const COUNT: usize = 7;
+    pub(super) const COUNT: usize = 9;
 
     /// The names used in metrics and logs.
     pub(super) const NAMES: [&str; Self::COUNT] = [
@@ -68,6 +80,8 @@ impl Cause {
         "failure_percentage",
         "success_floor",
         "trial",
+        "suspicion",
+        "quorum",
     ];
 
     /// The position of its name.
@@ -80,7 +94,14 @@ impl Cause {
             Self::FailurePercentage { .. } => 4,
             Self::SuccessFloor { .. } => 5,
             Self::Trial(_) => 6,
+            Self::Suspicion { .. } => 7,
+            Self::Quorum { .. } => 8,
         }
+    }
+
+    /// Whether this node would have ejected it without a word of others. Only that is passed on.
+    pub(super) fn is_own(self) -> bool {
+        !matches!(self, Self::Suspicion { .. } | Self::Quorum { .. })
     }
 
     /// The name used in metrics and logs.
@@ -110,6 +131,10 @@ impl fmt::Display for Cause {
             }
             Self::Trial(Some(fault)) => write!(f, "trial failed: {fault}"),
             Self::Trial(None) => f.write_str("trial failed: throttled"),
+            Self::Suspicion { nodes, last } => {
+                write!(f, "failure where {nodes} other nodes ejected it: {last}")
+            }
+            Self::Quorum { nodes } => write!(f, "{nodes} other nodes ejected it"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which endpoints are outliers: pure functions over what is known of all of them.
 
 use super::{
-    Cause, Outlier, Percent,
+    Cause, Hearsay, Outlier, Percent,
     outlier::{FailurePercentage, SuccessRate},
     streak::Rows,
     window::Counts,
@@ -18,7 +18,16 @@ pub(crate) struct Subject {
     pub(super) last: Option<Fault>,
     /// How requests ended in the last interval.
     pub(super) ended: Counts,
+    /// How they ended at all nodes of the cluster, where that is known.
+    pub(super) pooled: Option<Counts>,
+    /// What the other nodes say.
+    pub(super) hearsay: Hearsay,
+    /// For how many buckets they have condemned it.
+    pub(super) condemned: u8,
 }
+
+/// So many buckets a request has to refute what others say, at least one of them whole.
+const CONDEMNED: u8 = 2;
 
 /// What an endpoint counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +57,9 @@ pub(crate) fn outliers(
     rules: &Outlier,
     occasion: Occasion,
 ) -> Vec<(usize, Cause)> {
-    let mut found: Vec<Option<Cause>> = subjects.iter().map(|one| row(one, rules)).collect();
+    let found = subjects.iter();
+    let found = found.map(|one| row(one, rules).or_else(|| hearsay(one)));
+    let mut found: Vec<Option<Cause>> = found.collect();
     let mut note = |causes: Vec<(usize, Cause)>| {
         for (index, cause) in causes {
             found[index].get_or_insert(cause);
@@ -102,13 +113,44 @@ fn row(subject: &Subject, rules: &Outlier) -> Option<Cause> {
         .then_some(Cause::ConsecutiveFailures { count, last })
 }
 
+/// What others say: with it one failure is enough, and a quorum of them needs none.
+fn hearsay(subject: &Subject) -> Option<Cause> {
+    let nodes = match subject.hearsay {
+        Hearsay::None => return None,
+        Hearsay::Suspected { nodes, .. } | Hearsay::Condemned { nodes, .. } => nodes.into(),
+    };
+    let last = subject.last.filter(|_| subject.rows.failures > 0);
+    if let Some(last) = last {
+        return Some(Cause::Suspicion { nodes, last });
+    }
+    let is_quorum = matches!(subject.hearsay, Hearsay::Condemned { .. });
+    (is_quorum && subject.condemned >= CONDEMNED).then_some(Cause::Quorum { nodes })
+}
+
+impl Subject {
+    /// What compares it with others: what all nodes saw, where that is known.
+    fn compared(&self) -> Counts {
+        self.pooled.unwrap_or(self.ended)
+    }
+
+    /// Whether what this node saw itself agrees that its share of successes is such.
+    fn agrees(&self, is_such: impl Fn(Percent) -> bool) -> bool {
+        self.pooled.is_none() || self.ended.bad > 0 && is_such(self.ended.success_rate())
+    }
+}
+
 /// Those that take part and had requests enough, with their share of successes.
-fn rated(subjects: &[Subject], min_requests: u64) -> Vec<(usize, Percent)> {
+fn rated(
+    subjects: &[Subject],
+    min_requests: u64,
+    counted: impl Fn(&Subject) -> Counts,
+) -> Vec<(usize, Percent)> {
     let subjects = subjects.iter().enumerate();
     subjects
         .filter(|(_, one)| one.part == Part::Usable)
-        .filter(|(_, one)| one.ended.total() >= min_requests.max(1))
-        .map(|(index, one)| (index, one.ended.success_rate()))
+        .map(|(index, one)| (index, counted(one)))
+        .filter(|(_, ended)| ended.total() >= min_requests.max(1))
+        .map(|(index, ended)| (index, ended.success_rate()))
         .collect()
 }
 
@@ -117,7 +159,7 @@ fn below_floor(subjects: &[Subject], rules: &Outlier) -> Vec<(usize, Cause)> {
         return Vec::new();
     };
     let least = floor.below;
-    let rated = rated(subjects, floor.min_requests).into_iter();
+    let rated = rated(subjects, floor.min_requests, |one| one.ended).into_iter();
     rated
         .filter(|(_, rate)| *rate < least)
         .map(|(index, rate)| (index, Cause::SuccessFloor { rate, least }))
@@ -129,7 +171,7 @@ fn far_below_mean(subjects: &[Subject], rule: Option<SuccessRate>) -> Vec<(usize
     let Some(rule) = rule else {
         return Vec::new();
     };
-    let rated = rated(subjects, rule.min_requests);
+    let rated = rated(subjects, rule.min_requests, Subject::compared);
     if rated.len() < rule.min_endpoints.max(1) {
         return Vec::new();
     }
@@ -143,6 +185,7 @@ fn far_below_mean(subjects: &[Subject], rule: Option<SuccessRate>) -> Vec<(usize
     rated
         .into_iter()
         .filter(|(_, rate)| *rate < least)
+        .filter(|(index, _)| subjects[*index].agrees(|rate| rate < least))
         .map(|(index, rate)| (index, Cause::SuccessRate { rate, least }))
         .collect()
 }
@@ -151,15 +194,17 @@ fn failing(subjects: &[Subject], rule: Option<FailurePercentage>) -> Vec<(usize,
     let Some(rule) = rule else {
         return Vec::new();
     };
-    let rated = rated(subjects, rule.min_requests);
+    let rated = rated(subjects, rule.min_requests, Subject::compared);
     if rated.len() < rule.min_endpoints {
         return Vec::new();
     }
     let most = rule.above;
+    let failing = |rate: Percent| Percent::new(100.0 - rate.value());
     rated
         .into_iter()
-        .map(|(index, rate)| (index, Percent::new(100.0 - rate.value())))
+        .map(|(index, rate)| (index, failing(rate)))
         .filter(|(_, rate)| *rate >= most)
+        .filter(|(index, _)| subjects[*index].agrees(|rate| failing(rate) >= most))
         .map(|(index, rate)| (index, Cause::FailurePercentage { rate, most }))
         .collect()
 }
@@ -176,6 +221,89 @@ mod tests {
             rows: Rows::default(),
             last: None,
             ended: Counts { good, bad },
+            pooled: None,
+            hearsay: Hearsay::None,
+            condemned: 0,
+        }
+    }
+
+    #[test]
+    fn a_word_of_others_makes_one_failure_enough() {
+        let rules = Outlier::new();
+        let hearsay = [
+            Hearsay::None,
+            Hearsay::Suspected {
+                nodes: 1,
+                edition: 1,
+            },
+            Hearsay::Condemned {
+                nodes: 3,
+                edition: 1,
+            },
+        ];
+        for (failures, condemned, expected) in [
+            (0, 1, [None, None, None]),
+            (0, 2, [None, None, Some("quorum")]),
+            (1, 0, [None, Some("suspicion"), Some("suspicion")]),
+            (5, 2, [Some("consecutive_failures"); 3]),
+        ] {
+            for (hearsay, expected) in hearsay.iter().zip(expected) {
+                let told = Subject {
+                    rows: Rows {
+                        failures,
+                        ..Rows::default()
+                    },
+                    last: Some(Fault::BodyLost),
+                    hearsay: *hearsay,
+                    condemned,
+                    ..subject(0, 0)
+                };
+                let subjects = [told, subject(5, 0), subject(5, 0)];
+                let found = outliers(&subjects, &rules, Occasion::Bell);
+                let found = found.first().map(|(index, cause)| (*index, cause.as_str()));
+                assert_eq!(found, expected.map(|cause| (0, cause)), "{hearsay:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_all_nodes_saw_makes_up_for_few_requests_and_this_node_has_to_agree() {
+        let rules = Outlier::new()
+            .success_rate(SuccessRate::new())
+            .max_ejected(Percent::new(100.0));
+        let good = Subject {
+            pooled: Some(Counts {
+                good: 1_000,
+                bad: 1,
+            }),
+            ..subject(5, 0)
+        };
+        let bad = |own: (u64, u64)| Subject {
+            pooled: Some(Counts {
+                good: 500,
+                bad: 500,
+            }),
+            ..subject(own.0, own.1)
+        };
+        for (own, found) in [
+            ((3, 3), 1),
+            ((0, 1), 1),
+            ((6, 0), 0),
+            ((0, 0), 0),
+            ((999, 1), 0),
+        ] {
+            let mut subjects = vec![good; 9];
+            subjects.push(bad(own));
+            assert_eq!(
+                outliers(&subjects, &rules, Occasion::Interval).len(),
+                found,
+                "{own:?}"
+            );
+            // Alone, it had too few requests to say.
+            for subject in &mut subjects {
+                subject.pooled = None;
+            }
+            assert!(outliers(&subjects, &rules, Occasion::Interval).is_empty());
         }
     }
 
@@ -254,6 +382,9 @@ mod tests {
                 },
                 last: (row > 0).then_some(Fault::BodyLost),
                 ended: Counts { good, bad },
+                pooled: None,
+                hearsay: Hearsay::None,
+                condemned: 0,
             });
         proptest::collection::vec(subject, 0..12)
     }

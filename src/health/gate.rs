@@ -55,6 +55,18 @@ impl Gate {
         (is_due && self.turn(word, permit)).then_some(Permit(permit))
     }
 
+    /// Lets a trial be tried now that would be later; returns whether one waits for that.
+    pub(super) fn hasten(&self, now: u64) -> bool {
+        let word = self.0.load(Relaxed);
+        let waits = word != OPEN && word & TRIAL == 0 && word >> 1 > now;
+        waits && self.turn(word, shut(now))
+    }
+
+    /// Whether a trial is under way.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.0.load(Relaxed) & TRIAL != 0
+    }
+
     /// The trial said nothing: the next request is one.
     pub(super) fn give_back(&self, permit: &Permit) -> bool {
         self.turn(permit.0, permit.0 & !TRIAL)
@@ -89,6 +101,7 @@ mod tests {
         Pass(usize),
         Fail(usize, u64),
         Shut(u64),
+        Hasten,
         Open,
     }
 
@@ -101,6 +114,7 @@ mod tests {
             any::<usize>().prop_map(Step::Pass),
             (any::<usize>(), 1_u64..20).prop_map(|(index, span)| Step::Fail(index, span)),
             (1_u64..20).prop_map(Step::Shut),
+            Just(Step::Hasten),
             Just(Step::Open),
         ]
     }
@@ -159,6 +173,11 @@ mod tests {
                     Step::Shut(span) => {
                         gate.shut(now + span);
                         (valid, shut_until) = (None, Some(now + span));
+                    }
+                    Step::Hasten => {
+                        let waits = valid.is_none() && shut_until.is_some_and(|until| until > now);
+                        prop_assert_eq!(gate.hasten(now), waits);
+                        shut_until = if waits { Some(now) } else { shut_until };
                     }
                     Step::Open => {
                         gate.open();

@@ -18,6 +18,7 @@ mod detector;
 mod finding;
 mod gate;
 mod gradient;
+mod hearsay;
 mod outlier;
 mod oversight;
 mod percent;
@@ -45,6 +46,8 @@ pub use finding::Finding;
 use gate::Gate;
 pub(crate) use gate::Permit;
 pub use gradient::AdaptiveConcurrency;
+pub(crate) use hearsay::Hearsay;
+use hearsay::Told;
 pub use outlier::{FailurePercentage, Outlier, SuccessFloor, SuccessRate};
 pub(crate) use oversight::Oversight;
 pub use percent::Percent;
@@ -77,6 +80,8 @@ pub struct Health {
     quiet_until: AtomicU64,
     /// Requests that were throttled, which are among those that ended well.
     throttled: AtomicU64,
+    /// What the other nodes say.
+    told: Told,
     record: Mutex<Record>,
 }
 
@@ -97,6 +102,35 @@ struct Record {
     told: Option<Standing>,
     /// When it was let in again, after it was found unhealthy or ejected.
     readmitted: Option<Instant>,
+    /// What the probes of this node's own say.
+    probed: Option<Probed>,
+    /// For how many buckets others have condemned it.
+    condemned: u8,
+    /// How its requests ended at all nodes.
+    pooled: Option<Counts>,
+    /// A trial that nobody was told of.
+    has_begun_trial: bool,
+}
+
+/// What the probes of this node's own say of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Probed {
+    pub(crate) verdict: Verdict,
+    /// Whether the last one passed.
+    pub(crate) has_passed: bool,
+    /// When that was.
+    pub(crate) at: Instant,
+}
+
+/// How an endpoint is ejected, as other nodes are to hear of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ejected {
+    /// From when on it may be tried.
+    pub(crate) until: Instant,
+    pub(crate) times: u32,
+    /// Whether this node saw the reason itself.
+    pub(crate) is_own: bool,
+    pub(crate) is_on_trial: bool,
 }
 
 /// An ejection, to be told of.
@@ -124,6 +158,7 @@ impl Health {
             gate: Gate::new(),
             quiet_until: AtomicU64::new(0),
             throttled: AtomicU64::new(0),
+            told: Told::new(),
             record: Mutex::default(),
         }
     }
@@ -134,10 +169,20 @@ impl Health {
         Verdict::of_code(self.verdict.load(Relaxed))
     }
 
-    /// Until when the endpoint asked to be left alone; `None` when that is over.
+    /// Until when the endpoint asked to be left alone, this node or another one of the cluster;
+    /// `None` when that is over.
     #[must_use]
     pub fn quiet_until(&self, now: Instant) -> Option<Instant> {
         let until = self.quiet_until.load(Relaxed);
+        self.later(until.max(self.told.quiet_until()), now)
+    }
+
+    /// Until when it asked this node.
+    pub(crate) fn own_quiet_until(&self, now: Instant) -> Option<Instant> {
+        self.later(self.quiet_until.load(Relaxed), now)
+    }
+
+    fn later(&self, until: u64, now: Instant) -> Option<Instant> {
         (until > self.micros(now)).then(|| self.epoch + Duration::from_micros(until))
     }
 
@@ -146,6 +191,11 @@ impl Health {
     pub fn ejected_until(&self) -> Option<Instant> {
         let until = self.gate.shut_until()?;
         Some(self.epoch + Duration::from_micros(until))
+    }
+
+    /// Since when anything was to be known of it.
+    pub(crate) fn known_since(&self) -> Instant {
+        self.epoch
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -194,6 +244,7 @@ impl Health {
     /// A request succeeded.
     pub(crate) fn succeeded(&self) {
         self.streak.end();
+        self.told.refute();
     }
 
     /// A request failed. While the endpoint is ejected, only its trials say anything new.
@@ -205,7 +256,8 @@ impl Health {
             return;
         }
         self.record.lock().last = Some(fault);
-        if rules.is_reached(self.streak.fail(fault)) {
+        let is_suspected = self.told.hearsay() != Hearsay::None;
+        if rules.is_reached(self.streak.fail(fault)) || is_suspected {
             oversight.bell().ring();
         }
     }
@@ -229,7 +281,13 @@ impl Health {
         let is_welcome = oversight.counted(self.verdict()) != Verdict::Unhealthy
             && self.quiet_until(now).is_none();
         let micros = self.micros(now);
-        is_welcome.then(|| self.gate.try_trial(micros)).flatten()
+        if !is_welcome || self.told.is_held(micros) {
+            return None;
+        }
+        let permit = self.gate.try_trial(micros)?;
+        self.record.lock().has_begun_trial = true;
+        oversight.bell().ring();
+        Some(permit)
     }
 
     /// The trial succeeded.
@@ -273,6 +331,88 @@ impl Health {
         record.window.clear(counters);
         record.last = None;
         record.cause = None;
+        record.condemned = 0;
+    }
+}
+
+/// What the other nodes tell, and are told.
+impl Health {
+    /// Takes how much the word of others weighs. Who was ejected on nothing but their word is let
+    /// in when they take it back.
+    pub(crate) fn hear(&self, hearsay: Hearsay, counters: Counts, oversight: &Oversight) {
+        let is_new = self.told.set(hearsay);
+        let is_acquitted = hearsay == Hearsay::None
+            && matches!(self.record.lock().cause, Some(Cause::Quorum { .. }))
+            && !self.gate.is_open();
+        if is_acquitted {
+            self.gate.open();
+            self.start_anew(counters);
+        }
+        if is_new || is_acquitted {
+            oversight.bell().ring();
+        }
+    }
+
+    /// Takes until when others were asked to leave it alone.
+    pub(crate) fn hear_quiet(&self, until: Instant, oversight: &Oversight, now: Instant) {
+        let until = self.micros(until.min(now + LONGEST_QUIET));
+        if until > self.micros(now) && self.told.set_quiet(until) {
+            oversight.bell().ring();
+        }
+    }
+
+    /// Leaves trials to other nodes until then.
+    pub(crate) fn hold_trials(&self, until: Option<Instant>) {
+        self.told
+            .hold_until(until.map_or(0, |until| self.micros(until)));
+    }
+
+    /// Lets the next trial be tried now.
+    pub(crate) fn hasten_trial(&self, now: Instant) {
+        self.told.hold_until(0);
+        self.gate.hasten(self.micros(now));
+    }
+
+    /// Leaves probes to other nodes from now on, or does not.
+    pub(crate) fn leave_probes(&self, are_left: bool) {
+        self.told.set_probed(are_left);
+    }
+
+    /// Whether others probe it, and this node does not.
+    pub(crate) fn is_probed_by_others(&self) -> bool {
+        self.told.is_probed()
+    }
+
+    /// A probe of this node's own has ended.
+    pub(crate) fn probed(&self, probed: Probed) {
+        self.record.lock().probed = Some(probed);
+    }
+
+    /// What the probes of this node's own say.
+    pub(crate) fn own_probes(&self) -> Option<Probed> {
+        self.record.lock().probed
+    }
+
+    /// Takes how its requests ended at all nodes in the last interval; `None` when nobody knows.
+    pub(crate) fn pool(&self, counts: Option<Counts>) {
+        self.record.lock().pooled = counts;
+    }
+
+    /// How its requests ended here in the last interval.
+    pub(crate) fn recent(&self) -> Counts {
+        self.record.lock().window.sum()
+    }
+
+    /// How it is ejected, if it is.
+    pub(crate) fn ejected(&self) -> Option<Ejected> {
+        let until = self.ejected_until()?;
+        let record = self.record.lock();
+        Some(Ejected {
+            until,
+            times: record.ejections,
+            is_own: record.cause.is_none_or(Cause::is_own),
+            is_on_trial: self.gate.is_on_trial(),
+        })
     }
 }
 
@@ -308,6 +448,10 @@ impl Health {
     /// Ends a bucket of time.
     pub(crate) fn end_bucket(&self, counters: Counts) {
         let mut record = self.record.lock();
+        record.condemned = match self.told.hearsay() {
+            Hearsay::Condemned { .. } => record.condemned.saturating_add(1),
+            _ => 0,
+        };
         if self.gate.is_open() {
             record.window.end_bucket(counters);
         } else {
@@ -337,6 +481,9 @@ impl Health {
             rows: self.streak.rows(),
             last: record.last,
             ended: record.window.sum(),
+            pooled: record.pooled,
+            hearsay: self.told.hearsay(),
+            condemned: record.condemned,
         }
     }
 
@@ -357,6 +504,11 @@ impl Health {
     /// The ejection since the last time, when there was one.
     pub(crate) fn take_ejection(&self) -> Option<Ejection> {
         self.record.lock().news.take()
+    }
+
+    /// Whether a trial began since the last time.
+    pub(crate) fn take_trial(&self) -> bool {
+        std::mem::take(&mut self.record.lock().has_begun_trial)
     }
 
     /// The change of standing since the last time, when there is one.

@@ -16,7 +16,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn total(self) -> u64 {
+    pub(crate) fn total(self) -> u64 {
         self.good + self.bad
     }
 
@@ -25,7 +25,8 @@ impl Counts {
         Percent::of(self.good, self.total())
     }
 
-    fn since(self, earlier: Self) -> Self {
+    /// What came since an earlier look.
+    pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             good: self.good.saturating_sub(earlier.good),
             bad: self.bad.saturating_sub(earlier.bad),

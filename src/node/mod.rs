@@ -1,4 +1,5 @@
-//! A gateway node: its listener, the others of its cluster, and how it stops.
+//! A gateway node: its listener, the others of its cluster and what it shares with them, and how it
+//! stops.
 //!
 //! [`Membership`] is for any application, whatever it listens by.
 //!
@@ -86,6 +87,7 @@ mod server;
 mod socket;
 #[cfg(feature = "server")]
 mod stall;
+mod verdicts;
 
 #[cfg(feature = "server")]
 pub use connection::ServeBody;
@@ -94,3 +96,4 @@ pub use listener::Listener;
 pub use membership::{Membership, NodeState, NodeView, Peers};
 #[cfg(feature = "server")]
 pub use server::Server;
+pub use verdicts::{VerdictCounts, Verdicts};

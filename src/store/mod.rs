@@ -11,6 +11,8 @@
 //! | [`EtcdStore`] | yes | yes | feature `etcd` |
 //! | [`RedisStore`] | yes | yes | feature `redis` |
 //!
+//! [`Bus`] carries small messages that may be lost: [`MemoryBus`], and `RedisBus` over Redis.
+//!
 //! [`Lock`] is built on any state store, [`Config`] on any configuration store.
 //!
 //! # Examples
@@ -32,6 +34,7 @@
 //! # }
 //! ```
 
+mod bus;
 mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -46,6 +49,9 @@ mod redis;
 mod state;
 mod version;
 
+#[cfg(feature = "redis")]
+pub use bus::RedisBus;
+pub use bus::{Bus, BusEvent, Envelope, Malformed, MemoryBus};
 pub use config::{Config, ConfigEvent, ConfigStore, Refusal};
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;

@@ -18,7 +18,7 @@ const RANKS: [&[&str]; 10] = [
     &[
         "attempt", "discover", "event", "health", "hop", "load", "refusal", "store",
     ],
-    &["member", "register"],
+    &["member", "register", "verdict"],
     &["pick"],
     &["cluster"],
     &[
@@ -137,10 +137,12 @@ const PURE: &[&str] = &[
     "pick/",
     "refusal.rs",
     "route/",
+    "store/bus/envelope.rs",
     "timeout/grpc.rs",
     "upstream/http1/decode.rs",
     "upstream/http1/encode.rs",
     "upstream/http1/head.rs",
+    "verdict/",
     "yaml/",
 ];
 

@@ -59,5 +59,6 @@ mod structure;
 mod support;
 mod tls;
 mod together;
+mod verdicts;
 mod websocket;
 mod weights;

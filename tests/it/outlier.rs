@@ -507,6 +507,7 @@ mod layer {
                 }
                 Event::Readmitted(_) => String::from("readmitted"),
                 Event::Health { from, to, .. } => format!("{} {}", from.as_str(), to.as_str()),
+                Event::Trial(_) => continue,
                 other => panic!("{other:?}"),
             });
         }

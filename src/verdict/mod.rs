@@ -1,0 +1,78 @@
+//! What the nodes of a cluster tell each other of endpoints, and what follows from it.
+//!
+//! Local evidence decides; what others say biases or bounds. Everything that is said has an origin
+//! and a time for which it holds after receipt, is the whole of what the origin has to say of its
+//! kind or stands for itself, and is repeated: a message that is lost, late, doubled or out of order
+//! changes nothing for longer than a [`PERIOD`]. No clock of a node decides: ends are told as spans.
+//! What a node knows only from others it never passes on.
+//!
+//! | | what is said | what follows at another node |
+//! |---|---|---|
+//! | ejections | those that the node saw the reason for itself | *suspicion*: one failure is enough. With two voices or more, and more of them than nodes where requests succeed: ejection, unless one succeeds here within a second or two. Voices of another zone count as one, and one that accuses more than a quarter of the endpoints as none |
+//! | trials | that one is under way, and by the ejections how it ended | the others leave theirs: the one whose hash of node, endpoint and round is lowest goes first, the next a [patience](PATIENCE) later. A node leaves no more than three in a row to others. After one that passes, each node tries for itself |
+//! | quiet | endpoints that asked to be left alone | they are, for what is left of that time |
+//! | probes | what the node's own probes found | an endpoint is probed by the two nodes whose hashes are lowest, of two zones where there are; one that passes anywhere is well; that it is not takes two voices and one probe of a node's own. A node probes for itself where nobody told for two intervals, where its requests fail, and where what it saw differs |
+//! | tallies | how requests ended at endpoints of which somebody says ill | rates are compared over all nodes; to eject, a node's own requests have to agree |
+//! | requests | how many there were | the minimum of retry budgets is divided by them |
+//! | ages | how long ago endpoints joined | a slow start begins with the first sight of any node |
+//! | suspects | that somebody suspects an endpoint | who is in charge of it probes it at once |
+//! | leaving | that the node goes | what it said is forgotten |
+//!
+//! This is the pure core; what listens and speaks is `node::Verdicts`.
+
+mod council;
+mod item;
+mod local;
+mod nodes;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod simulation;
+mod speech;
+mod talk;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests;
+mod watched;
+
+use std::time::Duration;
+
+use twox_hash::XxHash64;
+
+pub(crate) use council::{Council, Heard};
+pub(crate) use item::Item;
+pub(crate) use local::{Advice, Lead, Local, Rules, Trial};
+pub(crate) use speech::Occasion;
+
+use crate::endpoint::Endpoint;
+
+/// How often a node says everything that it has to say.
+pub(crate) const PERIOD: Duration = Duration::from_secs(5);
+
+/// How long what is said holds after receipt.
+pub(crate) const HOLDS: Duration = Duration::from_secs(15);
+
+/// How long a node that is next in turn waits for the one before it to begin a trial.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A cluster of endpoints, by the hash of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Topic(u64);
+
+impl Topic {
+    /// The cluster of this name.
+    pub(crate) fn new(name: &str) -> Self {
+        Self(XxHash64::oneshot(0, name.as_bytes()))
+    }
+}
+
+/// An endpoint at its address, by the hash of both: another address is another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Instance(u64);
+
+impl Instance {
+    /// That of an endpoint.
+    pub(crate) fn new(endpoint: &Endpoint) -> Self {
+        let address = XxHash64::oneshot(0, endpoint.address.as_str().as_bytes());
+        Self(XxHash64::oneshot(address, endpoint.id.as_str().as_bytes()))
+    }
+}

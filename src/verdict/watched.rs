@@ -1,0 +1,295 @@
+//! What a node remembers of one endpoint between two looks.
+
+use std::time::{Duration, Instant};
+
+use super::{Lead, Local, PATIENCE, Trial};
+use crate::health::{Counts, Ejected, Probed, Verdict};
+
+/// So many trials in a row a node leaves to others.
+const MOST_DEFERRED: u8 = 3;
+
+/// So many requests have to have ended well for a node to object, and of five no more than one
+/// badly.
+const WELL: u64 = 5;
+
+/// How long a trial is waited for that another node has begun.
+pub(super) const LONGEST_TRIAL: Duration = Duration::from_secs(10);
+
+/// How long a hold lasts that is looked at again every second.
+const HOLD: Duration = Duration::from_secs(3);
+
+/// What a node remembers of one endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    counts: Option<Counts>,
+    pub(super) succeeded: Option<Instant>,
+    pub(super) failed: Option<Instant>,
+    /// Counts the voices that said something new.
+    pub(super) edition: u32,
+    /// When one did last.
+    pub(super) accused: Option<Instant>,
+    /// How requests had ended when the newest of them was considered first.
+    since: (u32, Counts),
+    /// Since when somebody says ill of it.
+    pub(super) contested: Option<Instant>,
+    /// A trial of another node passed.
+    pub(super) has_passed: bool,
+    /// The end of the ejection that was seen last, and the number of that one since it was let in.
+    ejection: Option<(Instant, u16)>,
+    /// The highest round of others that was left to them, and how many there were.
+    left_to: (u16, u8),
+    /// Since when the others agree that it is not well, and whether it was asked since.
+    ill: Option<(Instant, bool)>,
+    pub(super) said: Said,
+}
+
+/// What a node has said of one endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) verdict: Option<Verdict>,
+    pub(super) quiet_until: Option<Instant>,
+    /// The edition of the accusation that was answered.
+    pub(super) answered: u32,
+}
+
+/// What another node says of an endpoint that it ejected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rival {
+    pub(super) until: Instant,
+    pub(super) round: u16,
+    pub(super) is_trying: bool,
+}
+
+impl Watched {
+    /// Looks at what happened since the last time.
+    pub(super) fn observe(&mut self, local: &Local, now: Instant) {
+        let before = self.counts.replace(local.counts);
+        if let Some(before) = before {
+            if local.counts.good > before.good {
+                self.succeeded = Some(now);
+            }
+            if local.counts.bad > before.bad {
+                self.failed = Some(now);
+            }
+        }
+        if self.since.0 != self.edition {
+            self.since = (self.edition, local.counts);
+        }
+        let round = self.round();
+        self.ejection = local.ejected.map(|ejected| match self.ejection {
+            // It may be tried earlier, as that of another node passed.
+            Some((until, round)) if until >= ejected.until => (ejected.until, round),
+            Some((_, round)) => (ejected.until, round.saturating_add(1)),
+            None => (ejected.until, 1),
+        });
+        if self.ejection.is_none() {
+            self.left_to = (0, 0);
+        }
+        if self.ejection.is_none() || round > 0 && self.round() > round {
+            // Its own trial ended.
+            self.has_passed = false;
+        }
+    }
+
+    /// Whether requests go on to succeed here after somebody said ill of it.
+    pub(super) fn objects(&self) -> bool {
+        let ended = self.counts.unwrap_or_default().since(self.since.1);
+        self.edition > 0 && ended.good >= WELL && ended.good >= 4 * ended.bad
+    }
+
+    /// The others say that it is well, or do not agree.
+    pub(super) fn is_not_told_ill(&mut self) {
+        self.ill = None;
+    }
+
+    /// The others agree that it is not well: one probe of this node's own has to agree as well.
+    pub(super) fn is_told_ill(&mut self, probed: Option<Probed>, nodes: u16, now: Instant) -> Lead {
+        let (since, is_asked) = self.ill.get_or_insert((now, false));
+        match probed.filter(|probed| probed.at >= *since) {
+            Some(probed) if probed.has_passed => Lead::Own,
+            Some(_) => Lead::Others {
+                verdict: Verdict::Unhealthy,
+                nodes,
+            },
+            None if std::mem::replace(is_asked, true) => Lead::Own,
+            None => Lead::Ask,
+        }
+    }
+
+    /// The number of its ejection at this node since it was let in.
+    pub(super) fn round(&self) -> u16 {
+        self.ejection.map_or(0, |(_, round)| round)
+    }
+
+    /// When this node tries it, beside others who ejected it too. `place` is that of this node
+    /// among them in a round.
+    pub(super) fn trial(
+        &mut self,
+        own: Ejected,
+        rivals: &[Rival],
+        place: impl Fn(u16) -> u32,
+        now: Instant,
+    ) -> Trial {
+        if self.has_passed {
+            return Trial::Now;
+        }
+        if !own.is_own {
+            // It is not for those to try who know it from others.
+            return match rivals {
+                [] => Trial::Free,
+                _ => Trial::Held(now + HOLD),
+            };
+        }
+        if rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial {
+            return Trial::Held(now + HOLD);
+        }
+        let own_round = self.round();
+        let last = rivals.iter().map(|rival| rival.round).max().unwrap_or(0);
+        if last > own_round && last > self.left_to.0 {
+            self.left_to = (last, self.left_to.1 + 1);
+        }
+        if own_round > self.left_to.0 {
+            self.left_to.1 = 0;
+        }
+        if self.left_to.1 > MOST_DEFERRED {
+            return Trial::Free;
+        }
+        let tried = rivals.iter().filter(|rival| rival.round == last);
+        let until = match tried.map(|rival| rival.until).max() {
+            Some(until) if last > own_round => until.max(own.until),
+            _ => own.until,
+        };
+        match place(last.max(own_round)) {
+            0 if until <= own.until => Trial::Free,
+            place => Trial::Held(until + delay(place)),
+        }
+    }
+}
+
+/// How much later than the first the node at this place begins. Behind the first ten the wait is
+/// short: by then one has begun, or nobody has requests for the endpoint.
+fn delay(place: u32) -> Duration {
+    PATIENCE * place.min(10) + PATIENCE / 20 * place.saturating_sub(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Instance;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn ejected(until: Instant) -> Ejected {
+        Ejected {
+            until,
+            times: 1,
+            is_own: true,
+            is_on_trial: false,
+        }
+    }
+
+    fn watched(ejections: &[Ejected], now: Instant) -> Watched {
+        let mut watched = Watched::default();
+        for ejected in ejections {
+            look(&mut watched, *ejected, now);
+        }
+        watched
+    }
+
+    fn look(watched: &mut Watched, ejected: Ejected, now: Instant) {
+        let local = Local {
+            instance: Instance(1),
+            counts: Counts::default(),
+            recent: Counts::default(),
+            probed: None,
+            ejected: Some(ejected),
+            quiet_until: None,
+            joined: None,
+            known: now,
+        };
+        watched.observe(&local, now);
+    }
+
+    fn rival(until: Instant, round: u16) -> Rival {
+        Rival {
+            until,
+            round,
+            is_trying: false,
+        }
+    }
+
+    #[test]
+    fn the_first_goes_at_its_time_and_the_next_later() {
+        let now = crate::time::now();
+        let own = ejected(now + seconds(30));
+        let rivals = [rival(now + seconds(31), 1)];
+        let trial = |place| watched(&[own], now).trial(own, &rivals, |_| place, now);
+        assert_eq!(trial(0), Trial::Free);
+        assert_eq!(trial(1), Trial::Held(now + seconds(31)));
+        assert_eq!(trial(10), Trial::Held(now + seconds(40)));
+        assert_eq!(trial(30), Trial::Held(now + seconds(41)));
+        let alone = watched(&[own], now).trial(own, &[], |_| 0, now);
+        assert_eq!(alone, Trial::Free);
+    }
+
+    #[test]
+    fn one_that_tries_is_waited_for_and_one_that_passed_is_followed() {
+        let now = crate::time::now();
+        let own = ejected(now);
+        let trying = Rival {
+            is_trying: true,
+            ..rival(now, 1)
+        };
+        let mut one = watched(&[own], now);
+        assert_eq!(
+            one.trial(own, &[trying], |_| 0, now),
+            Trial::Held(now + HOLD)
+        );
+        one.has_passed = true;
+        for _ in 0..2 {
+            assert_eq!(one.trial(own, &[trying], |_| 1, now), Trial::Now);
+        }
+        // Until its own trial has ended.
+        let again = ejected(now + seconds(60));
+        look(&mut one, again, now);
+        assert_eq!(one.trial(again, &[], |_| 0, now), Trial::Free);
+    }
+
+    #[test]
+    fn whoever_knows_it_from_others_leaves_it_to_them() {
+        let now = crate::time::now();
+        let own = Ejected {
+            is_own: false,
+            ..ejected(now)
+        };
+        let mut one = watched(&[own], now);
+        let held = one.trial(own, &[rival(now, 1)], |_| 0, now);
+        assert_eq!(held, Trial::Held(now + HOLD));
+        assert_eq!(one.trial(own, &[], |_| 0, now), Trial::Free);
+    }
+
+    #[test]
+    fn no_more_than_three_in_a_row_are_left_to_others() {
+        let now = crate::time::now();
+        let own = ejected(now + seconds(30));
+        let mut one = watched(&[own], now);
+        for round in 2..=4 {
+            let until = now + seconds(30 * u64::from(round));
+            for _ in 0..3 {
+                let rivals = [rival(until, round)];
+                assert_eq!(one.trial(own, &rivals, |_| 0, now), Trial::Held(until));
+            }
+        }
+        let fifth = [rival(now + seconds(150), 5)];
+        assert_eq!(one.trial(own, &fifth, |_| 1, now), Trial::Free);
+        // Its own trial failed: the others have their turns again.
+        let again = ejected(now + seconds(200));
+        let mut again_watched = watched(&[own, again], now);
+        assert_eq!(again_watched.round(), 2);
+        let later = [rival(now + seconds(300), 5)];
+        let held = again_watched.trial(again, &later, |_| 0, now);
+        assert_eq!(held, Trial::Held(now + seconds(300)));
+    }
+}
