@@ -24,7 +24,10 @@ pub(super) fn answer<B: From<Bytes>>(
     now: SystemTime,
 ) -> Response<B> {
     let mut headers = stored.headers.clone();
-    headers.insert(header::AGE, age::value(age));
+    if let Some(place) = headers.get_mut(header::AGE) {
+        // To insert would make the map larger where it is full.
+        *place = age::value(age);
+    }
     status::set(&mut headers, cache_status);
 
     if validation::has_already(request, stored.status, &stored.headers, now) {

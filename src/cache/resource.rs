@@ -142,8 +142,9 @@ impl Resource {
     }
 }
 
-/// Bytes of a field in a map beside its texts.
-const FIELD: usize = 112;
+/// Bytes of a field in a map beside its texts; a name that is not of the standard ones is counted by
+/// references of its own.
+const FIELD: usize = 128;
 
 const RESPONSE: u8 = 0;
 const VARIANTS: u8 = 1;

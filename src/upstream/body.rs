@@ -248,7 +248,7 @@ impl<B: SendBody> Body for ResponseBody<B> {
         match &self.source {
             Source::Ended => SizeHint::with_exact(0),
             Source::Driven(connection) => connection.size_hint(),
-            Source::Early { left, .. } => left.clone(),
+            Source::Early { left, .. } => *left,
             Source::Running { body, .. } => body.size_hint(),
         }
     }

@@ -498,7 +498,7 @@ impl Incoming {
         let spare = self.buffer.capacity() - self.buffer.len();
         // Small responses share a buffer.
         let enough = match self.wanted {
-            Self::LEAST => Self::LEAST / 4,
+            Self::LEAST => Self::LEAST / 2,
             wanted => wanted,
         };
         if spare < enough {

@@ -222,11 +222,11 @@ mod tests {
     use super::*;
     use proptest::{collection::vec, prelude::*};
 
-    /// What comes of these bytes in these pieces: the body, its trailers, and what is left over.
-    fn decoded(
-        mut decoder: Decoder,
-        pieces: &[&[u8]],
-    ) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), InvalidBody> {
+    /// A body, its trailers, and what is left over.
+    type Whole = (Vec<u8>, Option<HeaderMap>, Vec<u8>);
+
+    /// What comes of these bytes in these pieces.
+    fn decoded(mut decoder: Decoder, pieces: &[&[u8]]) -> Result<Whole, InvalidBody> {
         let (mut buffer, mut body, mut trailers) = (BytesMut::new(), Vec::new(), None);
         for piece in pieces {
             buffer.extend_from_slice(piece);
@@ -246,7 +246,7 @@ mod tests {
         Ok((body, trailers, buffer.to_vec()))
     }
 
-    fn chunked(text: &str) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), InvalidBody> {
+    fn chunked(text: &str) -> Result<Whole, InvalidBody> {
         decoded(Decoder::chunked(), &[text.as_bytes()])
     }
 

@@ -271,9 +271,9 @@ mod tests {
         assert_eq!(chunked.end(), Ok(()));
     }
 
-    fn written(method: Method, uri: &str, headers: &HeaderMap, framing: Framing) -> String {
+    fn written(method: &Method, uri: &str, headers: &HeaderMap, framing: Framing) -> String {
         let mut out = Vec::new();
-        head(&mut out, &method, &uri.parse().unwrap(), headers, framing);
+        head(&mut out, method, &uri.parse().unwrap(), headers, framing);
         String::from_utf8(out).unwrap()
     }
 
@@ -281,7 +281,7 @@ mod tests {
     fn heads_are_in_origin_form_and_framed() {
         let headers = fields(&[("host", "a"), ("x-a", "1"), ("x-a", "2")]);
         assert_eq!(
-            written(Method::GET, "http://b:80/p?q", &headers, Framing::None),
+            written(&Method::GET, "http://b:80/p?q", &headers, Framing::None),
             "GET /p?q HTTP/1.1\r\nhost: a\r\nx-a: 1\r\nx-a: 2\r\n\r\n"
         );
         let host = fields(&[("host", "a"), ("transfer-encoding", "chunked")]);
@@ -294,13 +294,13 @@ mod tests {
             (Framing::Chunked, "transfer-encoding: chunked\r\n"),
         ] {
             assert_eq!(
-                written(Method::POST, "/", &host, framing),
+                written(&Method::POST, "/", &host, framing),
                 format!("POST / HTTP/1.1\r\nhost: a\r\n{field}\r\n")
             );
         }
         let length = fields(&[("content-length", "3")]);
         assert_eq!(
-            written(Method::OPTIONS, "*", &length, Framing::Length(3)),
+            written(&Method::OPTIONS, "*", &length, Framing::Length(3)),
             "OPTIONS * HTTP/1.1\r\ncontent-length: 3\r\n\r\n"
         );
     }

@@ -33,7 +33,6 @@ pub(in crate::upstream) struct Pool<B: SendBody> {
 
 struct State<B: SendBody> {
     /// The most recently used last.
-    #[expect(clippy::vec_box, reason = "a connection is large and is handed around")]
     idle: Vec<Box<Connection<B>>>,
     /// Connections that are open or being made.
     open: usize,

@@ -33,7 +33,7 @@ use crate::{
 
 /// Bodies up to so many bytes come with the entry. To take one through a script costs the server more
 /// the longer it is, and to ask beside the script costs the client as much as a whole command.
-const MOST_INLINE: usize = 16 << 10;
+const MOST_INLINE: usize = 4 << 10;
 /// The fields that a body is in.
 const INLINE: &str = "body";
 const LARGE: &str = "large";
@@ -195,12 +195,12 @@ impl Redis {
             unfit.map_or_else(|| "".into(), id),
         ];
         let asked = self.ask_to_read(shard, keys, arguments);
-        let large = self.large_entry(shard, key);
         let (asked, large) = if unfit.is_none() && self.shared.large.has(key) {
-            let (asked, large) = futures_util::join!(asked, large);
-            (asked, Ok(large))
+            let both = futures_util::future::join(asked, self.large_entry(shard, key));
+            let (asked, large) = Box::pin(both).await;
+            (asked, Some(large))
         } else {
-            (asked.await, Err(large))
+            (asked.await, None)
         };
         let mut answer = asked?;
         let kind = answer.number()?;
@@ -209,8 +209,8 @@ impl Redis {
             if !has_body {
                 self.shared.large.note(key);
                 let large = match large {
-                    Ok(large) => large,
-                    Err(large) => large.await,
+                    Some(large) => large,
+                    None => Box::pin(self.large_entry(shard, key)).await,
                 };
                 match large? {
                     Some((id, body)) if id == found.id => found.encoded.body = body,
@@ -273,7 +273,9 @@ impl Redis {
                 }
             });
         }
-        self.run(&self.shared.scripts.read, keys, arguments).await
+        // Boxed, as each call that a future may make takes kilobytes of it, and nearly all reads are
+        // made by the way above.
+        Box::pin(self.run(&self.shared.scripts.read, keys, arguments)).await
     }
 
     /// Makes a script for the server, and keeps it if it is right.

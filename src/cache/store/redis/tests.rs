@@ -21,6 +21,11 @@ use server::RedisServer;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// So far back is what was filled, applied or forgotten; or it is of another epoch, or of a number
+/// that there is not yet.
+const OTHER_EPOCH: u64 = 4;
+const AHEAD: u64 = 5;
+
 #[derive(Clone, Debug)]
 enum Step {
     Read {
@@ -65,7 +70,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let (key, holder) = (0..2_u8, 1..3_u64);
     let scopes = vec(0..3_u8, 1..3);
-    let back = 0..4_u64;
+    let back = 0..=OTHER_EPOCH;
     let purge = prop_oneof![Just(Purge::Hard), Just(Purge::Soft)];
     let size = prop_oneof![Just(0_usize), Just(5), Just(20_000)];
     prop_oneof![
@@ -76,12 +81,12 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         1 => (key, holder.clone()).prop_map(|(key, holder)| Step::Release { key, holder }),
         3 => (scopes, purge).prop_map(|(scopes, purge)| Step::Invalidate { scopes, purge }),
-        2 => (holder, back.clone(), any::<bool>())
+        2 => (holder, back, any::<bool>())
             .prop_map(|(node, back, knows)| Step::News { node, back, knows }),
-        2 => (vec(0..3_u8, 1..3), 0..4_u64).prop_map(|(scopes, back)| Step::Taken { scopes, back }),
+        2 => (vec(0..3_u8, 1..3), 0..=AHEAD).prop_map(|(scopes, back)| Step::Taken { scopes, back }),
         1 => Just(Step::Nodes),
         1 => (0..3_usize, any::<bool>()).prop_map(|(at, late)| Step::Forget { at, late }),
-        1 => back.prop_map(|back| Step::Trim { back }),
+        1 => (0..=AHEAD).prop_map(|back| Step::Trim { back }),
     ]
 }
 
@@ -129,11 +134,13 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
     let mut last = None;
     for (number, step) in steps.iter().enumerate() {
         let at = |back: u64| {
-            let stamp = shard.stamp();
-            Stamp {
-                sequence: stamp.sequence.saturating_sub(back),
-                ..stamp
+            let mut stamp = shard.stamp();
+            match back {
+                OTHER_EPOCH => stamp.epoch = Epoch(!stamp.epoch.0),
+                AHEAD => stamp.sequence += 2,
+                _ => stamp.sequence = stamp.sequence.saturating_sub(back),
             }
+            stamp
         };
         let (expected, found) = match step {
             Step::Read {
