@@ -17,6 +17,12 @@
 //! ```text
 //! cargo test --all-features --test it the_calls_of -- --ignored --nocapture
 //! ```
+//!
+//! What a limit adds to the whole proxy is counted in instructions, with and without one:
+//!
+//! ```console
+//! $ benches/profile/run --no-syscalls --cases "bare;bare, rate limit"
+//! ```
 
 use std::{
     hint::black_box,

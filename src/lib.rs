@@ -192,6 +192,6 @@ pub use timeout::TimeoutLayer;
 pub use upstream::Upstream;
 
 /// The code in the README is tested.
-#[cfg(all(doctest, feature = "client"))]
+#[cfg(all(doctest, feature = "client", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -4,6 +4,7 @@
 use std::{
     any::Any,
     fmt,
+    num::NonZeroU32,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -154,7 +155,7 @@ impl Member {
             head: None,
             said: None,
             overdue: None,
-            late: None,
+            late_after: None,
             is_hurried: false,
             is_counted: false,
             trial: None,
@@ -274,7 +275,9 @@ pub(crate) struct Lease {
     /// What the answer said of the endpoint so far.
     said: Option<Class>,
     overdue: Option<Overdue>,
-    late: Option<Instant>,
+    /// After how many microseconds it takes longer than is usual. A lease moves with the response,
+    /// so it is small.
+    late_after: Option<NonZeroU32>,
     is_hurried: bool,
     /// Whether its failure was counted before its end.
     is_counted: bool,
@@ -297,7 +300,9 @@ impl Lease {
 
     /// Sets when the request takes longer than is usual.
     pub(crate) fn late(&mut self, at: Option<Instant>) {
-        self.late = at;
+        let after = at.map(|at| at.saturating_duration_since(self.started).as_micros());
+        let micros = after.and_then(|micros| u32::try_from(micros).ok());
+        self.late_after = micros.and_then(NonZeroU32::new);
     }
 
     /// The client waits for less time than the endpoint has, and the endpoint knows it.
@@ -460,15 +465,18 @@ impl Drop for Lease {
             self.head.is_none() && !self.overdue.as_ref().is_some_and(waits_for_client);
         let overdue = self.overdue.as_ref().map(|overdue| overdue.at);
         // Nobody asks for the time of a request that came to an end.
-        let now = (is_waiting && overdue.or(self.late).is_some()).then(time::now);
-        let is_past = |at: Option<Instant>| now.zip(at).is_some_and(|(now, at)| now >= at);
-        let is_overdue = is_past(overdue);
-        if let (Some(now), Some(member)) = (now, &self.member)
-            && is_past(self.late)
+        let is_asked = is_waiting && (overdue.is_some() || self.late_after.is_some());
+        let now = is_asked.then(time::now);
+        let is_overdue = now
+            .zip(overdue)
+            .is_some_and(|(now, overdue)| now >= overdue);
+        if let (Some(now), Some(late), Some(member)) = (now, self.late_after, &self.member)
             && !is_overdue
         {
             let waited = now.saturating_duration_since(self.started);
-            member.live.load.late(waited, now);
+            if waited >= Duration::from_micros(late.get().into()) {
+                member.live.load.late(waited, now);
+            }
         }
         self.finish(if is_overdue {
             End::Failed {

@@ -318,6 +318,17 @@ class Built(Peer):
         return ", ".join(found)
 
 
+class TowerP2c(Built):
+    """tower's balancer, which has policies of its own."""
+
+    def __init__(self):
+        super().__init__("tower-p2c", ["tower", "axum", "hyper", "hyper-util"])
+
+    def command(self, run):
+        policy = "peak_ewma" if run.policy == "round_robin" else run.policy
+        return [*super().command(run), "--policy", policy]
+
+
 class Gateway(Peer):
     """The example of the main crate, driven by the YAML that is its contract."""
 
@@ -325,6 +336,11 @@ class Gateway(Peer):
     caches = True
     announces = True
     path: "Path | None" = None  # another build than the repository's
+    node = ""
+
+    def armed(self, run: Run) -> tuple[str, str]:
+        """More lines of the cluster and of the route."""
+        return "", ""
 
     def default(self):
         target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
@@ -349,17 +365,18 @@ class Gateway(Peer):
         outlier = "    outlier: {}\n" if run.failover else ""
         hedge = ", hedge: { after: p95 }" if run.hedge else ""
         failover = f"    failover: {{ per_try_timeout: {PER_TRY_MILLIS}ms{hedge} }}\n" if run.failover else ""
+        cluster, route = self.armed(run)
         config = f"""node:
   listen: "127.0.0.1:{run.port}"
-clusters:
+{self.node}clusters:
   back:
     discovery: {{ type: static, endpoints: [ {endpoints} ] }}
     balance: {{ type: {run.policy} }}
     protocol: {"h2" if run.case.h2 else "http1"}
-{outlier}routes:
+{outlier}{cluster}routes:
   - match: {{}}
     cluster: back
-{failover}{"    cache: { default_ttl: 1h }" if run.case.cached else ""}
+{failover}{route}{"    cache: { default_ttl: 1h }" if run.case.cached else ""}
 """
         return [str(self.binary()), "--config", run.write("gateway.yaml", config), "--threads", "1"]
 
@@ -371,8 +388,25 @@ clusters:
         return "another build" if self.path else done.stdout.strip() or "unknown"
 
 
+class Armed(Gateway):
+    """The same with everything that a request passes armed: health checks, outlier detection, failover, a local
+    limit that admits, metrics."""
+
+    name = "gateway-armed"
+    caches = False
+    node = '  admin: "127.0.0.1:0"\n'
+
+    def armed(self, run):
+        health = "tcp, interval: 1s" if run.case.h2 else "http, path: /1k, interval: 1s"
+        cluster = f"    health: {{ type: {health} }}\n    outlier: {{ consecutive_failures: 5 }}\n"
+        limit = "{ name: per-client, rate: 1000000/s, burst: 1000000, key: client_ip }"
+        route = f"    failover: {{ retries: 2, per_try_timeout: 2s }}\n    rate_limit: [ {limit} ]\n"
+        return ("" if run.failover else cluster), ("" if run.failover else route)
+
+
 PEERS: list[Peer] = [
     Gateway(),
+    Armed(),
     Nginx(),
     Haproxy(),
     Varnish(),
@@ -380,4 +414,5 @@ PEERS: list[Peer] = [
     Built("pingora", ["pingora-proxy"]),
     Built("arp", ["axum-reverse-proxy"]),
     Built("axum-legacy", ["axum", "hyper", "hyper-util", "h2"]),
+    TowerP2c(),
 ]

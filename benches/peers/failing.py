@@ -51,6 +51,8 @@ TURNS = [
     ("envoy", "round_robin"),
     ("nginx", "round_robin"),
     ("haproxy", "round_robin"),
+    ("tower-p2c", "peak_ewma"),
+    ("tower-p2c", "pending_requests"),
 ]
 
 
@@ -127,8 +129,8 @@ def main():
     args = parser.parse_args()
     peers = {peer.name: peer for peer in PEERS}
     if args.gateway:
-        next(peer for peer in PEERS if isinstance(peer, Gateway)).path = args.gateway
-    build = ["cargo", "build", "--release", "--locked", "--target-dir", str(TARGET), "--bin", "load", "--bin", "backend"]
+        Gateway.path = args.gateway
+    build = ["cargo", "build", "--release", "--locked", "--target-dir", str(TARGET), "--bin", "load", "--bin", "backend", "--bin", "tower-p2c"]
     if not LOAD.exists() and subprocess.run(build, cwd=measure.HERE, check=False).returncode:
         sys.exit("the load does not build")
     wanted = args.peers.split(",") if args.peers else [name for name, _ in TURNS]

@@ -428,7 +428,7 @@ def listing():
 def main():
     args = arguments()
     if args.gateway:
-        next(peer for peer in PEERS if isinstance(peer, Gateway)).path = args.gateway
+        Gateway.path = args.gateway
     if args.list:
         return listing()
     if not sys.platform.startswith("linux") or len(os.sched_getaffinity(0) & {PROXY_CORE, LOAD_CORE}) < 2:

@@ -119,7 +119,7 @@ def main():
     args = parser.parse_args()
     peers = {peer.name: peer for peer in PEERS}
     if args.gateway:
-        next(peer for peer in PEERS if isinstance(peer, Gateway)).path = args.gateway
+        Gateway.path = args.gateway
     build = ["cargo", "build", "--release", "--locked", "--target-dir", str(TARGET), "--bin", "load", "--bin", "backend"]
     if not LOAD.exists() and subprocess.run(build, cwd=measure.HERE, check=False).returncode:
         sys.exit("the load does not build")

@@ -184,7 +184,7 @@ HEALTH = "health: { type: http, path: /1k, interval: 1s }"
 OUTLIER = "outlier: { consecutive_failures: 5 }"
 BALANCE = "balance: { type: response_time }"
 FAILOVER = "failover: { retries: 2, per_try_timeout: 2s }"
-LIMIT = "rate_limit: [ { name: per-client, rate: 1000000000/s, burst: 1000000, key: client_ip } ]"
+LIMIT = "rate_limit: [ { name: per-client, rate: 1000000/s, burst: 1000000, key: client_ip } ]"
 CACHE = "cache: { default_ttl: 1h }"
 
 LAYERS = {

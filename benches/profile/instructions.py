@@ -39,6 +39,7 @@ CASES = {
     "bare, gRPC": Case(LAYERS["bare"], grpc=True),
     "everything, gRPC": Case(EVERYTHING, grpc=True),
     "bare, hit in the cache": Case(([], [ground.CACHE])),
+    "bare, rate limit": Case(([], [ground.LIMIT])),
 }
 
 # Where code stands, by its file; the first that fits. Code of std that was inlined counts to who calls it.

@@ -116,6 +116,15 @@ pub(super) fn metrics(page: &mut Page, cache: &HttpCache) {
     let help = "Invalidations that this node asked for.";
     page.family("cache_invalidations_total", "counter", help);
     page.sample("cache_invalidations_total", &[], stats.invalidations());
+    let audited = cache.audited();
+    let name = "cache_audits_total";
+    let help = "Hits in memory that were looked at again.";
+    page.family(name, "counter", help);
+    page.sample(name, &[], audited.checked);
+    let name = "cache_audit_violations_total";
+    let help = "Hits in memory that were served for longer than they may be.";
+    page.family(name, "counter", help);
+    page.sample(name, &[], audited.violations);
     let weight = cache.weight();
     page.family(
         "cache_bytes",

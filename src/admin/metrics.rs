@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Admin, Readiness, alerts, cache, discovery, health, nodes, page::Page, traffic};
+use super::{
+    Admin, Readiness, alerts, cache, discovery, health, nodes, page::Page, process, traffic,
+};
 use crate::{failover::Stats, limit::Limiter};
 
 pub(super) fn render(admin: &Admin) -> String {
@@ -61,6 +63,7 @@ pub(super) fn render(admin: &Admin) -> String {
     if let Some(cache) = admin.shared.cache.load_full() {
         cache::metrics(&mut page, &cache);
     }
+    process::metrics(&mut page);
     page.text
 }
 

@@ -52,6 +52,7 @@ mod limits;
 mod metrics;
 mod nodes;
 mod page;
+mod process;
 mod router;
 mod traffic;
 

@@ -27,6 +27,19 @@ impl Page {
         self.write(format_args!("{after} {value}\n"));
     }
 
+    /// A family of one sample under a name that is not of this crate.
+    pub(super) fn standard(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        value: impl fmt::Display,
+    ) {
+        self.write(format_args!(
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
+        ));
+    }
+
     fn write(&mut self, text: fmt::Arguments<'_>) {
         self.text
             .write_fmt(text)

@@ -137,7 +137,10 @@ where
 
 /// Hears what the endpoint says of its own load.
 fn load_report(headers: &mut HeaderMap, lease: &Lease, reports: LoadReports, now: Instant) {
-    if let Some(Ok(field)) = headers.get(&LOAD_REPORT).map(HeaderValue::to_str) {
+    let Some(field) = headers.get(&LOAD_REPORT) else {
+        return;
+    };
+    if let Ok(field) = field.to_str() {
         lease.report(field, now);
     }
     if matches!(reports, LoadReports::Remove) {

@@ -9,8 +9,7 @@ use super::{
     http::{
         age,
         range::{self, Selection},
-        status::CACHE_STATUS,
-        validation,
+        status, validation,
     },
     resource::Stored,
 };
@@ -25,8 +24,11 @@ pub(super) fn answer<B: From<Bytes>>(
     now: SystemTime,
 ) -> Response<B> {
     let mut headers = stored.headers.clone();
-    headers.insert(header::AGE, age::value(age));
-    headers.insert(CACHE_STATUS, cache_status);
+    if let Some(place) = headers.get_mut(header::AGE) {
+        // To insert would make the map larger where it is full.
+        *place = age::value(age);
+    }
+    status::set(&mut headers, cache_status);
 
     if validation::has_already(request, stored.status, &stored.headers, now) {
         validation::not_modified_fields(&mut headers);
@@ -93,7 +95,7 @@ mod tests {
             status,
             headers,
             Bytes::from_static(b"0123456789"),
-            freshness,
+            &freshness,
         )
     }
 

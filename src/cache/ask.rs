@@ -225,7 +225,8 @@ impl CacheLayer {
     ) -> Option<Response<ResponseBody<R>>> {
         let stored = hit.value().stored()?;
         let age = hit.age();
-        let ttl = stored.freshness.ttl(age);
+        let freshness = stored.freshness();
+        let ttl = freshness.ttl(age);
         let tier = match hit.level() {
             Level::One => Ok((Tier::One, Outcome::HitL1)),
             Level::Two => Ok((Tier::Two, Outcome::HitL2)),
@@ -241,7 +242,7 @@ impl CacheLayer {
                 (forwarded.value(), outcome)
             }
             Ok(_) if !hit.is_confirmed() => (status::unconfirmed_hit(), Outcome::Stale),
-            Ok((tier, outcome)) if age < stored.freshness.lifetime => (status::hit(tier), outcome),
+            Ok((tier, outcome)) if age < freshness.lifetime => (status::hit(tier), outcome),
             Ok((tier, _)) => (status::stale_hit(tier, ttl), Outcome::Stale),
         };
         self.cache.stats().outcome(outcome);

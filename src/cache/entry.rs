@@ -6,7 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{early, scope::Scope, store::Meta, version::Stamp};
+use super::{
+    early,
+    scope::Scope,
+    store::Meta,
+    version::{Epoch, Stamp},
+};
 use crate::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time,
@@ -15,18 +20,59 @@ use crate::{
 /// A value with what it was stored under.
 pub(super) struct Entry<V> {
     pub(super) value: V,
-    pub(super) meta: Meta,
-    pub(super) origin: Origin,
+    /// The stamp, or the time of being alone in place of its number.
+    stamp: Stamp,
+    is_alone: bool,
+    /// Beside those that every entry has.
     pub(super) scopes: Box<[Scope]>,
     /// One a fill: what a reader found unfit it does not want to find again.
     pub(super) id: u64,
     /// The number, on this node, of the fill or of the read that brought it.
     pub(super) begun: u64,
-    /// When it came here, and how long it was stored by then.
-    pub(super) came: Instant,
-    pub(super) age: Duration,
+    /// When it came here; when it was asked for, if it was filled alone.
+    came: Instant,
+    /// How old the value was then.
+    age: Nanos,
+    /// For how long from then on it is kept.
+    keep: Millis,
+    /// How old the value is when it stops being fresh; 0 if it never was.
+    fresh: Millis,
+    /// How long its fill took.
+    took: Millis,
     /// The version of the node's view under which it was last found to hold.
     checked: AtomicU64,
+}
+
+/// A span in half the room; 500 years are the longest.
+#[derive(Clone, Copy, Debug)]
+struct Nanos(u64);
+
+impl From<Duration> for Nanos {
+    fn from(span: Duration) -> Self {
+        Self(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Nanos {
+    fn span(self) -> Duration {
+        Duration::from_nanos(self.0)
+    }
+}
+
+/// A span in a quarter of the room; 49 days are the longest.
+#[derive(Clone, Copy, Debug)]
+struct Millis(u32);
+
+impl From<Duration> for Millis {
+    fn from(span: Duration) -> Self {
+        Self(u32::try_from(span.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
+impl Millis {
+    fn span(self) -> Duration {
+        Duration::from_millis(u64::from(self.0))
+    }
 }
 
 /// What an entry was filled under.
@@ -54,27 +100,57 @@ pub(super) struct Provenance {
 
 impl<V> Entry<V> {
     pub(super) fn new(value: V, from: Provenance) -> Self {
+        let (stamp, is_alone, came) = match from.origin {
+            Origin::Stamp(stamp) => (stamp, false, from.came),
+            Origin::Island { generation, since } => {
+                let stamp = Stamp {
+                    epoch: Epoch(0),
+                    sequence: generation,
+                };
+                (stamp, true, since)
+            }
+        };
+        let is_ever_fresh = from.meta.fresh > from.meta.age;
+        let fresh = from.meta.fresh * u32::from(is_ever_fresh);
         Self {
             value,
-            meta: from.meta,
-            origin: from.origin,
+            stamp,
+            is_alone,
             scopes: from.scopes,
             id: from.id,
             begun: from.begun,
-            came: from.came,
-            age: from.age,
+            came,
+            age: (from.meta.age + from.age).into(),
+            keep: from.meta.keep.saturating_sub(from.age).into(),
+            fresh: fresh.into(),
+            took: from.meta.took.into(),
             // A view has no version 0.
             checked: AtomicU64::new(0),
         }
     }
 
-    /// Since it was stored.
-    fn stored_for(&self, now: Instant) -> Duration {
-        self.age + now.saturating_duration_since(self.came)
+    pub(super) fn origin(&self) -> Origin {
+        if self.is_alone {
+            Origin::Island {
+                generation: self.stamp.sequence,
+                since: self.came,
+            }
+        } else {
+            Origin::Stamp(self.stamp)
+        }
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        self.age.span() + now.saturating_duration_since(self.came)
     }
 
     pub(super) fn is_kept(&self, now: Instant) -> bool {
-        self.stored_for(now) < self.meta.keep
+        now.saturating_duration_since(self.came) < self.keep.span()
+    }
+
+    /// Whether it was stale when it was stored: it only ever stands in for an origin that fails.
+    pub(super) fn is_never_fresh(&self) -> bool {
+        self.fresh.0 == 0
     }
 
     /// The version of the view under which it was last found to hold.
@@ -132,19 +208,19 @@ impl<V> Hit<V> {
     }
 
     pub(super) fn age_at(&self, now: Instant) -> Duration {
-        self.entry.meta.age + self.entry.stored_for(now)
+        self.entry.age(now)
     }
 
     /// How long it is fresh, as its filler said; nothing once it is stale.
     #[must_use]
     pub fn fresh_for(&self) -> Duration {
-        self.entry.meta.fresh.saturating_sub(self.age())
+        self.entry.fresh.span().saturating_sub(self.age())
     }
 
     /// How long its fill took.
     #[must_use]
     pub fn took(&self) -> Duration {
-        self.entry.meta.took
+        self.entry.took.span()
     }
 
     /// Whether it is known to hold within the staleness bound. It is not while the store cannot
@@ -165,7 +241,7 @@ impl<V> Hit<V> {
     /// the more slowly it is made, the earlier.
     #[must_use]
     pub fn is_due_early(&self, left: Duration) -> bool {
-        early::is_due(left, self.entry.meta.took, fastrand::f64())
+        early::is_due(left, self.took(), fastrand::f64())
     }
 }
 
@@ -183,8 +259,7 @@ impl<V> Clone for Hit<V> {
 impl<V> fmt::Debug for Entry<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
-            .field("meta", &self.meta)
-            .field("origin", &self.origin)
+            .field("origin", &self.origin())
             .field("scopes", &self.scopes)
             .finish_non_exhaustive()
     }

@@ -20,6 +20,9 @@ use super::{
 };
 use crate::time;
 
+/// For how long nobody waits for what was shared with nobody the last time (hit-for-miss).
+pub(super) const HIT_FOR_MISS: Duration = Duration::from_secs(2);
+
 /// How long a value is fresh, and how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
@@ -29,7 +32,7 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// Fresh until it is so old.
+    /// Fresh until it is so old: 49 days at most.
     #[must_use]
     pub fn new(fresh: Duration) -> Self {
         Self {
@@ -57,6 +60,11 @@ impl Keep {
     fn fresh(mut self, fresh: Duration) -> Self {
         self.fresh = fresh;
         self
+    }
+
+    /// Whether nothing is kept at all.
+    pub(super) fn is_nothing(self) -> bool {
+        self.fresh.saturating_add(self.stale) <= self.age
     }
 
     /// Fresh for less, by up to a fraction.
@@ -214,8 +222,8 @@ impl<V: Value> Fill<V> {
         lead.close();
         let took = time::now().saturating_duration_since(self.started);
         let meta = keep.meta(V::VERSION, took);
-        let own = [lead.key().scope(), Scope::all()];
-        let scopes: Box<[Scope]> = own.into_iter().chain(scopes).collect();
+        let more = scopes.into_iter().filter(|one| !lead.key().implies(one));
+        let scopes: Box<[Scope]> = more.collect();
         let id = fastrand::u64(..);
         let is_stored = match self.origin {
             Origin::Stamp(stamp) => {
@@ -225,11 +233,12 @@ impl<V: Value> Fill<V> {
                 } else {
                     Encoded::default()
                 };
+                let own = [lead.key().scope(), Scope::all()];
                 let put = Put {
                     id,
                     holder: self.shared.sight.node,
                     stamp,
-                    scopes: scopes.to_vec(),
+                    scopes: own.into_iter().chain(scopes.iter().cloned()).collect(),
                     meta,
                     encoded,
                 };
@@ -333,11 +342,10 @@ impl<V: Value> Shared<V> {
         let shard = self.sight.shard(number);
         {
             let view = shard.view.lock();
-            let holds = match entry.origin {
-                Origin::Stamp(stamp) => {
-                    view.validity(stamp, entry.begun, &entry.scopes) != Validity::Gone
-                }
-                Origin::Island { .. } => !view.is_dropped(entry.begun, &entry.scopes),
+            let scopes = key.scopes(&entry.scopes);
+            let holds = match entry.origin() {
+                Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes) != Validity::Gone,
+                Origin::Island { .. } => !view.is_dropped(entry.begun, scopes),
             };
             if !holds {
                 drop(view);

@@ -49,7 +49,7 @@ impl Draft {
             self.status,
             self.headers,
             body,
-            self.freshness.clone(),
+            &self.freshness,
         ));
         let lifetime = self.freshness.lifetime;
         let since = time::now().saturating_duration_since(self.received);
@@ -149,11 +149,9 @@ impl Collecting {
     }
 }
 
-/// The chunks in one piece; one alone is not copied.
-fn whole(mut chunks: Vec<Bytes>, length: usize) -> Bytes {
-    if chunks.len() == 1 {
-        return chunks.remove(0);
-    }
+/// The chunks in one piece. Each is a part of the buffer that it was read into, which would be kept
+/// for as long as it is.
+fn whole(chunks: Vec<Bytes>, length: usize) -> Bytes {
     let mut body = BytesMut::with_capacity(length);
     for chunk in chunks {
         body.extend_from_slice(&chunk);

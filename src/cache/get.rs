@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     entry::Hit,
-    fill::Keep,
+    fill::{HIT_FOR_MISS, Keep},
     key::Key,
     lookup::{Lookup, Verdict},
     scope::Scope,
@@ -62,8 +62,9 @@ impl<V: Value> TieredCache<V> {
     /// Gives what is kept under the key, or fills it.
     ///
     /// However many ask at once, one fills, in this process and over the nodes that share the
-    /// store. Times to live are shortened by up to a tenth at random, and who asks late in them
-    /// may be chosen to fill early (XFetch) while others go on being served.
+    /// store; but nobody waits for what is stale when it is new (`Keep::new(Duration::ZERO)`), once
+    /// that was seen. Times to live are shortened by up to a tenth at random, and who asks late in
+    /// them may be chosen to fill early (XFetch) while others go on being served.
     ///
     /// A negative answer is a value too: make it an [`Option`], with a [`Keep`] of its own.
     ///
@@ -119,23 +120,28 @@ impl<V: Value> TieredCache<V> {
         let Some(turn) = turn else {
             return Ok(Hit::alone(answer.value));
         };
-        Ok(match answer.keep {
+        let pass = match answer.keep {
             Kept::For { keep, scopes } => {
                 let keep = keep.jittered(JITTER, fastrand::f64());
-                turn.store(answer.value, scopes, keep).await.into_hit()
+                if !keep.is_nothing() {
+                    return Ok(turn.store(answer.value, scopes, keep).await.into_hit());
+                }
+                // Whoever waits would find nothing, one after the other.
+                HIT_FOR_MISS
             }
-            Kept::Not { pass } => {
-                turn.pass(pass);
-                Hit::alone(answer.value)
-            }
-        })
+            Kept::Not { pass } => pass,
+        };
+        turn.pass(pass);
+        Ok(Hit::alone(answer.value))
     }
 }
 
 /// What is neither stale nor, by the dice, to be filled early is fresh.
 fn judge<V>(hit: &Hit<V>) -> Verdict {
     let left = hit.fresh_for();
-    if left.is_zero() || hit.is_due_early(left) {
+    if hit.entry.is_never_fresh() {
+        Verdict::NeverFresh
+    } else if left.is_zero() || hit.is_due_early(left) {
         Verdict::Stale
     } else {
         Verdict::Fresh

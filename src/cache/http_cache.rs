@@ -5,7 +5,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    Acknowledge, Acknowledged, NotAcknowledged, Partition, Purge, Scope, TieredCache, Weight,
+    Acknowledge, Acknowledged, Audited, NotAcknowledged, Partition, Purge, Scope, TieredCache,
+    Weight,
     http::key::{self, QueryRules},
     resource::Resource,
     stats::Stats,
@@ -66,6 +67,20 @@ impl HttpCache {
     pub fn on_partition(mut self, partition: Partition) -> Self {
         self.tiered = self.tiered.on_partition(partition);
         self
+    }
+
+    /// Sets the share of the hits in level 1 of this handle that are looked at again; see
+    /// [`TieredCache::audit`].
+    #[must_use]
+    pub fn audit(mut self, share: f64) -> Self {
+        self.tiered = self.tiered.audit(share);
+        self
+    }
+
+    /// What was found by looking again.
+    #[must_use]
+    pub fn audited(&self) -> Audited {
+        self.tiered.audited()
     }
 
     /// The scopes of a URL, with all its variants, under every layer of this cache.

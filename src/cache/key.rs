@@ -65,10 +65,21 @@ impl Key {
     /// The scope of the primary key.
     pub(super) fn scope(&self) -> Scope {
         if self.variant_name().is_empty() {
-            Scope::of_key(&self.text)
+            Scope::of_text(&self.text)
         } else {
             Scope::key(self.primary())
         }
+    }
+
+    /// The texts of the scopes of an entry under this key: those that every entry has, and more.
+    pub(super) fn scopes<'a>(&'a self, more: &'a [Scope]) -> impl Iterator<Item = &'a str> + Clone {
+        let own = [&self.text[..self.primary], scope::ALL];
+        own.into_iter().chain(more.iter().map(Scope::as_str))
+    }
+
+    /// Whether every entry under this key has this scope of its own accord.
+    pub(super) fn implies(&self, scope: &Scope) -> bool {
+        self.scopes(&[]).any(|own| own == scope.as_str())
     }
 
     /// The primary key.
@@ -110,6 +121,10 @@ mod tests {
         assert_eq!((again.primary(), again.variant_name()), ("a", "c"));
         for key in [Key::new("a"), again] {
             assert_eq!(key.scope(), Scope::key("a"));
+            assert!(key.implies(&Scope::key("a")) && key.implies(&Scope::all()));
+            assert!(!key.implies(&Scope::tag("a")) && !key.implies(&Scope::key("ab")));
+            let all: Vec<_> = key.scopes(&[Scope::tag("t")]).map(str::to_owned).collect();
+            assert_eq!(all, ["ka", "*", "tt"]);
         }
     }
 }

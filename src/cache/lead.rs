@@ -10,6 +10,7 @@ use super::{
     Acknowledge, CacheLayer, Fill, Hit, Keep, Key, Scope,
     answer::answer,
     body::ResponseBody,
+    fill::HIT_FOR_MISS,
     filling::{Draft, Filling},
     http::{
         control::RequestControl,
@@ -27,9 +28,6 @@ use crate::{
     refusal::{Dialect, Reason, Refusal},
     time,
 };
-
-/// For how long nobody waits for what was shared with nobody the last time (hit-for-miss).
-const HIT_FOR_MISS: Duration = Duration::from_secs(2);
 
 /// How long it is known by which fields the responses of a resource are told apart.
 const VARIANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -146,7 +144,7 @@ impl Lead {
     ) -> Option<Response<ResponseBody<R>>> {
         let (hit, stored) = self.stale()?;
         let age = hit.age();
-        if !stored.freshness.stands_in(&self.wanted.control, age) {
+        if !stored.freshness().stands_in(&self.wanted.control, age) {
             return None;
         }
         self.layer.cache.stats().outcome(Outcome::Stale);
@@ -196,13 +194,20 @@ impl Lead {
         let draft = match (storable, self.fill.take()) {
             (Some(storable), Some(fill)) => {
                 let scopes = self.scopes(&updated);
-                scopes.map(|scopes| self.draft(fill, stored.status, storable, scopes, received))
+                let fill = self.told_apart(fill, &updated).await;
+                scopes.zip(fill).map(|(scopes, fill)| {
+                    self.draft(fill, stored.status, storable, scopes, received)
+                })
             }
-            (_, Some(fill)) => {
-                fill.pass(Duration::ZERO);
+            (Some(_), None) => None,
+            (None, fill) => {
+                if let Some(fill) = fill {
+                    fill.pass(Duration::ZERO);
+                }
+                self.forget_if_forbidden(stored.status, &updated, received)
+                    .await;
                 None
             }
-            (_, None) => None,
         };
         match draft {
             Some(draft) => {
@@ -216,8 +221,8 @@ impl Lead {
                 answer(stored, &method, &headers, age, forwarded.value(), now)
             }
             None => {
-                let (body, freshness) = (stored.body.clone(), stored.freshness.clone());
-                let stored = Stored::new(stored.status, updated, body, freshness);
+                let (body, freshness) = (stored.body.clone(), stored.freshness());
+                let stored = Stored::new(stored.status, updated, body, &freshness);
                 answer(&stored, &method, &headers, age, forwarded.value(), now)
             }
         }
@@ -236,12 +241,16 @@ impl Lead {
             if validation::head_agrees(&stored.headers, stored.body.len(), &parts.headers) {
                 let updated = validation::updated(&stored.headers, &parts.headers);
                 let (status, body) = (stored.status, stored.body.clone());
-                if let Some(storable) = self.storable(status, &updated, received)
-                    && let Some(scopes) = self.scopes(&updated)
-                    && let Some(fill) = self.fill.take()
-                {
-                    let draft = self.draft(fill, status, storable, scopes, received);
-                    draft.store(body).await;
+                if let Some(storable) = self.storable(status, &updated, received) {
+                    if let Some(scopes) = self.scopes(&updated)
+                        && let Some(fill) = self.fill.take()
+                        && let Some(fill) = self.told_apart(fill, &updated).await
+                    {
+                        let draft = self.draft(fill, status, storable, scopes, received);
+                        draft.store(body).await;
+                    }
+                } else {
+                    self.forget_if_forbidden(status, &updated, received).await;
                 }
             } else {
                 self.forget().await;
@@ -326,17 +335,27 @@ impl Lead {
     /// For how long nobody needs to wait for such an answer: not at all when it is this request,
     /// or a failure, that keeps it from being stored.
     fn pass_span(&self, parts: &Parts, received: Received) -> Duration {
-        let anybody = Asked {
-            method: &Method::GET,
-            headers: &HeaderMap::new(),
-            control: &RequestControl::default(),
-        };
-        let for_anybody = self.storable_for(&anybody, parts.status, &parts.headers, received);
+        let for_anybody = self.for_anybody(parts.status, &parts.headers, received);
         if for_anybody.is_some() || is_failure(parts.status) {
             Duration::ZERO
         } else {
             HIT_FOR_MISS
         }
+    }
+
+    /// What would be stored of such an answer to a request that says nothing.
+    fn for_anybody(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        received: Received,
+    ) -> Option<Storable> {
+        let anybody = Asked {
+            method: &Method::GET,
+            headers: &HeaderMap::new(),
+            control: &RequestControl::default(),
+        };
+        self.storable_for(&anybody, status, headers, received)
     }
 
     /// The fill of the key under which an answer is found that varies as it says. Where that is not
@@ -423,6 +442,22 @@ impl Lead {
             age: storable.age,
             keep: storable.keep,
             received: received.at,
+        }
+    }
+
+    /// Drops what is stored if the origin now says that nobody may have it: it is as if it had come
+    /// with these fields (RFC 9111 section 4.3.4).
+    async fn forget_if_forbidden(
+        &self,
+        status: StatusCode,
+        updated: &HeaderMap,
+        received: Received,
+    ) {
+        let mut updated = updated.clone();
+        // A cookie is for who asked, and what is stored has none.
+        updated.remove(header::SET_COOKIE);
+        if self.for_anybody(status, &updated, received).is_none() {
+            self.forget().await;
         }
     }
 

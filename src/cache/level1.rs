@@ -6,9 +6,13 @@ use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
 
 use super::{entry::Entry, key::Key, value::Value};
 
-/// What an entry costs beside its value: the table, the numbers, the counters. Measured at about
-/// this much; scopes are counted by their text.
-const OVERHEAD: usize = 256;
+/// What an entry costs the table: its place, with room for those that are remembered after they
+/// were evicted, and the hash by which it is found. Measured at about this much.
+const PLACE: usize = 120;
+
+/// What an allocation costs beside what was asked for: the counts of an `Arc`, and the rounding of
+/// the allocator.
+const ALLOCATION: usize = 32;
 
 /// Bytes of a part of the table with a lock of its own, at least: an entry that is larger than its
 /// part is not kept.
@@ -43,12 +47,13 @@ impl<V: Value> Weighter<Key, Slot<V>> for Size {
         let own = match slot {
             Slot::Entry(entry) => {
                 let scopes = entry.scopes.iter();
-                let scopes: usize = scopes.map(|scope| scope.as_str().len() + 32).sum();
-                entry.value.size() + scopes
+                let scopes = scopes.map(|scope| size_of_val(scope) + scope.as_str().len());
+                let own = size_of::<Entry<V>>() - size_of::<V>() + ALLOCATION;
+                own + entry.value.size() + scopes.sum::<usize>()
             }
             Slot::Pass(_) => 0,
         };
-        (OVERHEAD + key.size() + own) as u64
+        (PLACE + ALLOCATION + key.size() + own) as u64
     }
 }
 

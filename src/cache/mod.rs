@@ -29,7 +29,8 @@
 //!   or `fwd=uri-miss`, `vary-miss`, `stale`, `request` or `bypass`, with `stored`, `collapsed` and
 //!   `ttl`.
 //!
-//! Parts are answered, but not stored; `1xx` responses and trailers are not either.
+//! Parts are answered, but not stored, and trailers are not either. `1xx` responses end at the
+//! client that the origin is asked with: hyper's server can send none of them.
 //!
 //! ```
 //! use tower::{Layer, service_fn};
@@ -92,6 +93,9 @@
 //! asked for within the bound, and it holds by what they said. For most hits that is two atomic
 //! loads.
 //!
+//! What is promised can be watched: [`audit`](TieredCache::audit) has a share of the hits in level 1
+//! looked at again, and counts those that should not have been.
+//!
 //! ## Lookups
 //!
 //! [`get_or_fill`](TieredCache::get_or_fill) is all that most need. Whoever decides about freshness
@@ -136,6 +140,7 @@
 
 mod answer;
 mod ask;
+mod audit;
 pub mod body;
 mod early;
 mod entry;
@@ -174,6 +179,7 @@ mod wanted;
 mod watermark;
 
 pub use self::{
+    audit::Audited,
     entry::{Hit, Level},
     fill::{Fill, Filled, Keep},
     flight::Audience,

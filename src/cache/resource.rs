@@ -31,7 +31,45 @@ pub(super) struct Stored {
     /// As they are sent, with places for what is written anew each time.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    pub(super) freshness: Freshness,
+    freshness: Seconds,
+}
+
+/// A [`Freshness`] in whole seconds, in a third of the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seconds {
+    lifetime: u32,
+    stale_while_revalidate: u32,
+    /// The largest number when it says nothing.
+    stale_if_error: u32,
+    validation: Validation,
+}
+
+impl From<&Freshness> for Seconds {
+    fn from(freshness: &Freshness) -> Self {
+        let seconds = |span: Duration| {
+            // The longest that a directive means is 2^31 (RFC 9111 section 1.2.2).
+            u32::try_from(span.as_secs()).map_or(1 << 31, |seconds| seconds.min(1 << 31))
+        };
+        Self {
+            lifetime: seconds(freshness.lifetime),
+            stale_while_revalidate: seconds(freshness.stale_while_revalidate),
+            stale_if_error: freshness.stale_if_error.map_or(u32::MAX, seconds),
+            validation: freshness.validation,
+        }
+    }
+}
+
+impl Seconds {
+    fn freshness(self) -> Freshness {
+        let span = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        let stale_if_error = Some(self.stale_if_error).filter(|seconds| *seconds != u32::MAX);
+        Freshness {
+            lifetime: span(self.lifetime),
+            validation: self.validation,
+            stale_while_revalidate: span(self.stale_while_revalidate),
+            stale_if_error: stale_if_error.map(span),
+        }
+    }
 }
 
 impl Stored {
@@ -39,7 +77,7 @@ impl Stored {
         status: StatusCode,
         mut headers: HeaderMap,
         body: Bytes,
-        freshness: Freshness,
+        freshness: &Freshness,
     ) -> Self {
         if status != StatusCode::NO_CONTENT {
             // A HEAD must say the same as a GET, which has the body to tell.
@@ -49,14 +87,42 @@ impl Stored {
         }
         // A clone that is changed in place is not made larger.
         headers.insert(header::AGE, HeaderValue::from_static("0"));
-        headers.insert(CACHE_STATUS, HeaderValue::from_static(""));
+        headers
+            .entry(CACHE_STATUS)
+            .or_insert_with(|| HeaderValue::from_static(""));
         Self {
             status,
-            headers,
+            headers: in_own_memory(headers),
             body,
-            freshness,
+            freshness: freshness.into(),
         }
     }
+
+    pub(super) fn freshness(&self) -> Freshness {
+        self.freshness.freshness()
+    }
+}
+
+/// The same fields in as much memory as they need. Those that came are parts of the buffers that
+/// they were read into, which would be kept for as long as they are.
+fn in_own_memory(mut headers: HeaderMap) -> HeaderMap {
+    let lengths = headers.values().map(HeaderValue::len);
+    let mut texts = BytesMut::with_capacity(lengths.sum());
+    for value in headers.values() {
+        texts.extend_from_slice(value.as_bytes());
+    }
+    let mut texts = texts.freeze();
+    for value in headers.values_mut() {
+        let text = texts.split_to(value.len());
+        debug_assert_eq!(
+            value.as_bytes(),
+            text,
+            "both go through the map in the same order"
+        );
+        *value = HeaderValue::from_maybe_shared(text).expect("it was a value before");
+    }
+    // Only a clone has no room to grow.
+    headers.clone()
 }
 
 impl Resource {
@@ -76,6 +142,10 @@ impl Resource {
     }
 }
 
+/// Bytes of a field in a map beside its texts; a name that is not of the standard ones is counted by
+/// references of its own.
+const FIELD: usize = 128;
+
 const RESPONSE: u8 = 0;
 const VARIANTS: u8 = 1;
 
@@ -86,11 +156,14 @@ impl Value for Resource {
         match &self.0 {
             Kind::Response(stored) => {
                 let fields = stored.headers.iter();
-                // An entry of the map is about 100 bytes beside its texts.
-                let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + 100);
+                let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + FIELD);
                 size_of::<Self>() + fields.sum::<usize>() + stored.body.len()
             }
-            Kind::Variants(fields) => fields.iter().map(|name| 32 + name.as_str().len()).sum(),
+            Kind::Variants(fields) => {
+                let names = fields.iter();
+                let names = names.map(|name| size_of::<HeaderName>() + name.as_str().len());
+                size_of::<Self>() + names.sum::<usize>()
+            }
         }
     }
 
@@ -100,11 +173,12 @@ impl Value for Resource {
             Kind::Response(stored) => {
                 head.put_u8(RESPONSE);
                 head.put_u16(stored.status.as_u16());
-                put_freshness(&mut head, &stored.freshness);
-                let written_anew =
-                    |name: &HeaderName| *name == header::AGE || *name == CACHE_STATUS;
+                put_freshness(&mut head, &stored.freshness());
+                let is_place = |name: &HeaderName, value: &HeaderValue| {
+                    *name == header::AGE || *name == CACHE_STATUS && value.is_empty()
+                };
                 for (name, value) in &stored.headers {
-                    if !written_anew(name) {
+                    if !is_place(name, value) {
                         put(&mut head, name.as_str().as_bytes());
                         put(&mut head, value.as_bytes());
                     }
@@ -137,7 +211,7 @@ impl Value for Resource {
                     let value = HeaderValue::from_maybe_shared(take(&mut head)?).ok()?;
                     headers.try_append(name, value).ok()?;
                 }
-                let stored = Stored::new(status, headers, body, freshness);
+                let stored = Stored::new(status, headers, body, &freshness);
                 Some(Self::response(stored))
             }
             VARIANTS => {
@@ -222,7 +296,7 @@ mod tests {
             StatusCode::OK,
             headers,
             Bytes::from_static(b"body"),
-            freshness,
+            &freshness,
         )
     }
 
@@ -234,8 +308,11 @@ mod tests {
             (Validation::Always, Some(Duration::from_secs(9))),
         ] {
             let mut stored = stored();
-            stored.freshness.validation = validation;
-            stored.freshness.stale_if_error = stale_if_error;
+            let mut freshness = stored.freshness();
+            freshness.validation = validation;
+            freshness.stale_if_error = stale_if_error;
+            stored.freshness = (&freshness).into();
+            assert_eq!(stored.freshness(), freshness);
             let response = Resource::response(stored);
             assert_eq!(again(&response), response.0);
         }
@@ -252,6 +329,29 @@ mod tests {
         assert_eq!(encoded.body.as_ptr(), body);
         let decoded = Resource::decode(encoded).unwrap();
         assert_eq!(decoded.stored().unwrap().body.as_ptr(), body);
+    }
+
+    #[test]
+    fn fields_are_kept_in_memory_of_their_own() {
+        let buffer = Bytes::from_static(b"one two three");
+        let value = |range| HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
+        let mut headers = HeaderMap::new();
+        for (name, range) in [("x-a", 0..3), ("x-b", 4..7), ("x-a", 8..13)] {
+            headers.append(name, value(range));
+        }
+        headers.append(CACHE_STATUS, HeaderValue::from_static("Nearer; hit"));
+        let freshness = stored().freshness();
+        let stored = Stored::new(StatusCode::OK, headers, Bytes::new(), &freshness);
+        let all: Vec<_> = stored.headers.get_all("x-a").iter().collect();
+        assert_eq!(all, ["one", "three"]);
+        assert_eq!(stored.headers["x-b"], "two");
+        assert_eq!(stored.headers[CACHE_STATUS], "Nearer; hit");
+        let range = buffer.as_ptr_range();
+        for value in stored.headers.values() {
+            assert!(!range.contains(&value.as_bytes().as_ptr()));
+        }
+        let again = again(&Resource::response(stored.clone()));
+        assert_eq!(again, Kind::Response(stored));
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! What an invalidation takes. PURE.
 
 use std::{
+    cell::RefCell,
     fmt,
     sync::{Arc, LazyLock},
 };
@@ -8,8 +9,16 @@ use std::{
 /// What the text of the scope of a primary key begins with.
 pub(super) const KEY: char = 'k';
 
-/// Every entry shares it.
-static ALL: LazyLock<Scope> = LazyLock::new(|| Scope::with('*', ""));
+/// The text of the scope of everything.
+pub(super) const ALL: &str = "*";
+
+/// Every invalidation of everything shares it.
+static EVERYTHING: LazyLock<Scope> = LazyLock::new(|| Scope(ALL.into()));
+
+thread_local! {
+    /// The host that was last named: entries of one host share its text.
+    static HOST: RefCell<Option<Scope>> = const { RefCell::new(None) };
+}
 
 /// A set of entries that one invalidation takes: those of a primary key, of a tag, of a host, or
 /// all.
@@ -35,13 +44,16 @@ impl Scope {
     /// All entries of a host.
     #[must_use]
     pub fn host(host: &str) -> Self {
-        Self::with('h', host)
+        HOST.with_borrow_mut(|last| match last {
+            Some(scope) if scope.0.get(1..) == Some(host) => scope.clone(),
+            _ => last.insert(Self::with('h', host)).clone(),
+        })
     }
 
     /// Everything. Every entry has this scope of its own accord.
     #[must_use]
     pub fn all() -> Self {
-        ALL.clone()
+        EVERYTHING.clone()
     }
 
     fn with(kind: char, name: &str) -> Self {
@@ -57,12 +69,21 @@ impl Scope {
         allow(dead_code, reason = "a store elsewhere writes scopes as text")
     )]
     pub(super) fn parse(text: &str) -> Option<Self> {
-        matches!(text.as_bytes().first()?, b'k' | b't' | b'h' | b'*').then(|| Self(text.into()))
+        match text.as_bytes().first()? {
+            b'h' => Some(Self::host(&text[1..])),
+            b'k' | b't' | b'*' => Some(Self(text.into())),
+            _ => None,
+        }
     }
 
-    /// The scope of a primary key, of its text with [`KEY`] before it.
-    pub(super) fn of_key(text: &Arc<str>) -> Self {
+    /// The scope of this text, as [`as_str`](Self::as_str) gives it; it is shared.
+    pub(super) fn of_text(text: &Arc<str>) -> Self {
         Self(Arc::clone(text))
+    }
+
+    /// The text, shared.
+    pub(super) fn text(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 
     /// A letter for the kind, then the name.
@@ -99,6 +120,9 @@ mod tests {
             assert_eq!(scopes.iter().position(|one| one == scope), Some(at));
             assert_eq!(Scope::parse(scope.as_str()).as_ref(), Some(scope));
         }
+        let hosts = [Scope::host("b"), Scope::host("b"), Scope::host("a")];
+        assert!(Arc::ptr_eq(&hosts[0].0, &hosts[1].0));
+        assert_eq!(hosts[2].as_str(), "ha");
         assert_eq!(Scope::parse(""), None);
         assert_eq!(Scope::parse("\u{1}node"), None);
         assert_eq!(scopes[0].primary(), Some("a"));

@@ -141,8 +141,20 @@ impl<V: Value> TieredCache<V> {
         }
     }
 
-    /// Looks into level 1.
+    /// Looks into level 1, for somebody who may be served from it.
     pub(super) fn local(&self, key: &Key, view: View, now: Instant) -> Local<V> {
+        let local = self.look(key, view, now);
+        if self.audit > 0.0
+            && let Local::Found(hit) = &local
+            && fastrand::f64() < self.audit
+        {
+            self.audit_later(key, hit);
+        }
+        local
+    }
+
+    /// Looks into level 1.
+    pub(super) fn look(&self, key: &Key, view: View, now: Instant) -> Local<V> {
         let shared = &*self.shared;
         let entry = match shared.level1.get(key) {
             Some(Slot::Entry(entry)) => entry,
@@ -307,7 +319,7 @@ impl<V: Value> TieredCache<V> {
         let (_, shard) = shared.sight.of(key);
         let confirmed = shard.watermark.confirmed();
         let validity = shared.check(key, &entry, now);
-        let is_served = match (self.partition, entry.origin) {
+        let is_served = match (self.partition, entry.origin()) {
             (Partition::ServeStale(_), Origin::Stamp(_)) => {
                 let limit = self.serves().min(shard.watermark.promised());
                 confirmed.is_some_and(|confirmed| now.saturating_duration_since(confirmed) < limit)
@@ -343,7 +355,7 @@ async fn join_flight<V: Value>(
     }
     match join.landing().await {
         Landing::Stored(entry) => {
-            let is_confirmed = matches!(entry.origin, Origin::Stamp(_));
+            let is_confirmed = matches!(entry.origin(), Origin::Stamp(_));
             let hit = Hit {
                 entry,
                 level: Level::Joined,
@@ -371,11 +383,12 @@ impl<V: Value> Shared<V> {
             return Validity::Valid;
         }
         let view = shard.view.lock();
-        let validity = match entry.origin {
-            Origin::Stamp(stamp) => view.validity(stamp, entry.begun, &entry.scopes),
+        let scopes = key.scopes(&entry.scopes);
+        let validity = match entry.origin() {
+            Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes),
             Origin::Island { generation, .. } => {
                 let is_now = generation == shard.generation();
-                if is_now && !view.is_dropped(entry.begun, &entry.scopes) {
+                if is_now && !view.is_dropped(entry.begun, scopes) {
                     return Validity::Valid;
                 }
                 Validity::Gone
@@ -397,7 +410,7 @@ impl<V: Value> Shared<V> {
         let provenance = Provenance {
             meta: found.meta,
             origin: Origin::Stamp(found.stamp),
-            scopes: found.scopes.into(),
+            scopes: found.scopes,
             id: found.id,
             begun,
             came: time::now(),

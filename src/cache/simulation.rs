@@ -296,7 +296,9 @@ impl Simulation {
             },
         };
         let now = self.instant(self.now);
-        let validity = self.server.shard.validity(stamp, &scopes());
+        let scopes = scopes();
+        let texts = scopes.iter().map(Scope::as_str);
+        let validity = self.server.shard.validity(stamp, texts);
         let stored = self.server.shard.store(&key(), put, now);
         if stored == Stored::Stored && validity != Validity::Valid {
             self.breaks(format!("stored under {stamp:?}, which does not hold"));
@@ -315,7 +317,9 @@ impl Simulation {
         let now = self.instant(self.now);
         let read = self.server.shard.read(&key(), lease, None, now);
         if let Read::Found(found) = &read {
-            let validity = self.server.shard.validity(found.stamp, &found.scopes);
+            let scopes = scopes();
+            let texts = scopes.iter().map(Scope::as_str);
+            let validity = self.server.shard.validity(found.stamp, texts);
             if validity == Validity::Gone {
                 self.breaks(format!("read {:?}, which does not hold", found.stamp));
             }
@@ -399,7 +403,9 @@ impl Simulation {
         if self.without == Without::CheckAtInsertion {
             return view.epoch() == Some(local.stamp.epoch);
         }
-        view.validity(local.stamp, local.begun, &scopes()) == Validity::Valid
+        let scopes = scopes();
+        let texts = scopes.iter().map(Scope::as_str);
+        view.validity(local.stamp, local.begun, texts) == Validity::Valid
     }
 
     // --- requests

@@ -354,3 +354,204 @@ async fn a_cache_that_is_dropped_stops_following() {
     let metrics = tokio::runtime::Handle::current().metrics();
     assert_eq!(metrics.num_alive_tasks(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_what_is_stale_when_it_is_new() {
+    for keep in [
+        Keep::new(Duration::ZERO),
+        Keep::new(Duration::ZERO).stale(MINUTE),
+        Keep::new(MINUTE).age(MINUTE),
+        Keep::new(MINUTE).age(MINUTE).stale(MINUTE),
+    ] {
+        let cache = node(&Memory::with_capacity(1 << 20));
+        let get = async || {
+            let make = async || {
+                tokio::time::sleep(seconds(1)).await;
+                Ok::<_, Infallible>(Answer::new("a".to_owned(), keep))
+            };
+            cache.get_or_fill(&key(), make).await.unwrap()
+        };
+        // Nobody knows at first, and everybody does then.
+        for most in [2, 1] {
+            let start = crate::time::now();
+            join_all((0..50).map(|_| get())).await;
+            let took = since(start);
+            assert!(took < seconds(most) + seconds(1) / 2, "{keep:?}: {took:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_of_tombstones_that_is_full_makes_misses_and_nothing_stale() {
+    let store = Memory::with_capacity(1 << 20);
+    let (one, other) = (node(&store), node(&store));
+    put(&one, "a").await;
+    hit(&other).await;
+    invalidate(&other, Scope::tag("t")).await;
+    // More than are kept: the one for the tag is forgotten.
+    for round in 0..150 {
+        let names = (0..1000).map(|number| Scope::tag(&format!("{round}/{number}")));
+        let scopes: Vec<Scope> = names.collect();
+        let done = other.invalidate(&scopes, Purge::Hard, Acknowledge::Stored);
+        done.await.unwrap();
+    }
+    for _ in 0..20 {
+        tokio::time::sleep(seconds(1)).await;
+    }
+    for cache in [&one, &other, &node(&store)] {
+        let found = cache.lookup(&key(), fresh).await;
+        assert!(matches!(found, Lookup::Fill(_)), "{found:?}");
+    }
+    let asks = store::Node {
+        id: 7,
+        applied: None,
+        serves: Duration::ZERO,
+    };
+    let news = store::sealed::Level2::news(&store, 0, asks).await.unwrap();
+    assert!(news.floor > 0 && news.kept <= 100_000, "{}", news.kept);
+    // And what is filled from here on holds.
+    put(&one, "b").await;
+    assert_eq!(hit(&one).await.value(), "b");
+}
+
+/// A store whose news have no invalidation in them.
+#[derive(Debug)]
+struct Deaf(Memory);
+
+mod deaf {
+    use futures_util::{FutureExt as _, future::BoxFuture};
+    use tokio::sync::watch;
+
+    use super::Deaf;
+    use crate::cache::{
+        Key, News, Purge, Scope, Stamp,
+        store::{
+            Invalidated, Lease, Node, Nodes, Put, Read, Seen, Stored, Unavailable, sealed::Level2,
+        },
+    };
+
+    type Answer<'a, T> = BoxFuture<'a, Result<T, Unavailable>>;
+
+    impl Level2 for Deaf {
+        fn shards(&self) -> u16 {
+            1
+        }
+
+        fn keeps_entries(&self) -> bool {
+            true
+        }
+
+        fn read<'a>(
+            &'a self,
+            shard: u16,
+            key: &'a Key,
+            lease: Lease,
+            unfit: Option<u64>,
+        ) -> Answer<'a, Read> {
+            self.0.read(shard, key, lease, unfit)
+        }
+
+        fn store<'a>(&'a self, shard: u16, key: &'a Key, put: Put) -> Answer<'a, Stored> {
+            self.0.store(shard, key, put)
+        }
+
+        fn release<'a>(&'a self, shard: u16, key: &'a Key, holder: u64) -> Answer<'a, ()> {
+            self.0.release(shard, key, holder)
+        }
+
+        fn invalidate<'a>(
+            &'a self,
+            shard: u16,
+            scopes: &'a [Scope],
+            purge: Purge,
+            replicas: u32,
+        ) -> Answer<'a, Invalidated> {
+            self.0.invalidate(shard, scopes, purge, replicas)
+        }
+
+        fn news(&self, shard: u16, node: Node) -> Answer<'_, News> {
+            let news = self.0.news(shard, node);
+            news.map(|news| {
+                news.map(|news| News {
+                    tombstones: Vec::new(),
+                    ..news
+                })
+            })
+            .boxed()
+        }
+
+        fn nodes(&self, shard: u16) -> Answer<'_, Nodes> {
+            self.0.nodes(shard)
+        }
+
+        fn forget<'a>(&'a self, shard: u16, seen: &'a Seen) -> Answer<'a, ()> {
+            self.0.forget(shard, seen)
+        }
+
+        fn trim(&self, shard: u16, upto: Stamp) -> Answer<'_, ()> {
+            self.0.trim(shard, upto)
+        }
+
+        fn taken<'a>(
+            &'a self,
+            shard: u16,
+            stamp: Stamp,
+            scopes: &'a [Scope],
+        ) -> Answer<'a, Option<Purge>> {
+            self.0.taken(shard, stamp, scopes)
+        }
+
+        fn hints(&self, shard: u16) -> watch::Receiver<u64> {
+            self.0.hints(shard)
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_auditor_counts_what_is_served_and_should_not_be() {
+    for purge in [Purge::Hard, Purge::Soft] {
+        let store = Memory::with_capacity(1 << 20);
+        let one = node(&store);
+        let deaf = TieredCache::<String>::with_store(1 << 20, Deaf(store.clone())).audit(1.0);
+        put(&one, "a").await;
+        hit(&deaf).await;
+        assert_eq!(hit(&deaf).await.level(), Level::One);
+        tokio::time::sleep(seconds(2)).await;
+        let audited = deaf.audited();
+        assert_eq!((audited.checked, audited.violations), (1, 0));
+        let scopes = [Scope::tag("t")];
+        let done = one.invalidate(&scopes, purge, Acknowledge::Stored);
+        done.await.unwrap();
+        hit(&deaf).await;
+        tokio::time::sleep(seconds(2)).await;
+        let audited = deaf.audited();
+        assert_eq!((audited.checked, audited.violations), (2, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_auditor_finds_nothing_where_all_is_in_order() {
+    let store = Memory::with_capacity(1 << 20);
+    let one = node(&store);
+    for bound in [seconds(1), Duration::ZERO] {
+        let other = node(&store).max_staleness(bound).audit(1.0);
+        for round in 0..20 {
+            drop(other.lookup(&key(), fresh).await);
+            put(&one, "a").await;
+            for _ in 0..3 {
+                drop(other.lookup(&key(), fresh).await);
+            }
+            let purge = [Purge::Hard, Purge::Soft][round % 2];
+            let scopes = [Scope::tag("t")];
+            let done = one.invalidate(&scopes, purge, Acknowledge::Stored);
+            done.await.unwrap();
+            drop(other.lookup(&key(), fresh).await);
+            tokio::time::sleep(seconds(1) / 2).await;
+        }
+        tokio::time::sleep(seconds(2)).await;
+        let audited = other.audited();
+        assert!(audited.checked > 20, "{audited:?}");
+        assert_eq!(audited.violations, 0);
+    }
+    assert_eq!(one.audited().checked, 0, "it is off unless it is asked for");
+}

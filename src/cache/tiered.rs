@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
+    audit::Audits,
     entry::Hit,
     flight::Flights,
     key::Key,
@@ -24,17 +25,21 @@ use crate::time;
 /// - staleness bound of level 1: 1 s
 /// - on partition: bypass
 /// - lease of a fill: 3 s
+/// - audit: none
 pub struct TieredCache<V: Value> {
     pub(super) shared: Arc<Shared<V>>,
     pub(super) bound: Duration,
     pub(super) partition: Partition,
     pub(super) lease: Duration,
+    /// The share of the hits in level 1 that are looked at again.
+    pub(super) audit: f64,
 }
 
 pub(super) struct Shared<V: Value> {
     pub(super) level1: Level1<V>,
     pub(super) sight: Arc<Sight>,
     pub(super) flights: Flights<V>,
+    pub(super) audits: Audits,
 }
 
 /// What a node does while it cannot ask the store.
@@ -80,10 +85,12 @@ impl<V: Value> TieredCache<V> {
                 level1: Level1::new(bytes),
                 sight,
                 flights: Flights::new(),
+                audits: Audits::default(),
             }),
             bound,
             partition: Partition::Bypass,
             lease: Duration::from_secs(3),
+            audit: 0.0,
         }
     }
 
@@ -152,6 +159,7 @@ impl<V: Value> Clone for TieredCache<V> {
             bound: self.bound,
             partition: self.partition,
             lease: self.lease,
+            audit: self.audit,
         }
     }
 }

@@ -10,7 +10,7 @@ pub trait Value: Send + Sync + Sized + 'static {
     /// The version of the encoding. Entries of another version are misses.
     const VERSION: u8;
 
-    /// Bytes that the value takes in memory, with what it points to.
+    /// Bytes that the value takes in memory: itself, and what it points to.
     fn size(&self) -> usize;
 
     /// The value for a store elsewhere.
@@ -41,7 +41,7 @@ impl Value for Bytes {
     const VERSION: u8 = 1;
 
     fn size(&self) -> usize {
-        self.len()
+        size_of::<Self>() + self.len()
     }
 
     fn encode(&self) -> Encoded {
@@ -60,7 +60,7 @@ impl Value for String {
     const VERSION: u8 = 1;
 
     fn size(&self) -> usize {
-        self.capacity()
+        size_of::<Self>() + self.capacity()
     }
 
     fn encode(&self) -> Encoded {
@@ -80,7 +80,7 @@ impl<T: Value> Value for Option<T> {
     const VERSION: u8 = T::VERSION;
 
     fn size(&self) -> usize {
-        self.as_ref().map_or(0, T::size)
+        self.as_ref().map_or(size_of::<Self>(), T::size)
     }
 
     fn encode(&self) -> Encoded {

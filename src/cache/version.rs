@@ -8,7 +8,7 @@
 //! numbers takes a new epoch, and nothing of another epoch holds. Either way too much is asked
 //! again, and nothing old is served.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use super::scope::Scope;
 
@@ -49,12 +49,24 @@ pub(super) enum Validity {
     Gone,
 }
 
+impl Validity {
+    /// What took the entry.
+    pub(super) fn taken(self) -> Option<Purge> {
+        match self {
+            Self::Valid => None,
+            Self::Purged => Some(Purge::Soft),
+            Self::Gone => Some(Purge::Hard),
+        }
+    }
+}
+
 /// The highest invalidation of each scope above a floor.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tombstones {
     floor: u64,
-    hard: HashMap<Scope, u64>,
-    soft: HashMap<Scope, u64>,
+    /// By the text of the scope.
+    hard: HashMap<Arc<str>, u64>,
+    soft: HashMap<Arc<str>, u64>,
 }
 
 impl Tombstones {
@@ -75,9 +87,9 @@ impl Tombstones {
             Purge::Hard => &mut self.hard,
             Purge::Soft => &mut self.soft,
         };
-        match of_kind.get_mut(scope) {
+        match of_kind.get_mut(scope.as_str()) {
             Some(highest) => *highest = sequence.max(*highest),
-            None => drop(of_kind.insert(scope.clone(), sequence)),
+            None => drop(of_kind.insert(scope.text(), sequence)),
         }
     }
 
@@ -90,16 +102,16 @@ impl Tombstones {
         }
     }
 
-    /// Whether what was filled under `sequence` holds.
+    /// Whether what was filled under `sequence` holds, by the texts of its scopes.
     pub(super) fn validity<'a>(
         &self,
         sequence: u64,
-        scopes: impl IntoIterator<Item = &'a Scope>,
+        scopes: impl IntoIterator<Item = &'a str>,
     ) -> Validity {
         if sequence < self.floor {
             return Validity::Gone;
         }
-        let is_above = |of_kind: &HashMap<Scope, u64>, scope| {
+        let is_above = |of_kind: &HashMap<Arc<str>, u64>, scope: &str| {
             of_kind.get(scope).is_some_and(|tomb| *tomb > sequence)
         };
         let mut validity = Validity::Valid;
@@ -120,7 +132,7 @@ impl Tombstones {
         let soft = self.soft.iter().map(|(scope, at)| (scope, Purge::Soft, at));
         hard.chain(soft)
             .filter(|(.., at)| **at > sequence)
-            .map(|(scope, purge, at)| (scope.clone(), purge, *at))
+            .map(|(scope, purge, at)| (Scope::of_text(scope), purge, *at))
             .collect()
     }
 }
@@ -147,9 +159,9 @@ mod tests {
         let mut tombs = Tombstones::default();
         let (a, b) = (Scope::tag("a"), Scope::tag("b"));
         tombs.add(&a, Purge::Hard, 5);
-        assert_eq!(tombs.validity(4, [&a, &b]), Validity::Gone);
-        assert_eq!(tombs.validity(5, [&a, &b]), Validity::Valid);
-        assert_eq!(tombs.validity(0, [&b]), Validity::Valid);
+        assert_eq!(tombs.validity(4, [a.as_str(), b.as_str()]), Validity::Gone);
+        assert_eq!(tombs.validity(5, [a.as_str(), b.as_str()]), Validity::Valid);
+        assert_eq!(tombs.validity(0, [b.as_str()]), Validity::Valid);
     }
 
     #[test]
@@ -158,7 +170,7 @@ mod tests {
         let a = Scope::tag("a");
         tombs.add(&a, Purge::Hard, 5);
         tombs.add(&a, Purge::Hard, 3);
-        assert_eq!(tombs.validity(4, [&a]), Validity::Gone);
+        assert_eq!(tombs.validity(4, [a.as_str()]), Validity::Gone);
         tombs.raise_floor(9);
         tombs.raise_floor(7);
         tombs.add(&a, Purge::Hard, 8);
@@ -171,9 +183,9 @@ mod tests {
         let a = Scope::tag("a");
         tombs.add(&a, Purge::Hard, 5);
         tombs.add(&a, Purge::Soft, 9);
-        assert_eq!(tombs.validity(4, [&a]), Validity::Gone);
-        assert_eq!(tombs.validity(5, [&a]), Validity::Purged);
-        assert_eq!(tombs.validity(9, [&a]), Validity::Valid);
+        assert_eq!(tombs.validity(4, [a.as_str()]), Validity::Gone);
+        assert_eq!(tombs.validity(5, [a.as_str()]), Validity::Purged);
+        assert_eq!(tombs.validity(9, [a.as_str()]), Validity::Valid);
     }
 
     #[test]
@@ -181,7 +193,13 @@ mod tests {
         let mut tombs = Tombstones::default();
         tombs.add(&Scope::tag("a"), Purge::Hard, 5);
         tombs.raise_floor(5);
-        assert_eq!(tombs.validity(4, [&Scope::tag("b")]), Validity::Gone);
-        assert_eq!(tombs.validity(5, [&Scope::tag("a")]), Validity::Valid);
+        assert_eq!(
+            tombs.validity(4, [Scope::tag("b").as_str()]),
+            Validity::Gone
+        );
+        assert_eq!(
+            tombs.validity(5, [Scope::tag("a").as_str()]),
+            Validity::Valid
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! What a node knows of a shard's numbers. PURE.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
     scope::Scope,
@@ -39,7 +39,8 @@ pub(super) enum Learned {
 struct Drops {
     begun: u64,
     floor: u64,
-    scopes: HashMap<Scope, u64>,
+    /// By the text of the scope.
+    scopes: HashMap<Arc<str>, u64>,
 }
 
 impl View {
@@ -119,26 +120,34 @@ impl View {
             drops.floor = drops.begun;
             return;
         }
-        let dropped = scopes.iter().map(|scope| (scope.clone(), drops.begun));
+        let dropped = scopes.iter().map(|scope| (scope.text(), drops.begun));
         drops.scopes.extend(dropped);
     }
 
-    /// Whether an entry holds that was filled under `stamp` by the fill that began as `begun`.
-    pub(super) fn validity(&self, stamp: Stamp, begun: u64, scopes: &[Scope]) -> Validity {
-        if self.epoch != Some(stamp.epoch) || self.is_dropped(begun, scopes) {
+    /// Whether an entry holds that was filled under `stamp` by the fill that began as `begun`, by
+    /// the texts of its scopes.
+    pub(super) fn validity<'a>(
+        &self,
+        stamp: Stamp,
+        begun: u64,
+        scopes: impl Iterator<Item = &'a str> + Clone,
+    ) -> Validity {
+        if self.epoch != Some(stamp.epoch) || self.is_dropped(begun, scopes.clone()) {
             return Validity::Gone;
         }
         self.tombs.validity(stamp.sequence, scopes)
     }
 
     /// Whether this node dropped what was filled by the fill that began as `begun`.
-    pub(super) fn is_dropped(&self, begun: u64, scopes: &[Scope]) -> bool {
+    pub(super) fn is_dropped<'a>(
+        &self,
+        begun: u64,
+        mut scopes: impl Iterator<Item = &'a str>,
+    ) -> bool {
         let dropped = &self.drops.scopes;
         begun <= self.drops.floor
             || (!dropped.is_empty()
-                && scopes
-                    .iter()
-                    .any(|scope| dropped.get(scope).is_some_and(|at| begun <= *at)))
+                && scopes.any(|scope| dropped.get(scope).is_some_and(|at| begun <= *at)))
     }
 }
 
@@ -171,13 +180,17 @@ mod tests {
         Stamp { epoch, sequence }
     }
 
+    fn holds(view: &View, stamp: Stamp, begun: u64, scopes: &[Scope]) -> Validity {
+        view.validity(stamp, begun, scopes.iter().map(Scope::as_str))
+    }
+
     #[test]
     fn nothing_holds_before_there_are_news() {
         let mut view = View::default();
         let begun = view.begin();
-        assert_eq!(view.validity(stamp(OLD, 0), begun, &[]), Validity::Gone);
+        assert_eq!(holds(&view, stamp(OLD, 0), begun, &[]), Validity::Gone);
         view.learn(&news(OLD, 0, &[]), now(), now());
-        assert_eq!(view.validity(stamp(OLD, 0), begun, &[]), Validity::Valid);
+        assert_eq!(holds(&view, stamp(OLD, 0), begun, &[]), Validity::Valid);
     }
 
     #[test]
@@ -195,7 +208,7 @@ mod tests {
         );
         assert_eq!(view.epoch(), Some(NEW));
         let begun = view.begin();
-        assert_eq!(view.validity(stamp(OLD, 7), begun, &[]), Validity::Gone);
+        assert_eq!(holds(&view, stamp(OLD, 7), begun, &[]), Validity::Gone);
     }
 
     #[test]
@@ -205,7 +218,7 @@ mod tests {
         let (mine, other) = (Scope::tag("mine"), Scope::tag("other"));
         let begun = view.begin();
         let holds = |view: &mut View, scope: &Scope| {
-            view.validity(stamp(OLD, 3), begun, std::slice::from_ref(scope)) == Validity::Valid
+            holds(view, stamp(OLD, 3), begun, std::slice::from_ref(scope)) == Validity::Valid
         };
         view.invalidate(
             stamp(OLD, 5),
@@ -227,12 +240,12 @@ mod tests {
         let before = view.begin();
         view.drop_here(&scope);
         let after = view.begin();
-        assert_eq!(view.validity(stamp(OLD, 0), before, &scope), Validity::Gone);
-        assert_eq!(view.validity(stamp(OLD, 0), after, &scope), Validity::Valid);
+        assert_eq!(holds(&view, stamp(OLD, 0), before, &scope), Validity::Gone);
+        assert_eq!(holds(&view, stamp(OLD, 0), after, &scope), Validity::Valid);
         for at in 0..=MOST_DROPS {
             view.drop_here(&[Scope::tag(&at.to_string())]);
         }
         assert!(view.drops.scopes.len() <= MOST_DROPS);
-        assert_eq!(view.validity(stamp(OLD, 0), after, &scope), Validity::Gone);
+        assert_eq!(holds(&view, stamp(OLD, 0), after, &scope), Validity::Gone);
     }
 }

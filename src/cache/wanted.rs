@@ -82,7 +82,7 @@ impl Wanted {
             Kind::Response(stored) => match self.reuse(stored, hit.age()) {
                 Reuse::Fresh | Reuse::Accepted => Verdict::Fresh,
                 Reuse::WhileRevalidate => Verdict::Refresh,
-                Reuse::Stale | Reuse::Refused if stored.freshness.may_serve(&self.control) => {
+                Reuse::Stale | Reuse::Refused if stored.freshness().may_serve(&self.control) => {
                     Verdict::Stale
                 }
                 Reuse::Stale | Reuse::Refused => Verdict::NeverFresh,
@@ -91,7 +91,7 @@ impl Wanted {
     }
 
     pub(super) fn reuse(&self, stored: &Stored, age: Duration) -> Reuse {
-        stored.freshness.reuse(&self.control, age)
+        stored.freshness().reuse(&self.control, age)
     }
 
     /// Makes the request name what the key names.

@@ -5,17 +5,20 @@ use std::{collections::BTreeMap, sync::Arc};
 use tower::Layer;
 
 use super::{
-    plan::Plan,
+    etcds::Etcds,
+    plan::{Plan, Tls},
     route_layers::{cache, cache_layer, failover_layer, limit},
-    running::{Running, Structure},
+    running::Running,
     serve::{Routes, Target},
-    settings::{FailoverSettings, RouteSettings, Settings, StoreSettings},
+    settings::{EtcdSettings, FailoverSettings, RouteSettings, Settings, StoreSettings},
+    structure::{Own, Peers},
     watch::Ground,
 };
 use crate::{
     cache::{Cache, HttpCache},
     cluster::Cluster,
     discover::State,
+    etcd::Etcd,
     failover::{self, FailoverLayer},
     limit::{
         Limit, Limiter, RateLimitLayer,
@@ -42,6 +45,8 @@ pub(super) struct Gateway {
     cache: Option<HttpCache>,
     /// Opened when the first plan has a Redis to share.
     redis: Option<Connection>,
+    etcds: Etcds,
+    own: Own,
 }
 
 /// The attempts of one route at one cluster, with the budgets that they are out of.
@@ -72,7 +77,22 @@ impl Gateway {
             shared,
             cache: None,
             redis: None,
+            etcds: Etcds::default(),
+            own: Own::default(),
         }
+    }
+
+    /// Says where this node stands among the others from now on.
+    pub(super) fn set_peers(&mut self, peers: Peers) {
+        self.own.peers = peers;
+        for running in self.clusters.values_mut() {
+            running.set_place(&self.own);
+        }
+    }
+
+    /// The client of an etcd, which all who name the same one share.
+    pub(super) fn etcd(&self, settings: &EtcdSettings, tls: Option<&Tls>) -> Etcd {
+        self.etcds.client(settings, tls)
     }
 
     /// The store of the limits, where nodes share it.
@@ -87,6 +107,7 @@ impl Gateway {
         let ground = Ground {
             settings: &plan.settings,
             redis: redis.as_ref(),
+            etcds: &self.etcds,
         };
         let mut pending = Vec::new();
         for (name, settings) in &plan.settings.clusters {
@@ -109,15 +130,18 @@ impl Gateway {
         let ground = Ground {
             settings: &plan.settings,
             redis: redis.as_ref(),
+            etcds: &self.etcds,
         };
+        node.clone_into(&mut self.own.id);
+        self.own.zone.clone_from(&plan.settings.node.zone);
         let mut previous = std::mem::take(&mut self.clusters);
         for (name, settings) in &plan.settings.clusters {
             let cluster_plan = &plan.clusters[name];
-            let running = match previous.remove(name) {
+            let mut running = match previous.remove(name) {
                 Some(running) => running.changed(name, settings, cluster_plan, ground),
                 None => Running::start(name, settings, cluster_plan, ground),
             };
-            let running = running.structured(&Structure::new(settings, &plan.settings, node));
+            running.set_place(&self.own);
             self.clusters.insert(name.clone(), running);
         }
         if self.cache.is_none()

@@ -36,6 +36,7 @@
 mod alerts;
 mod checks;
 mod error;
+mod etcds;
 mod file;
 mod gateway;
 mod node;
@@ -45,6 +46,7 @@ mod running;
 mod serve;
 pub mod settings;
 mod shared;
+mod structure;
 mod watch;
 
 pub use error::{ConfigError, LoadError};

@@ -23,19 +23,22 @@ use super::{
     gateway::Gateway,
     plan::Plan,
     serve::Routes,
-    settings::{ConfigStoreSettings, NodeSettings, Secret, StoreSettings},
+    settings::{
+        ConfigPlace, ConfigStoreSettings, NodeSettings, RegisterPlace, Secret, StoreSettings,
+    },
     shared::{Ground, Shared},
+    structure::Peers,
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
     cluster::Cluster,
-    discover::{Discovery, RedisServices},
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
     monitor::Monitor,
     node::{Listener, Membership, Server},
     redis::Connection,
-    register::{RedisRegistry, RegistrationState, Registry},
+    register::RegistrationState,
+    store::{ConfigStore, EtcdStore, RedisStore},
     time,
 };
 
@@ -48,6 +51,9 @@ const STORE: Duration = Duration::from_millis(250);
 
 /// How long a node waits for the first word of discovery before it says that it is ready.
 const DISCOVERY: Duration = Duration::from_secs(5);
+
+/// How long the nodes of the cluster hold still before this one takes another place among them.
+const STILL: Duration = Duration::from_secs(15);
 
 /// How long a reload waits for the first word of discovery on clusters that are new, so that no
 /// request goes to one that has no endpoints yet.
@@ -85,14 +91,14 @@ pub struct Node {
     address: SocketAddr,
     admin_server: Option<(Server, SocketAddr)>,
     signals: Option<Signals>,
-    /// The task that follows the configuration in a store.
-    follow: Option<AbortHandle>,
+    /// The tasks that follow what others write.
+    following: Vec<AbortHandle>,
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(follow) = &self.follow {
-            follow.abort();
+        for task in &self.following {
+            task.abort();
         }
     }
 }
@@ -145,21 +151,23 @@ impl Node {
         let default_id = default_id(address);
         let mut gateway = Gateway::new(&plan.settings.store);
         let redis = gateway.redis(&plan.settings);
+        let membership = membership(&plan, address, &default_id, &mut gateway);
         let ground = |plan: &Plan| Ground {
             file: file.clone(),
             settings: plan.settings.clone(),
         };
         let config_store = plan.settings.config_store.clone();
-        let shared = config_store
-            .as_ref()
-            .map(|store| Shared::follow(store, ground(&plan)));
+        let shared = config_store.as_ref().map(|settings| {
+            let store = store_of(settings, &plan, &gateway);
+            Shared::follow(settings, store, ground(&plan))
+        });
         let state = Arc::new(State {
             admin: Admin::new(),
             routes: Routes::new(),
             gateway: Mutex::new(gateway),
             alerts: Alerts::new(node.id.as_ref().unwrap_or(&default_id), &file),
             node: ArcSwap::from_pointee(node.clone()),
-            membership: membership(node, address, &default_id, redis.clone()),
+            membership,
             default_id,
             store: plan.settings.store.clone(),
             shared,
@@ -186,7 +194,10 @@ impl Node {
         }
         state.apply(&plan);
         connected(&state).await;
-        let follow = follow(&state).await;
+        let mut following: Vec<_> = follow(&state).await.into_iter().collect();
+        let place = keep_place(state.membership.clone(), Arc::downgrade(&state));
+        following.push(tokio::spawn(place).abort_handle());
+        following.extend(count(&state));
         tokio::spawn(ready(Arc::downgrade(&state)));
 
         let admin_server = admin_listener.map(|(listener, address)| {
@@ -207,7 +218,7 @@ impl Node {
             address,
             admin_server,
             signals: None,
-            follow,
+            following,
         })
     }
 
@@ -521,13 +532,29 @@ fn watch(state: &Arc<State>, redis: Option<Connection>) {
     });
 }
 
+/// Where the configuration is.
+fn store_of(
+    settings: &ConfigStoreSettings,
+    plan: &Plan,
+    gateway: &Gateway,
+) -> Arc<dyn ConfigStore> {
+    match &settings.place {
+        ConfigPlace::Etcd(etcd) => {
+            let etcd = gateway.etcd(etcd, plan.config_store_tls.as_ref());
+            Arc::new(EtcdStore::new(etcd))
+        }
+        ConfigPlace::Redis(redis) => Arc::new(RedisStore::plain(redis.patient_connection())),
+    }
+}
+
 /// This node among the others, if it is to be known to any.
 fn membership(
-    node: &NodeSettings,
+    plan: &Plan,
     address: SocketAddr,
     default_id: &str,
-    redis: Option<Connection>,
+    gateway: &mut Gateway,
 ) -> Membership {
+    let node = &plan.settings.node;
     let register = node.register.as_ref();
     let advertised = register.and_then(|register| register.advertise.clone());
     let endpoint = Endpoint::new(advertised.unwrap_or_else(|| Address::from(address)));
@@ -536,12 +563,21 @@ fn membership(
         Some(zone) => endpoint.zone(zone.as_str()),
         None => endpoint,
     };
-    let Some((register, redis)) = register.zip(redis) else {
+    let Some(register) = register else {
         return Membership::alone(endpoint);
     };
-    let registry = Registry::new(RedisRegistry::new(redis.clone())).ttl(register.ttl);
-    let discovery = Discovery::new(RedisServices::new(redis).heartbeat(register.ttl / 3));
-    Membership::new(register.service.as_str(), endpoint, registry, &discovery)
+    let (service, ttl) = (register.service.as_str(), register.ttl);
+    match &register.place {
+        RegisterPlace::Redis => {
+            let redis = gateway.redis(&plan.settings);
+            let redis = redis.expect("settings name no store that they lack");
+            Membership::in_redis(service, endpoint, redis, ttl)
+        }
+        RegisterPlace::Etcd { etcd, prefix } => {
+            let etcd = gateway.etcd(etcd, plan.register_tls.as_ref());
+            Membership::in_etcd(service, endpoint, etcd, prefix, ttl)
+        }
+    }
 }
 
 /// Follows the configuration in a store from now on, once it was heard of or had its time.
@@ -559,6 +595,34 @@ async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
         }
     });
     Some(following.abort_handle())
+}
+
+/// Tells the limits how many nodes share them, where the nodes know each other.
+fn count(state: &State) -> Option<AbortHandle> {
+    let limits = state.gateway.lock().shared()?;
+    let membership = state.membership.clone();
+    let mut watch = membership.watch()?;
+    let counting = tokio::spawn(async move {
+        loop {
+            watch.changed().await;
+            limits.set_nodes(membership.count().unwrap_or(0));
+        }
+    });
+    Some(counting.abort_handle())
+}
+
+/// Tells the clusters where this node stands among the others.
+async fn keep_place(membership: Membership, state: Weak<State>) {
+    let mut peers = membership.peers(STILL);
+    loop {
+        peers.next().await;
+        let peers = Peers {
+            zones: membership.zones(),
+            position: membership.position(),
+        };
+        let Some(state) = state.upgrade() else { return };
+        state.gateway.lock().set_peers(peers);
+    }
 }
 
 /// Whether discovery has spoken for all of these clusters within this time.

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 use super::{
     error::ConfigError,
     settings::{
-        AffinityPolicy, AffinitySettings, ClusterSettings, DiscoverySettings, NamedFile, Place,
-        PolicyOption, PolicySettings, Protocol, Settings, TlsSettings, WebhookSettings,
+        AffinityPolicy, AffinitySettings, ClusterSettings, ConfigStoreSettings, DiscoverySettings,
+        EtcdSettings, NamedFile, Place, PolicyOption, PolicySettings, Protocol, RegisterPlace,
+        Settings, TlsSettings, WebhookSettings,
     },
 };
 use crate::{
@@ -29,6 +30,10 @@ pub struct Plan {
     pub(super) clusters: BTreeMap<String, ClusterPlan>,
     /// Of each webhook of each alert, for `https`.
     pub(super) webhooks: Vec<Vec<Option<Tls>>>,
+    /// How the etcd of the configuration is connected to, where that is secured.
+    pub(super) config_store_tls: Option<Tls>,
+    /// The same for the etcd of the registry.
+    pub(super) register_tls: Option<Tls>,
 }
 
 /// What a cluster needs beside its settings.
@@ -36,6 +41,8 @@ pub struct Plan {
 pub(super) struct ClusterPlan {
     pub(super) policy: Arc<dyn Policy>,
     pub(super) tls: Option<Tls>,
+    /// How the etcd that names the endpoints is connected to, where that is secured.
+    pub(super) source_tls: Option<Tls>,
 }
 
 /// A connector and the texts that it was made from: a certificate that was renewed in place is
@@ -44,6 +51,13 @@ pub(super) struct ClusterPlan {
 pub(super) struct Tls {
     pub(super) connector: TlsConnector,
     pub(super) texts: Vec<Vec<u8>>,
+}
+
+impl Tls {
+    /// What a connection was made from, if it is secured.
+    pub(super) fn texts(tls: Option<&Self>) -> Option<&[Vec<u8>]> {
+        tls.map(|tls| tls.texts.as_slice())
+    }
 }
 
 impl Plan {
@@ -75,13 +89,31 @@ impl Plan {
                 Err(mistake) => mistakes.push(mistake),
             }
         }
+        let mut tls = |etcd: Option<&EtcdSettings>| match etcd.map(etcd_tls).transpose() {
+            Ok(tls) => tls.flatten(),
+            Err(mistake) => {
+                mistakes.push(mistake);
+                None
+            }
+        };
+        let config_store = settings.config_store.as_ref();
+        let config_store_tls = tls(config_store.and_then(ConfigStoreSettings::etcd));
+        let register = settings.node.register.as_ref();
+        let register_tls = tls(register.and_then(|register| match &register.place {
+            RegisterPlace::Etcd { etcd, .. } => Some(etcd),
+            RegisterPlace::Redis => None,
+        }));
         if mistakes.is_empty() {
             Ok(Self {
                 settings,
                 clusters,
                 webhooks,
+                config_store_tls,
+                register_tls,
             })
         } else {
+            // One that two name is one mistake.
+            mistakes.dedup();
             Err(ConfigError::new(file, mistakes))
         }
     }
@@ -120,10 +152,24 @@ fn cluster_plan(
         Some(tls) => Some(self::tls(tls, cluster.protocol.into())?),
         None => None,
     };
+    let source_tls = match &cluster.discovery {
+        DiscoverySettings::Etcd { etcd, .. } => etcd_tls(etcd)?,
+        _ => None,
+    };
     Ok(ClusterPlan {
         policy: policy(&cluster.balance, policies)?,
         tls,
+        source_tls,
     })
+}
+
+fn etcd_tls(etcd: &EtcdSettings) -> Result<Option<Tls>, Mistake> {
+    if !etcd.is_secured() {
+        return Ok(None);
+    }
+    let default = TlsSettings::default();
+    let settings = etcd.tls.as_deref().unwrap_or(&default);
+    tls(settings, upstream::Protocol::Http1).map(Some)
 }
 
 fn policy(

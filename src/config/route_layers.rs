@@ -61,7 +61,8 @@ pub(super) fn cache_layer(settings: &CacheSettings, cache: &HttpCache) -> CacheL
     let cache = cache
         .clone()
         .max_staleness(settings.max_staleness)
-        .on_partition(settings.on_partition);
+        .on_partition(settings.on_partition)
+        .audit(settings.audit.value() / 100.0);
     let layer = CacheLayer::new(cache)
         .default_ttl(settings.default_ttl)
         .max_object(settings.max_object)

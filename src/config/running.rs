@@ -9,12 +9,13 @@ use super::{
     checks::checks,
     plan::{ClusterPlan, Tls},
     serve::{Backend, RequestBody, Stack},
-    settings::{ClusterSettings, PolicySettings, Settings, StickySettings},
+    settings::{ClusterSettings, PolicySettings, StickySettings},
+    structure::{Own, Structure},
     watch::{Ground, watch},
 };
 use crate::{
     balance::{BalanceLayer, Sticky},
-    cluster::{Aperture, Cluster, SlowStart, Subset, Subsets, Zones},
+    cluster::{Cluster, SlowStart, Subset},
     error_response::ErrorResponseLayer,
     failover::FailoverLayer,
     upstream::{TcpConnector, Upstream},
@@ -27,37 +28,10 @@ pub(super) struct Running {
     /// Where the last good lists are kept.
     snapshot_dir: Option<PathBuf>,
     tls: Option<Tls>,
+    source_tls: Option<Tls>,
     structure: Structure,
     pub(super) cluster: Cluster,
     upstream: Upstream<RequestBody>,
-}
-
-/// Which part of a cluster takes a request.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Structure {
-    zones: Option<Zones>,
-    subsets: Option<Subsets>,
-    aperture: Option<Aperture>,
-}
-
-impl Structure {
-    /// That of a cluster, for the node of this name.
-    pub(super) fn new(settings: &ClusterSettings, all: &Settings, node: &str) -> Self {
-        let zones = settings.zones.as_ref().zip(all.node.zone.as_deref());
-        let zones = zones.map(|(zones, own)| {
-            let nodes = zones.nodes.iter();
-            Zones::new(own)
-                .min_endpoints(zones.min_endpoints)
-                .nodes(nodes.map(|(zone, nodes)| (zone.as_str(), *nodes)))
-        });
-        Self {
-            zones,
-            subsets: settings.subsets.clone(),
-            aperture: settings
-                .subset_size
-                .map(|size| Aperture::rendezvous(size, node)),
-        }
-    }
 }
 
 impl Running {
@@ -67,7 +41,7 @@ impl Running {
         plan: &ClusterPlan,
         all: Ground<'_>,
     ) -> Self {
-        let watch = watch(name, settings, all);
+        let watch = watch(name, settings, plan, all);
         let cluster = Cluster::new(name, Arc::clone(&plan.policy), watch);
         cluster.set_slow_start(settings.slow_start.map(SlowStart::new));
         cluster.set_panic_threshold(settings.panic_threshold);
@@ -79,6 +53,7 @@ impl Running {
             settings: settings.clone(),
             snapshot_dir: all.settings.node.snapshot_dir.clone(),
             tls: plan.tls.clone(),
+            source_tls: plan.source_tls.clone(),
             structure: Structure::default(),
             cluster,
             upstream,
@@ -93,9 +68,12 @@ impl Running {
         all: Ground<'_>,
     ) -> Self {
         let folder = &all.settings.node.snapshot_dir;
-        if self.settings.discovery != settings.discovery || self.snapshot_dir != *folder {
+        if self.settings.discovery != settings.discovery
+            || Tls::texts(self.source_tls.as_ref()) != Tls::texts(plan.source_tls.as_ref())
+            || self.snapshot_dir != *folder
+        {
             self.snapshot_dir.clone_from(folder);
-            self.cluster.follow(watch(name, settings, all));
+            self.cluster.follow(watch(name, settings, plan, all));
         }
         if self.settings.balance != settings.balance {
             self.cluster.set_policy(Arc::clone(&plan.policy));
@@ -111,9 +89,8 @@ impl Running {
             self.cluster.set_outlier(settings.outlier.clone());
         }
         bound(&self.cluster, settings);
-        let texts = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.texts.clone());
-        let connects_alike =
-            self.settings.connects_like(settings) && texts(&self.tls) == texts(&plan.tls);
+        let connects_alike = self.settings.connects_like(settings)
+            && Tls::texts(self.tls.as_ref()) == Tls::texts(plan.tls.as_ref());
         if !connects_alike {
             let breaker = self.cluster.breaker();
             self.upstream = upstream(settings, plan.tls.as_ref()).breaker(breaker);
@@ -123,22 +100,14 @@ impl Running {
         }
         self.settings = settings.clone();
         self.tls = plan.tls.clone();
+        self.source_tls = plan.source_tls.clone();
         self
     }
 
-    pub(super) fn structured(mut self, structure: &Structure) -> Self {
-        let (before, cluster) = (&self.structure, &self.cluster);
-        if before.zones != structure.zones {
-            cluster.set_zones(structure.zones.clone());
-        }
-        if before.subsets != structure.subsets {
-            cluster.set_subsets(structure.subsets.clone());
-        }
-        if before.aperture != structure.aperture {
-            cluster.set_aperture(structure.aperture);
-        }
-        self.structure = structure.clone();
-        self
+    /// Takes the place of this node into account.
+    pub(super) fn set_place(&mut self, own: &Own) {
+        let structure = Structure::new(&self.settings, own);
+        self.structure.go_over(structure, &self.cluster);
     }
 
     pub(super) fn stack(

@@ -11,6 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{Request, Response, header::HOST};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tower::Service;
 
@@ -51,9 +52,37 @@ pub(super) type Stack = ErrorResponse<Failover<Backend>>;
 /// The layers of a route over those of its cluster.
 pub(super) type RouteStack = Timeout<RateLimit<Cache<Stack>>>;
 
+/// A stack that requests share: to be called, it needs nothing but to be called by one at a time.
+struct Share {
+    stack: RouteStack,
+    /// The one that is called.
+    ready: Mutex<RouteStack>,
+}
+
+impl Share {
+    fn new(stack: RouteStack) -> Self {
+        Self {
+            ready: Mutex::new(stack.clone()),
+            stack,
+        }
+    }
+
+    fn call(
+        &self,
+        request: Request<ClientBody>,
+    ) -> <RouteStack as Service<Request<ClientBody>>>::Future {
+        // The upstream client below is always ready, and so is each layer above it.
+        match self.ready.try_lock() {
+            Some(mut ready) => ready.call(request),
+            // Another thread is at it: a clone counts up all that is in it, which beats to wait.
+            None => self.stack.clone().call(request),
+        }
+    }
+}
+
 /// What a route does with its requests.
 pub(super) struct Target {
-    stacks: Box<[RouteStack]>,
+    shares: Box<[Share]>,
     schedule: Schedule,
     sequence: Sequence,
 }
@@ -62,18 +91,18 @@ impl Target {
     /// Splits requests among these stacks in proportion to their weights.
     pub(super) fn new(shares: impl IntoIterator<Item = (RouteStack, u32)>) -> Self {
         let shares = shares.into_iter();
-        let (stacks, weights): (Vec<_>, Vec<_>) = shares
-            .map(|(stack, weight)| (stack, f64::from(weight)))
+        let (shares, weights): (Vec<_>, Vec<_>) = shares
+            .map(|(stack, weight)| (Share::new(stack), f64::from(weight)))
             .unzip();
         Self {
-            stacks: stacks.into(),
+            shares: shares.into(),
             schedule: Schedule::new(&weights),
             sequence: Sequence::default(),
         }
     }
 
-    fn choose(&self) -> Option<&RouteStack> {
-        match &*self.stacks {
+    fn choose(&self) -> Option<&Share> {
+        match &*self.shares {
             [one] => Some(one),
             several => several.get(self.schedule.next(&self.sequence)?),
         }
@@ -83,7 +112,7 @@ impl Target {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")
-            .field("stacks", &self.stacks.len())
+            .field("shares", &self.shares.len())
             .finish_non_exhaustive()
     }
 }
@@ -129,11 +158,9 @@ impl Service<Request<ClientBody>> for Routes {
         let path = route::resolve(uri.path());
         let target = table.find(request.method(), host, &path, request.headers());
         match target.and_then(Target::choose) {
-            Some(stack) => {
-                // The upstream client below is always ready, and so is each layer above it.
-                let inner = stack.clone().call(request);
-                RouteFuture::Found { inner }
-            }
+            Some(share) => RouteFuture::Found {
+                inner: share.call(request),
+            },
             None => RouteFuture::NoRoute {
                 dialect: Dialect::of(request.headers()),
             },

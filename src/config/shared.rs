@@ -11,11 +11,11 @@ use super::{
     error::LoadError,
     file::ConfigFile,
     plan::Plan,
-    settings::{ConfigPlace, ConfigStoreSettings, Settings},
+    settings::{ConfigStoreSettings, Settings},
 };
 use crate::{
     error::BoxError,
-    store::{Config, ConfigStore, EtcdStore, RedisStore},
+    store::{Config, ConfigStore},
 };
 
 /// What every node reads under one key, on the ground of its own file.
@@ -42,11 +42,11 @@ impl Ground {
 
 impl Shared {
     /// Follows the key of the store.
-    pub(super) fn follow(settings: &ConfigStoreSettings, ground: Ground) -> Self {
-        let store: Arc<dyn ConfigStore> = match &settings.place {
-            ConfigPlace::Etcd(etcd) => Arc::new(EtcdStore::new(etcd.client())),
-            ConfigPlace::Redis(redis) => Arc::new(RedisStore::plain(redis.patient_connection())),
-        };
+    pub(super) fn follow(
+        settings: &ConfigStoreSettings,
+        store: Arc<dyn ConfigStore>,
+        ground: Ground,
+    ) -> Self {
         let source = settings.name();
         let copy = ground.settings.node.snapshot_dir.as_ref();
         let copy = copy.map(|folder| folder.join(file_name(&source)));

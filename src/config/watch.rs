@@ -1,6 +1,12 @@
 //! How the endpoints of a cluster are found.
 
-use super::settings::{ClusterSettings, DiscoverySettings, DnsSettings, Settings};
+use std::time::Duration;
+
+use super::{
+    etcds::Etcds,
+    plan::ClusterPlan,
+    settings::{ClusterSettings, DiscoverySettings, DnsSettings, Settings},
+};
 use crate::{
     discover::{
         Discovery, Dns, EtcdPrefix, File, Fixed, RedisServices, ServiceDiscovery, ServiceName,
@@ -9,14 +15,23 @@ use crate::{
     redis::Connection,
 };
 
+/// The pauses before an etcd is connected to again: a list is to be live soon after it is back.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
 /// What a cluster is made of beside its own settings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ground<'p> {
     pub(super) settings: &'p Settings,
     pub(super) redis: Option<&'p Connection>,
+    pub(super) etcds: &'p Etcds,
 }
 
-pub(super) fn watch(name: &str, settings: &ClusterSettings, all: Ground<'_>) -> ServiceWatch {
+pub(super) fn watch(
+    name: &str,
+    settings: &ClusterSettings,
+    plan: &ClusterPlan,
+    all: Ground<'_>,
+) -> ServiceWatch {
     let service = ServiceName::from(name);
     let discovery = match &settings.discovery {
         DiscoverySettings::Static(endpoints) => {
@@ -34,7 +49,9 @@ pub(super) fn watch(name: &str, settings: &ClusterSettings, all: Ground<'_>) -> 
             Discovery::new(resolved(Dns::srv(name.clone()), resolving))
         }
         DiscoverySettings::Etcd { prefix, etcd } => {
-            Discovery::new(EtcdPrefix::new(etcd.client(), prefix.as_str()).exact())
+            let etcd = all.etcds.client(etcd, plan.source_tls.as_ref());
+            let (least, most) = RECONNECT;
+            Discovery::new(EtcdPrefix::new(etcd, prefix.as_str()).exact()).backoff(least, most)
         }
         DiscoverySettings::Redis { service } => {
             let redis = all.redis.expect("settings name no store that they lack");

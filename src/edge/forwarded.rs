@@ -114,9 +114,13 @@ impl Told {
     /// less, or no address, the client is the farthest of those that are addresses.
     fn client(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Option<ClientAddress> {
         let peer = peer.map(|peer| ClientAddress::from(peer.address));
+        let trusted_hops = self.trusted_hops.load(Relaxed) as usize;
+        if trusted_hops == 0 {
+            return peer;
+        }
         let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
         let written = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-        let believed = written.take(self.trusted_hops.load(Relaxed) as usize);
+        let believed = written.take(trusted_hops);
         believed.map_while(address).last().or(peer)
     }
 

@@ -13,15 +13,16 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri, header, uri::Scheme};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::message::{self, Compare, EtcdError, KeyValue, Operation, Range};
+use super::{
+    connect::{Connector, Secure},
+    folder::Folders,
+    message::{self, Compare, EtcdError, KeyValue, Operation, Range},
+};
 use crate::error::BoxError;
 
 /// A list that is longer is no list of endpoints.
@@ -35,6 +36,7 @@ const MOST_BYTES: usize = 64 << 20;
 ///
 /// - `timeout`: 2 s for an answer, over all servers a server each
 /// - `user`: none
+/// - `tls` (feature `tls`): none, and servers of `https` cannot be reached
 #[derive(Clone)]
 pub struct Etcd {
     shared: Arc<Shared>,
@@ -44,11 +46,13 @@ struct Shared {
     servers: Box<[Uri]>,
     /// The one that answered last.
     preferred: AtomicUsize,
-    client: Client<HttpConnector, Full<Bytes>>,
+    connector: Connector,
+    client: Client<Connector, Full<Bytes>>,
     timeout: Duration,
     user: Option<User>,
     /// What shows who asks, until the server has forgotten it.
     token: Mutex<Option<String>>,
+    folders: Folders,
 }
 
 #[derive(Clone)]
@@ -63,7 +67,7 @@ struct User {
 pub struct InvalidServer(String);
 
 impl Etcd {
-    /// A cluster with these servers, each `http://host:port`.
+    /// A cluster with these servers, each `http://host:port`, or `https://host:port` with TLS.
     ///
     /// # Errors
     ///
@@ -76,19 +80,16 @@ impl Etcd {
         if servers.is_empty() {
             return Err(InvalidServer(String::new()));
         }
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(1)));
-        // A watch may be idle for long: this finds out that its server is gone.
-        connector.set_keepalive(Some(Duration::from_secs(10)));
-        connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+        let connector = Connector::new();
         let shared = Shared {
             servers,
             preferred: AtomicUsize::new(0),
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: client(&connector),
+            connector,
             timeout: Duration::from_secs(2),
             user: None,
             token: Mutex::default(),
+            folders: Folders::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -111,14 +112,28 @@ impl Etcd {
         self.with(|shared| shared.user = Some(user))
     }
 
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "nothing secures"))]
+    pub(super) fn secured_by(self, tls: Arc<dyn Secure>) -> Self {
+        self.with(|shared| {
+            shared.connector = shared.connector.clone().secured_by(tls);
+            shared.client = client(&shared.connector);
+        })
+    }
+
+    pub(super) fn folders(&self) -> &Folders {
+        &self.shared.folders
+    }
+
     fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
         let mut shared = Arc::try_unwrap(self.shared).unwrap_or_else(|shared| Shared {
             servers: shared.servers.clone(),
             preferred: AtomicUsize::new(0),
+            connector: shared.connector.clone(),
             client: shared.client.clone(),
             timeout: shared.timeout,
             user: shared.user.clone(),
             token: Mutex::default(),
+            folders: Folders::default(),
         });
         change(&mut shared);
         Self {
@@ -178,13 +193,17 @@ impl Etcd {
     /// The answer of the first server that has one.
     async fn ask(&self, path: &str, question: &Value) -> Result<Value, EtcdError> {
         let answer = self.asked_of_all(path, question).await;
-        if !matches!(&answer, Err(EtcdError::Refused { status, .. }) if *status == StatusCode::UNAUTHORIZED)
-        {
-            return answer;
+        if answer.as_ref().is_err_and(message::is_unauthenticated) {
+            // The token has run out: once more, with a new one.
+            self.forget_token();
+            return self.asked_of_all(path, question).await;
         }
-        // The token has run out: once more, with a new one.
+        answer
+    }
+
+    /// Has the next question show a new token.
+    pub(super) fn forget_token(&self) {
         *self.shared.token.lock() = None;
-        self.asked_of_all(path, question).await
     }
 
     async fn asked_of_all(&self, path: &str, question: &Value) -> Result<Value, EtcdError> {
@@ -306,15 +325,19 @@ impl Etcd {
     }
 }
 
+fn client(connector: &Connector) -> Client<Connector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new()).build(connector.clone())
+}
+
 fn unreachable_by(error: impl Into<BoxError>) -> EtcdError {
     EtcdError::Unreachable(error.into())
 }
 
-/// `http://host:port`, with or without a path of `/`.
+/// `http://host:port` or `https://host:port`, with or without a path of `/`.
 fn server(text: &str) -> Result<Uri, InvalidServer> {
     let uri: Option<Uri> = text.parse().ok();
     let is_server = |uri: &Uri| {
-        uri.scheme() == Some(&Scheme::HTTP)
+        (uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS))
             && uri.host().is_some_and(|host| !host.is_empty())
             && uri.path() == "/"
             && uri.query().is_none()
@@ -337,13 +360,18 @@ mod tests {
 
     #[test]
     fn a_server_is_named_by_its_url() {
-        for good in ["http://127.0.0.1:2379", "http://[::1]:2379/", "http://etcd"] {
+        for good in [
+            "http://127.0.0.1:2379",
+            "http://[::1]:2379/",
+            "http://etcd",
+            "https://etcd:2379",
+        ] {
             assert!(Etcd::new([good]).is_ok(), "{good}");
         }
         for bad in [
             "",
             "127.0.0.1:2379",
-            "https://e:1",
+            "ftp://e:1",
             "http://e:1/v3",
             "http://e:1?a",
         ] {

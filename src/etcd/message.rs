@@ -35,6 +35,19 @@ pub enum EtcdError {
     Malformed(&'static str),
 }
 
+/// The same error for somebody else.
+pub(super) fn again(error: &EtcdError) -> EtcdError {
+    match error {
+        EtcdError::Unreachable(source) => EtcdError::Unreachable(source.to_string().into()),
+        EtcdError::Refused { status, message } => EtcdError::Refused {
+            status: *status,
+            message: message.clone(),
+        },
+        EtcdError::Compacted => EtcdError::Compacted,
+        EtcdError::Malformed(expected) => EtcdError::Malformed(expected),
+    }
+}
+
 /// A key with its value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeyValue {
@@ -206,6 +219,32 @@ fn pair(value: &Value) -> Result<KeyValue, EtcdError> {
     })
 }
 
+/// Whether who asks is not known any more: a new token may help.
+pub(super) fn is_unauthenticated(error: &EtcdError) -> bool {
+    matches!(error, EtcdError::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED)
+}
+
+/// The status of a refusal in these words, where it matters and the gateway does not say it.
+fn status_of(words: &str) -> Option<StatusCode> {
+    let is = |part| words.contains(part);
+    if is("permission denied") {
+        Some(StatusCode::FORBIDDEN)
+    } else if is("invalid auth token") || is("revision of auth store is old") {
+        Some(StatusCode::UNAUTHORIZED)
+    } else {
+        None
+    }
+}
+
+/// The error that the end of a watch is.
+pub(super) fn canceled(reason: &str) -> EtcdError {
+    let message = reason.to_owned();
+    match status_of(reason) {
+        Some(status) => EtcdError::Refused { status, message },
+        None => EtcdError::Unreachable(message.into()),
+    }
+}
+
 /// The error that an answer with such a status is.
 pub(super) fn refusal(status: StatusCode, body: &[u8]) -> EtcdError {
     let answer: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
@@ -217,7 +256,7 @@ pub(super) fn refusal(status: StatusCode, body: &[u8]) -> EtcdError {
             EtcdError::Compacted
         }
         _ => EtcdError::Refused {
-            status,
+            status: message.and_then(status_of).unwrap_or(status),
             message: message.map_or_else(
                 || String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
                 str::to_owned,
@@ -276,6 +315,25 @@ mod tests {
         assert!(range(&json!({ "header": { "cluster_id": "1" }, "kvs": 3 })).is_err());
         let pair = json!({ "header": { "cluster_id": "1" }, "kvs": [{ "key": "!" }] });
         assert!(range(&pair).is_err());
+    }
+
+    #[test]
+    fn who_is_not_known_any_more_is_told_from_who_may_not() {
+        for (reason, is_known) in [
+            (
+                "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+                false,
+            ),
+            (
+                "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+                true,
+            ),
+            ("etcdserver: no leader", true),
+        ] {
+            assert_eq!(is_unauthenticated(&canceled(reason)), !is_known, "{reason}");
+        }
+        let old = br#"{"message":"etcdserver: revision of auth store is old","code":3}"#;
+        assert!(is_unauthenticated(&refusal(StatusCode::BAD_REQUEST, old)));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! [`Etcd`] is a handle that discovery and stores share; clones share connections. What they build
 //! on is here once: servers that are asked in turn, a bound on every answer, and a watch that tells
-//! compaction and another cluster apart from a lost connection.
+//! compaction and another cluster apart from a lost connection. Services that are followed by one
+//! handle, or its clones, and lie in one folder share one watch.
 //!
 //! # Examples
 //!
@@ -18,10 +19,15 @@
 //! ```
 
 mod client;
+mod connect;
+mod folder;
 mod message;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 
 pub use client::{Etcd, InvalidServer};
+pub(crate) use folder::Follow;
 pub use message::EtcdError;
 #[allow(unused_imports, reason = "stores use the rest")]
 pub(crate) use message::{Change, Compare, KeyValue, Operation, Range};

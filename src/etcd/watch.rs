@@ -47,6 +47,16 @@ impl Etcd {
     ///
     /// [`EtcdError::Compacted`] when they are gone.
     pub(crate) async fn watch(&self, prefix: &[u8], from: i64) -> Result<Watch, EtcdError> {
+        let watch = self.begin_watch(prefix, from).await;
+        if watch.as_ref().is_err_and(message::is_unauthenticated) {
+            // The token has run out: once more, with a new one.
+            self.forget_token();
+            return self.begin_watch(prefix, from).await;
+        }
+        watch
+    }
+
+    async fn begin_watch(&self, prefix: &[u8], from: i64) -> Result<Watch, EtcdError> {
         let response = self.open("watch", &message::watch(prefix, from)).await?;
         let mut watch = Watch {
             cluster: 0,
@@ -149,5 +159,5 @@ fn check(result: &Value) -> Result<(), EtcdError> {
         return Err(EtcdError::Compacted);
     }
     let reason = result["cancel_reason"].as_str().unwrap_or("no reason");
-    Err(EtcdError::Unreachable(reason.to_owned().into()))
+    Err(message::canceled(reason))
 }

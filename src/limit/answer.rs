@@ -1,5 +1,7 @@
 //! The answer to who is denied.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header::RETRY_AFTER};
 
@@ -9,8 +11,13 @@ use crate::refusal::{Dialect, Reason, Refusal, json_string};
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// 429, or 503 where the store cannot be asked; RESOURCE_EXHAUSTED and UNAVAILABLE for gRPC.
-pub(super) fn refuse<B: From<Bytes>>(view: View<'_>, dialect: Dialect) -> Response<B> {
+/// 429, or 503 where the store cannot be asked; RESOURCE_EXHAUSTED and UNAVAILABLE for gRPC. The
+/// client is told to wait so much longer than it must.
+pub(super) fn refuse<B: From<Bytes>>(
+    view: View<'_>,
+    dialect: Dialect,
+    longer: Duration,
+) -> Response<B> {
     let refusal = match view.decision {
         Decision::Unavailable { .. } => {
             Refusal::new(Reason::Overloaded, "the limit cannot be checked now")
@@ -22,6 +29,7 @@ pub(super) fn refuse<B: From<Bytes>>(view: View<'_>, dialect: Dialect) -> Respon
         _ => Refusal::new(Reason::RateLimited, "the limit is reached"),
     };
     let retry_after = view.decision.retry_after();
+    let retry_after = retry_after.map(|span| span.saturating_add(longer));
     match dialect {
         Dialect::Http => {
             let mut response = refusal.into_problem(&members(view));

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::{
     ask::Level,
     quota::{Quota, Rule},
+    status::base64,
 };
 
 pub(super) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -35,19 +36,31 @@ pub(super) fn policy<'a>(limits: impl IntoIterator<Item = (&'a str, &'a Quota)>)
     value(field)
 }
 
-/// `"per-client";r=19;t=1`: how much there is, and when there is more.
-pub(super) fn state<'a>(
-    limits: impl IntoIterator<Item = (&'a str, &'a Quota, &'a Level)>,
-) -> HeaderValue {
+/// How a limit stands for a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State<'a> {
+    pub(super) name: &'a str,
+    pub(super) quota: &'a Quota,
+    pub(super) level: &'a Level,
+    /// What is told of its key.
+    pub(super) partition: Option<u64>,
+}
+
+/// `"per-client";r=19;t=1`: how much there is, and when there is more; with `;pk=:AAAAAAAAAAA=:`
+/// also for which requests.
+pub(super) fn state<'a>(limits: impl IntoIterator<Item = State<'a>>) -> HeaderValue {
     let mut field = String::with_capacity(48);
-    for (name, quota, level) in limits {
-        item(&mut field, name);
-        let remaining = level.remaining;
-        match quota.rule() {
-            Rule::Concurrency => write!(field, ";r={remaining}"),
-            _ => write!(field, ";r={remaining};t={}", seconds(until(level))),
+    for limit in limits {
+        item(&mut field, limit.name);
+        parameter(&mut field, ";r=", limit.level.remaining.into());
+        if limit.quota.rule() != Rule::Concurrency {
+            parameter(&mut field, ";t=", seconds(until(limit.level)));
         }
-        .expect("a string takes every write");
+        if let Some(partition) = limit.partition {
+            // A Byte Sequence is padded (RFC 9651 section 4.1.8).
+            let key = base64(&partition.to_be_bytes());
+            write!(field, ";pk=:{key}=:").expect("a string takes every write");
+        }
     }
     value(field)
 }
@@ -84,6 +97,12 @@ fn item(field: &mut String, name: &str) {
         field.push_str(", ");
     }
     field.push('"');
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if name.bytes().all(is_plain) {
+        field.push_str(name);
+        field.push('"');
+        return;
+    }
     for byte in name.bytes() {
         match byte {
             b'"' | b'\\' => {
@@ -95,6 +114,19 @@ fn item(field: &mut String, name: &str) {
         }
     }
     field.push('"');
+}
+
+/// A parameter that is a number. It stands on every answer, so it is written without `fmt`.
+fn parameter(field: &mut String, key: &str, number: u64) {
+    field.push_str(key);
+    let mut power = 1;
+    while number / power >= 10 {
+        power *= 10;
+    }
+    while power > 0 {
+        field.push(char::from(b'0' + (number / power % 10) as u8));
+        power /= 10;
+    }
 }
 
 fn value(field: String) -> HeaderValue {
@@ -139,6 +171,36 @@ mod tests {
         }
     }
 
+    fn told<'a>(name: &'a str, quota: &'a Quota, level: &'a Level) -> State<'a> {
+        State {
+            name,
+            quota,
+            level,
+            partition: None,
+        }
+    }
+
+    #[test]
+    fn the_key_is_told_as_bytes_where_it_is_told() {
+        let quota = Quota::per_second(1);
+        let level = level(&quota, 1, Duration::ZERO);
+        let partition = Some(0x0123_4567_89ab_cdef);
+        let field = state([State {
+            partition,
+            ..told("a", &quota, &level)
+        }]);
+        let bytes = 0x0123_4567_89ab_cdef_u64.to_be_bytes().to_vec();
+        let items = parsed(&field);
+        assert_eq!(
+            items[0].1[2],
+            ("pk".to_owned(), BareItem::ByteSequence(bytes))
+        );
+        assert!(
+            field.to_str().unwrap().ends_with(";pk=:ASNFZ4mrze8=:"),
+            "{field:?}"
+        );
+    }
+
     #[test]
     fn fields_are_those_of_the_draft() {
         let burst = Quota::per_second(100).burst(20);
@@ -157,7 +219,7 @@ mod tests {
         ];
         let quotas = [("burst", &burst), ("daily", &daily), ("slots", &slots)];
         let items = quotas.iter().zip(&levels);
-        let items = items.map(|((name, quota), level)| (*name, *quota, level));
+        let items = items.map(|((name, quota), level)| told(name, quota, level));
         assert_eq!(
             state(items),
             "\"burst\";r=19;t=1, \"daily\";r=7;t=31, \"slots\";r=0"
@@ -215,7 +277,8 @@ mod tests {
                 prop_assert_eq!(&item.1[..], &expected[..]);
             }
             let states = names().zip(&quotas).zip(&levels);
-            let states = parsed(&state(states.map(|((name, quota), level)| (name, quota, level))));
+            let states = states.map(|((name, quota), level)| told(name, quota, level));
+            let states = parsed(&state(states));
             prop_assert_eq!(states.len(), limits.len());
             for (item, (name, _, _, remaining, millis)) in states.iter().zip(&limits) {
                 prop_assert_eq!(&item.0, &plain(name));
@@ -235,7 +298,7 @@ mod tests {
                 decision: Decision::Deny { retry_after: span },
                 ..level(&quota, 0, Duration::MAX)
             };
-            let items = parsed(&state([("a", &quota, &denied)]));
+            let items = parsed(&state([told("a", &quota, &denied)]));
             prop_assert_eq!(&items[0].1[1], &integer("t", seconds(span)));
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{fmt, hash::Hasher as _};
 
-use siphasher::sip128::{Hasher128 as _, SipHasher13};
+use siphasher::{
+    sip::SipHasher24,
+    sip128::{Hasher128 as _, SipHasher13},
+};
 
 use super::quota::Rule;
 
@@ -21,6 +24,23 @@ impl Fingerprint {
     #[must_use]
     pub fn get(self) -> u128 {
         self.0
+    }
+
+    /// What tells two of them apart and does not tell what they are, without the secret.
+    pub(super) fn hidden(self, secret: Secret) -> u64 {
+        let mut hasher = SipHasher24::new_with_key(&secret.0);
+        hasher.write(&self.0.to_le_bytes());
+        hasher.finish()
+    }
+}
+
+/// By which fingerprints are hidden. Nothing shows it.
+#[derive(Clone, Copy)]
+pub(super) struct Secret(pub(super) [u8; 16]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
     }
 }
 
@@ -106,6 +126,16 @@ mod tests {
             print("a", &["bc", ""], Rule::Gcra),
         ]);
         assert_eq!(prints.len(), 10);
+    }
+
+    #[test]
+    fn who_does_not_know_the_secret_learns_nothing() {
+        let (one, other) = (Fingerprint::from(1), Fingerprint::from(2));
+        let (secret, another) = (Secret([7; 16]), Secret([8; 16]));
+        assert_eq!(one.hidden(secret), one.hidden(secret));
+        assert_ne!(one.hidden(secret), other.hidden(secret));
+        assert_ne!(one.hidden(secret), one.hidden(another));
+        assert_eq!(format!("{secret:?}"), "Secret");
     }
 
     /// Nodes of different versions count together.

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use tower::Layer;
 
-use super::{Limiter, RateLimit, service::Options};
+use super::{Limiter, RateLimit, fingerprint::Secret, service::Options};
 
 /// Refuses requests above their limits; see the [module docs](super).
 ///
@@ -10,6 +10,8 @@ use super::{Limiter, RateLimit, service::Options};
 ///
 /// - `fields`: [`Fields::Ietf`]
 /// - `patience`: none
+/// - `jitter`: none
+/// - `partition_key`: not told
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer {
     limiter: Limiter,
@@ -53,6 +55,23 @@ impl RateLimitLayer {
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.options.patience = patience;
+        self
+    }
+
+    /// Sends clients away for up to so much longer than they must wait, at random, so that those who
+    /// were refused together do not come back together. It is in `Retry-After`, for gRPC in
+    /// `RetryInfo` and `grpc-retry-pushback-ms`; `t` of the `RateLimit` field is the exact time.
+    #[must_use]
+    pub fn jitter(mut self, jitter: Duration) -> Self {
+        self.options.jitter = jitter;
+        self
+    }
+
+    /// Tells in `pk` of the `RateLimit` field which requests count together. It is a hash of the key
+    /// by this secret, which the nodes of a cluster agree on: without it nobody learns the key.
+    #[must_use]
+    pub fn partition_key(mut self, secret: [u8; 16]) -> Self {
+        self.options.partition = Some(Secret(secret));
         self
     }
 

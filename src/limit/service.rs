@@ -13,7 +13,8 @@ use tower::Service;
 use super::{
     Limiter,
     body::ResponseBody,
-    field,
+    field::{self, State},
+    fingerprint::Secret,
     future::{Admission, ResponseFuture},
     layer::Fields,
     limiter::View,
@@ -36,6 +37,9 @@ pub(super) struct Options {
     pub(super) fields: Fields,
     pub(super) patience: Duration,
     pub(super) permits: Permits,
+    pub(super) jitter: Duration,
+    /// The secret of partition keys, where they are told.
+    pub(super) partition: Option<Secret>,
     /// `RateLimit-Policy` when every limit counts the request by its own quota.
     policy: Option<HeaderValue>,
 }
@@ -56,6 +60,8 @@ impl Options {
             fields: Fields::default(),
             patience: Duration::ZERO,
             permits: Permits::Hidden,
+            jitter: Duration::ZERO,
+            partition: None,
             policy: is_fixed.then(|| field::policy(quotas)),
         }
     }
@@ -71,15 +77,19 @@ impl Options {
         if view.asks.is_empty() {
             return Told::default();
         }
-        let limits = view
-            .limits()
-            .map(|(limit, ask, level)| (&**limit.name(), &ask.quota, level));
-        let quotas = || limits.clone().map(|(name, quota, _)| (name, quota));
+        let limits = || view.limits();
+        let quotas = || limits().map(|(limit, ask, _)| (&**limit.name(), &ask.quota));
         Told {
             ietf: ietf.then(|| {
                 let policy = self.policy.clone();
                 let policy = policy.unwrap_or_else(|| field::policy(quotas()));
-                (policy, field::state(limits.clone()))
+                let states = limits().map(|(limit, ask, level)| State {
+                    name: limit.name(),
+                    quota: &ask.quota,
+                    level,
+                    partition: self.partition.map(|secret| ask.fingerprint.hidden(secret)),
+                });
+                (policy, field::state(states))
             }),
             legacy: legacy
                 .then(|| field::legacy(view.levels))
@@ -102,7 +112,8 @@ impl Options {
                 permit: needed.then(|| view.permit()),
             };
         }
-        let mut response = super::answer::refuse(view, dialect);
+        let longer = self.jitter.mul_f64(fastrand::f64());
+        let mut response = super::answer::refuse(view, dialect, longer);
         told.tell(response.headers_mut());
         Admission::Refuse { response }
     }

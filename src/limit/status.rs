@@ -65,7 +65,7 @@ pub(super) fn details<'a>(
         }
         None => status,
     };
-    base64(&status.0)
+    HeaderValue::try_from(base64(&status.0)).expect("base64 is visible ASCII")
 }
 
 fn any(kind: &str, message: &[u8]) -> Message {
@@ -76,16 +76,16 @@ fn any(kind: &str, message: &[u8]) -> Message {
 }
 
 /// Base64 without padding (RFC 4648 section 4), which is how binary metadata is best sent.
-fn base64(bytes: &[u8]) -> HeaderValue {
+pub(super) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let at = |index: usize| u32::from(chunk.get(index).copied().unwrap_or_default());
         let bits = at(0) << 16 | at(1) << 8 | at(2);
         let digits = (0..=chunk.len()).map(|digit| bits >> (18 - 6 * digit) & 63);
-        text.extend(digits.map(|digit| ALPHABET[digit as usize]));
+        text.extend(digits.map(|digit| char::from(ALPHABET[digit as usize])));
     }
-    HeaderValue::try_from(text).expect("base64 is visible ASCII")
+    text
 }
 
 #[cfg(test)]

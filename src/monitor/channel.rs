@@ -1,18 +1,14 @@
 //! What stands between the rules and whoever is told: a queue, and patience.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
 use super::{Alert, Alerter, DeliveryError};
-use crate::time;
+use crate::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time,
+};
 
 /// Alerts that wait, at most.
 const QUEUE: usize = 256;

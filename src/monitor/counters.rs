@@ -136,6 +136,9 @@ pub(super) mod tests {
         assert_eq!(all.quantile(0.5), Some(Duration::from_micros(17_500)));
         let mixed = durations(&[20, 20, 20, 20, 20, 20, 20, 20, 20, 90_000]);
         assert_eq!(mixed.quantile(0.99), Some(Duration::from_secs(10)));
+        // The third of five in the bucket from 50 to 75 ms.
+        let two = durations(&[20, 20, 20, 20, 20, 60, 60, 60, 60, 60]);
+        assert_eq!(two.quantile(0.8), Some(millis(65)));
         let quick = durations(&[1, 1]);
         assert_eq!(quick.quantile(0.5), Some(Duration::from_micros(2_500)));
     }

@@ -15,7 +15,7 @@ use super::{
     instances::{Down, Instances},
     rule::Lost,
 };
-use crate::{cluster::Cluster, member::Member};
+use crate::{cluster::Cluster, discover::State, member::Member};
 
 /// The window of figures that nobody asked for in another one.
 pub(super) const WINDOW: Duration = Duration::from_secs(30);
@@ -35,8 +35,18 @@ struct Watched {
     cluster: Cluster,
     history: History,
     down: Down,
-    instances: Instances,
     collected: Collected,
+    present: Present,
+}
+
+/// How a cluster was at the last look.
+#[derive(Clone, Copy, Debug)]
+struct Present {
+    instances: Instances,
+    discovery: State,
+    in_flight: u64,
+    cpu: Option<Usage>,
+    memory: Option<Usage>,
 }
 
 impl Desk {
@@ -89,71 +99,85 @@ impl Desk {
             let mut clusters = clusters.iter();
             let watched = clusters.find(|watched| **watched.cluster.name() == *name);
             let watched = watched.expect("rules are asked of clusters that are there");
-            watched.metrics(window, now)
+            watched.metrics(window)
         };
         self.board.look(&names, metrics, lost, now)
     }
 
     /// The figures of all clusters over this window.
-    pub(super) fn metrics(&self, window: Duration, now: Instant) -> Vec<ClusterMetrics> {
+    pub(super) fn metrics(&self, window: Duration) -> Vec<ClusterMetrics> {
         let clusters = self.clusters.iter();
-        clusters
-            .map(|watched| watched.metrics(window, now))
-            .collect()
+        clusters.map(|watched| watched.metrics(window)).collect()
     }
 }
 
 impl Watched {
     fn new(cluster: Cluster, now: Instant) -> Self {
         let history = History::new(Counters::of(cluster.totals()), now);
-        let mut down = Down::default();
-        let instances = down.count(cluster.snapshot().members(), now);
+        let (mut down, collected) = (Down::default(), Collected::default());
+        let present = Present::of(&cluster, &mut down, &collected, now);
         Self {
             cluster,
             history,
             down,
-            instances,
-            collected: Collected::default(),
+            collected,
+            present,
         }
     }
 
     fn look(&mut self, longest: Duration, now: Instant) {
         let counters = Counters::of(self.cluster.totals());
         self.history.look(counters, longest, now);
-        let snapshot = Arc::clone(&self.cluster.snapshot());
-        self.instances = self.down.count(snapshot.members(), now);
+        self.present = Present::of(&self.cluster, &mut self.down, &self.collected, now);
     }
 
-    fn metrics(&self, window: Duration, now: Instant) -> ClusterMetrics {
+    fn metrics(&self, window: Duration) -> ClusterMetrics {
         let span = self.history.over(window);
-        let snapshot = Arc::clone(&self.cluster.snapshot());
-        let members = snapshot.members();
-        let uses: Vec<_> = members
-            .iter()
-            .map(|member| self.uses(member, now))
-            .collect();
-        let in_flight = members.iter().map(|member| member.load().in_flight());
+        let Present {
+            instances,
+            discovery,
+            in_flight,
+            cpu,
+            memory,
+        } = self.present;
         ClusterMetrics {
             cluster: Arc::clone(self.cluster.name()),
-            instances: self.instances,
-            discovery: snapshot.discovery(),
-            in_flight: in_flight.sum(),
+            instances,
+            discovery,
+            in_flight,
             window: span.covered,
             requests: span.counted.success + span.counted.failure,
             errors: span.counted.failure,
             cancelled: span.counted.cancelled,
-            cpu: Usage::of(uses.iter().filter_map(|one| one.cpu)),
-            memory: Usage::of(uses.iter().filter_map(|one| one.memory)),
+            cpu,
+            memory,
             span,
         }
     }
+}
 
-    /// What a collector says comes before what the endpoint says.
-    fn uses(&self, member: &Member, now: Instant) -> ResourceUse {
-        let collected = self.collected.of(&member.endpoint().id, now);
-        ResourceUse {
-            cpu: collected.cpu.or_else(|| member.load().cpu(now)),
-            memory: collected.memory.or_else(|| member.load().memory(now)),
+impl Present {
+    fn of(cluster: &Cluster, down: &mut Down, collected: &Collected, now: Instant) -> Self {
+        let snapshot = Arc::clone(&cluster.snapshot());
+        let members = snapshot.members();
+        let in_flight = members.iter().map(|member| member.load().in_flight());
+        let uses = members.iter().map(|member| uses(member, collected, now));
+        let uses: Vec<_> = uses.collect();
+        Self {
+            instances: down.count(members, now),
+            discovery: snapshot.discovery(),
+            in_flight: in_flight.sum(),
+            cpu: Usage::of(uses.iter().filter_map(|one| one.cpu)),
+            memory: Usage::of(uses.iter().filter_map(|one| one.memory)),
         }
+    }
+}
+
+/// What a collector says comes before what the endpoint says.
+fn uses(member: &Member, collected: &Collected, now: Instant) -> ResourceUse {
+    let collected = collected.of(&member.endpoint().id, now);
+    ResourceUse {
+        cpu: collected.cpu.or_else(|| member.load().cpu(now)),
+        memory: collected.memory.or_else(|| member.load().memory(now)),
     }
 }

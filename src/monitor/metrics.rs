@@ -14,11 +14,11 @@ use crate::discover::State;
 pub struct ClusterMetrics {
     /// The name of the cluster.
     pub cluster: Arc<str>,
-    /// How many endpoints are how, now.
+    /// How many endpoints are how, at the last look.
     pub instances: Instances,
-    /// What discovery says of the list, now.
+    /// What discovery says of the list, at the last look.
     pub discovery: State,
-    /// Requests and upgraded connections in flight, now.
+    /// Requests and upgraded connections in flight, at the last look.
     pub in_flight: u64,
     /// How long the window is; shorter than was asked for while less is known.
     pub window: Duration,
@@ -29,9 +29,9 @@ pub struct ClusterMetrics {
     pub errors: u64,
     /// Requests that clients gave up in the window.
     pub cancelled: u64,
-    /// What endpoints use of their processors, now, where any tells.
+    /// What endpoints use of their processors, at the last look, where any tells.
     pub cpu: Option<Usage>,
-    /// What endpoints use of their memory, now, where any tells.
+    /// What endpoints use of their memory, at the last look, where any tells.
     pub memory: Option<Usage>,
     pub(super) span: Span,
 }

@@ -1,6 +1,11 @@
 //! What somebody is to be told of. PURE.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{Channel, ClusterMetrics};
 use crate::discover::State;
@@ -155,8 +160,8 @@ impl Rule {
         Self::new("store_lost", Measure::Store, Side::Above, 0.0).lasting(Duration::from_secs(3))
     }
 
-    /// Looks whether a figure of a cluster is above a threshold. Where the function returns nothing
-    /// it cannot tell, and nothing changes.
+    /// Looks whether a figure of a cluster is above a threshold. Where the function returns nothing,
+    /// or panics, it cannot tell, and nothing changes. It must not ask the monitor.
     #[must_use]
     pub fn above(
         name: impl Into<Arc<str>>,
@@ -167,8 +172,8 @@ impl Rule {
         Self::new(name, measure, Side::Above, threshold)
     }
 
-    /// Looks whether a figure of a cluster is below a threshold. Where the function returns nothing
-    /// it cannot tell, and nothing changes.
+    /// Looks whether a figure of a cluster is below a threshold. Where the function returns nothing,
+    /// or panics, it cannot tell, and nothing changes. It must not ask the monitor.
     #[must_use]
     pub fn below(
         name: impl Into<Arc<str>>,
@@ -287,7 +292,12 @@ impl Rule {
                 let is_stale = matches!(metrics.discovery, State::Stale { .. });
                 Some(f64::from(u8::from(is_stale)))
             }
-            Measure::Function(function) => function(metrics).filter(|value| value.is_finite()),
+            Measure::Function(function) => {
+                // One rule that panics must not end the others.
+                let found = catch_unwind(AssertUnwindSafe(|| function(metrics)));
+                let found = found.unwrap_or_default();
+                found.filter(|value| value.is_finite())
+            }
             Measure::Store => None,
         };
         match self.judge(value) {
@@ -432,6 +442,8 @@ pub(super) mod tests {
         assert_eq!(rule.read(&metrics(1, 0, 1), false), Reading::Unknown);
         assert_eq!(rule.read(&metrics(2, 0, 2), false), Reading::Bad(1.0));
         assert_eq!(rule.read(&metrics(9, 0, 2), false), Reading::Good(4.5));
+        let faulty = Rule::above("faulty", 0.0, |_| panic!("a bug in a rule"));
+        assert_eq!(faulty.read(&metrics(9, 0, 2), false), Reading::Unknown);
         let only = rule.clusters(["orders"]);
         assert!(only.is_about("orders") && !only.is_about("users"));
     }

@@ -1,6 +1,7 @@
 //! One connection of a client, served to its end or until it is told to stop.
 
 use std::{
+    cell::RefCell,
     convert::Infallible,
     fmt,
     pin::Pin,
@@ -8,25 +9,26 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto::{Builder, UpgradeableConnection},
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
 };
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 use tower::Service;
 
 use super::{
     body::ResponseBody,
-    socket::{Blocked, Socket},
+    socket::{Blocked, Socket, Spoken},
     stall::Stalls,
 };
 use crate::{error::BoxError, refusal::Refusals};
@@ -195,15 +197,32 @@ impl fmt::Debug for Handed {
 
 /// The service of one connection, as hyper wants it.
 pub(super) struct Counted<S> {
-    pub(super) service: S,
-    pub(super) link: Arc<Link>,
-    pub(super) sweeps: Arc<AtomicU32>,
-    pub(super) refusals: Arc<Refusals>,
+    /// One connection calls it at a time.
+    service: RefCell<S>,
+    link: Arc<Link>,
+    sweeps: Arc<AtomicU32>,
+    refusals: Arc<Refusals>,
+}
+
+impl<S> Counted<S> {
+    pub(super) fn new(
+        service: S,
+        link: Arc<Link>,
+        sweeps: Arc<AtomicU32>,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        Self {
+            service: RefCell::new(service),
+            link,
+            sweeps,
+            refusals,
+        }
+    }
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Counted<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: ServeBody,
 {
     type Response = Response<ResponseBody<B>>;
@@ -218,7 +237,7 @@ where
         CountedFuture {
             is_http2,
             // A service that must be polled ready first has to be behind something that does it.
-            inner: self.service.clone().call(request),
+            inner: self.service.borrow_mut().call(request),
             in_flight: Some(InFlight::new(&self.link, &self.sweeps)),
             refusals: Arc::clone(&self.refusals),
         }
@@ -263,41 +282,92 @@ where
     }
 }
 
+/// How often a client of HTTP/2 is asked whether it is still there, and for how long it may take
+/// to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How both versions are spoken.
+#[derive(Debug)]
+pub(super) struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl Protocols {
+    pub(super) fn new() -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            // The sweep ends who dawdles, without a timer for each head.
+            .header_read_timeout(None);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
+        Self { http1, http2 }
+    }
+}
+
 pin_project! {
     /// Serves a connection; ends when the client or the server ends it.
     pub(super) struct Connection<S, B>
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-        S: Clone,
         B: ServeBody,
     {
         #[pin]
-        inner: UpgradeableConnection<'static, TokioIo<Socket>, Counted<S>, TokioExecutor>,
+        served: Served<S, B>,
         link: Arc<Link>,
         seen: u8,
         registered: bool,
     }
 }
 
+pin_project! {
+    #[project = ServedProj]
+    enum Served<S, B>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        B: ServeBody,
+    {
+        // The first bytes tell what is spoken.
+        Unknown { begun: Option<Begun<S>> },
+        Http1 { #[pin] inner: http1::UpgradeableConnection<TokioIo<Socket>, Counted<S>> },
+        // Boxed: it is larger, and there are fewer.
+        Http2 { inner: Pin<Box<http2::Connection<TokioIo<Socket>, Counted<S>, TokioExecutor>>> },
+    }
+}
+
+/// What a connection is made of, once it is known what is spoken.
+struct Begun<S> {
+    socket: Socket,
+    service: Counted<S>,
+    protocols: Arc<Protocols>,
+}
+
 impl<S, B> Connection<S, B>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
-    S: Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
     B: ServeBody,
 {
     pub(super) fn new(
-        builder: &Builder<TokioExecutor>,
+        protocols: &Arc<Protocols>,
         stream: TcpStream,
         slot: OwnedSemaphorePermit,
         service: Counted<S>,
     ) -> Self {
         let link = Arc::clone(&service.link);
         let sweeps = Arc::clone(&service.sweeps);
-        let socket = Socket::new(stream, slot, Arc::clone(&link), sweeps);
-        let inner = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
+        let begun = Begun {
+            socket: Socket::new(stream, slot, Arc::clone(&link), sweeps),
+            service,
+            protocols: Arc::clone(protocols),
+        };
         Self {
-            inner: inner.into_owned(),
+            served: Served::Unknown { begun: Some(begun) },
             link,
             seen: 0,
             registered: false,
@@ -305,10 +375,51 @@ where
     }
 }
 
+impl<S, B> Served<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S::Future: Send + 'static,
+    B: ServeBody,
+{
+    fn begin(begun: Begun<S>, spoken: Spoken) -> Self {
+        let Begun {
+            socket,
+            service,
+            protocols,
+        } = begun;
+        let socket = TokioIo::new(socket);
+        match spoken {
+            Spoken::Http1 => {
+                let inner = protocols.http1.serve_connection(socket, service);
+                let inner = inner.with_upgrades();
+                Self::Http1 { inner }
+            }
+            Spoken::Http2 => {
+                let inner = Box::pin(protocols.http2.serve_connection(socket, service));
+                Self::Http2 { inner }
+            }
+        }
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        loop {
+            match self.as_mut().project() {
+                ServedProj::Unknown { begun } => {
+                    let unknown = begun.as_mut().expect("it is taken when it is known");
+                    let spoken = ready!(unknown.socket.poll_spoken(cx))?;
+                    let begun = begun.take().expect("it was there just now");
+                    self.set(Self::begin(begun, spoken));
+                }
+                ServedProj::Http1 { inner } => return inner.poll(cx).map_err(Into::into),
+                ServedProj::Http2 { inner } => return inner.as_mut().poll(cx).map_err(Into::into),
+            }
+        }
+    }
+}
+
 impl<S, B> Future for Connection<S, B>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
-    S: Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
     B: ServeBody,
 {
@@ -327,12 +438,14 @@ where
                 break;
             }
             *this.seen = signal;
-            match signal {
-                LEAVE => {}
-                FINISH => this.inner.as_mut().graceful_shutdown(),
+            match (signal, this.served.as_mut().project()) {
+                (LEAVE, _) => {}
+                (FINISH, ServedProj::Http1 { inner }) => inner.graceful_shutdown(),
+                (FINISH, ServedProj::Http2 { inner }) => inner.as_mut().graceful_shutdown(),
+                // It has not said enough to be asked anything.
                 _ => return Poll::Ready(Ok(())),
             }
         }
-        this.inner.poll(cx)
+        this.served.poll(cx)
     }
 }

@@ -1,16 +1,23 @@
 //! A node among the others of its cluster.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
+use super::peers;
 use crate::{
-    discover::{ServiceDiscovery, ServiceName, ServiceWatch, Snapshot, State},
+    cluster::Position,
+    discover::{
+        Discovery, DiscoveryBackend, ServiceDiscovery, ServiceName, ServiceWatch, Snapshot, State,
+    },
     endpoint::Endpoint,
-    register::{Registration, RegistrationState, Registry},
+    register::{Registration, RegistrationState, Registry, RegistryBackend},
     time,
 };
+
+/// The pauses before the registry is connected to again: a node wants to know soon who is there.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How long the others may take to hear that a node leaves.
 const PROPAGATION: Duration = Duration::from_secs(1);
@@ -143,6 +150,23 @@ impl Membership {
         )
     }
 
+    /// A node of a registry that both backends speak to.
+    #[cfg_attr(
+        not(any(feature = "etcd", feature = "redis")),
+        expect(dead_code, reason = "there is no such registry")
+    )]
+    pub(super) fn in_registry(
+        service: impl Into<ServiceName>,
+        endpoint: Endpoint,
+        registry: impl RegistryBackend,
+        services: impl DiscoveryBackend,
+        ttl: Duration,
+    ) -> Self {
+        let registry = Registry::new(registry).ttl(ttl);
+        let discovery = Discovery::new(services).backoff(RECONNECT.0, RECONNECT.1);
+        Self::new(service, endpoint, registry, &discovery)
+    }
+
     /// A node without others.
     #[must_use]
     pub fn alone(endpoint: Endpoint) -> Self {
@@ -220,6 +244,19 @@ impl Membership {
         nodes
     }
 
+    /// How many nodes there are, this one included and those that drain left out, as far as the
+    /// registry has last said; `None` where it has said nothing.
+    #[must_use]
+    pub fn count(&self) -> Option<u32> {
+        let snapshot = self.shared.cluster.as_ref()?.watch.current();
+        if !matches!(snapshot.state, State::Live | State::Stale { .. }) {
+            return None;
+        }
+        let others = self.others(&snapshot);
+        let others = others.filter(|node| node.state != NodeState::Draining);
+        u32::try_from(others.count() + 1).ok()
+    }
+
     fn others(&self, snapshot: &Snapshot) -> impl Iterator<Item = NodeView> {
         let is_stale = matches!(snapshot.state, State::Stale { .. });
         let others = snapshot.endpoints.iter();
@@ -239,6 +276,33 @@ impl Membership {
     fn is_own(&self, endpoint: &Endpoint) -> bool {
         let own = &self.shared.endpoint;
         endpoint.id == own.id || endpoint.address == own.address
+    }
+
+    /// How many nodes there are in each zone, as [`Zones::nodes`](crate::cluster::Zones::nodes)
+    /// takes them: this one and those that do not leave, where they say in which zone they are.
+    #[must_use]
+    pub fn zones(&self) -> BTreeMap<Arc<str>, u32> {
+        peers::zones(&self.nodes())
+    }
+
+    /// The place of this node among all that do not leave, by the order of their names, as
+    /// [`Aperture::positioned`](crate::cluster::Aperture::positioned) takes it. Nodes that see the
+    /// same nodes have places of their own.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        peers::position(&self.nodes())
+    }
+
+    /// Follows who is there, a change at a time, once it has held still for this long: for what is
+    /// dear to change, such as the place of the node.
+    #[must_use]
+    pub fn peers(&self, still: Duration) -> Peers {
+        Peers {
+            membership: self.clone(),
+            watch: self.watch(),
+            still,
+            told: None,
+        }
     }
 
     /// Follows the instances of the service, this node among them.
@@ -288,6 +352,52 @@ impl Membership {
     }
 }
 
+/// Who is there, when it has held still. Of [`Membership::peers`].
+#[derive(Debug)]
+pub struct Peers {
+    membership: Membership,
+    watch: Option<ServiceWatch>,
+    still: Duration,
+    /// Who was there when it was told last.
+    told: Option<Vec<NodeView>>,
+}
+
+impl Peers {
+    /// Who is there: at first as soon as the registry has spoken, then each time it has changed and
+    /// held still. A node that is alone is told so once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no change.
+    pub async fn next(&mut self) -> Vec<NodeView> {
+        let Some(watch) = &mut self.watch else {
+            if self.told.is_some() {
+                std::future::pending::<()>().await;
+            }
+            return self.tell();
+        };
+        watch.ready().await;
+        if self.told.is_none() {
+            return self.tell();
+        }
+        loop {
+            let is_news = self.told.as_ref() != Some(&self.membership.nodes());
+            match is_news {
+                // An error says that nothing has changed meanwhile.
+                true if timeout(self.still, watch.changed()).await.is_err() => return self.tell(),
+                true => {}
+                false => drop(watch.changed().await),
+            }
+        }
+    }
+
+    fn tell(&mut self) -> Vec<NodeView> {
+        let nodes = self.membership.nodes();
+        self.told = Some(nodes.clone());
+        nodes
+    }
+}
+
 impl fmt::Debug for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Membership")
@@ -300,7 +410,7 @@ impl fmt::Debug for Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{discover::Discovery, register::Memory};
+    use crate::register::Memory;
 
     fn endpoint(port: u16) -> Endpoint {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
@@ -321,7 +431,7 @@ mod tests {
     }
 
     async fn sees(member: &Membership, expected: &[&str]) {
-        let waited = tokio::time::timeout(Duration::from_secs(30), async {
+        let waited = timeout(Duration::from_secs(30), async {
             while seen(member) != expected {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -335,12 +445,16 @@ mod tests {
     async fn nodes_see_each_other_come_and_go() {
         let memory = Memory::new();
         let (one, two) = (member(&memory, 1), member(&memory, 2));
-        assert_eq!(seen(&one), ["node-1 starting"]);
+        assert_eq!(
+            (seen(&one), one.count()),
+            (vec!["node-1 starting".to_owned()], None)
+        );
         one.register();
         two.register();
         two.register();
         sees(&one, &["node-1 live", "node-2 live"]).await;
         sees(&two, &["node-2 live", "node-1 live"]).await;
+        assert_eq!((one.count(), two.count()), (Some(2), Some(2)));
 
         let begun = time::now();
         one.leave().await;
@@ -373,13 +487,52 @@ mod tests {
         assert!(time::now() - begun <= PROPAGATION);
     }
 
+    fn ids(nodes: &[NodeView]) -> Vec<&str> {
+        nodes.iter().map(|node| node.endpoint.id.as_str()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_there_is_told_when_it_holds_still() {
+        let memory = Memory::new();
+        let one = member(&memory, 1);
+        let mut peers = one.peers(Duration::from_secs(15));
+        assert_eq!(ids(&peers.next().await), ["node-1"]);
+        one.register();
+        let two = member(&memory, 2);
+        two.register();
+        sees(&one, &["node-1 live", "node-2 live"]).await;
+        let begun = time::now();
+        // It leaves and comes back while it is waited for.
+        let restless = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            two.leave().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let again = member(&memory, 2);
+            again.register();
+            again
+        };
+        let (nodes, again) = tokio::join!(peers.next(), restless);
+        assert_eq!(ids(&nodes), ["node-1", "node-2"]);
+        let waited = time::now() - begun;
+        assert!(waited > Duration::from_secs(26), "{waited:?}");
+        assert_eq!(one.position(), Position::new(0, 2).ok());
+        assert_eq!(again.position(), Position::new(1, 2).ok());
+        drop(again);
+        assert_eq!(ids(&peers.next().await), ["node-1"]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_node_that_is_alone_sees_itself() {
         let alone = Membership::alone(endpoint(1));
         assert_eq!(seen(&alone), ["node-1 starting"]);
         alone.register();
         assert_eq!(seen(&alone), ["node-1 live"]);
+        let mut peers = alone.peers(Duration::from_secs(1));
+        assert_eq!(ids(&peers.next().await), ["node-1"]);
+        let more = timeout(Duration::from_secs(60), peers.next());
+        assert!(more.await.is_err());
         alone.leave().await;
         assert_eq!(seen(&alone), ["node-1 draining"]);
+        assert_eq!(alone.count(), None);
     }
 }

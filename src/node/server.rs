@@ -15,10 +15,6 @@ use std::{
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioTimer},
-    server::conn::auto::Builder,
-};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -30,17 +26,12 @@ use tower::Service;
 
 use super::{
     Listener,
-    connection::{Connection, Counted, Link, ServeBody},
+    connection::{Connection, Counted, Link, Protocols, ServeBody},
 };
 use crate::{refusal::Refusals, time};
 
 /// Sweeps in one keep-alive time.
 const SWEEPS: u32 = 4;
-
-/// How often a client of HTTP/2 is asked whether it is still there, and for how long it may take
-/// to say so.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a connection is silent before the operating system asks whether the client is there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -251,7 +242,7 @@ async fn accept<M, S, B>(
     S::Future: Send + 'static,
     B: ServeBody,
 {
-    let builder = builder();
+    let protocols = Arc::new(Protocols::new());
     let slots = Arc::new(Semaphore::new(listener.max_connections));
     let mut over = pin!(async {
         // A server that was dropped wants no more clients either.
@@ -287,13 +278,13 @@ async fn accept<M, S, B>(
             number,
             connections: Arc::clone(&connections),
         };
-        let service = Counted {
-            service: make(peer),
+        let service = Counted::new(
+            make(peer),
             link,
-            sweeps: Arc::clone(&connections.sweeps),
-            refusals: Arc::clone(&connections.refusals),
-        };
-        let connection = Connection::new(&builder, stream, slot, service);
+            Arc::clone(&connections.sweeps),
+            Arc::clone(&connections.refusals),
+        );
+        let connection = Connection::new(&protocols, stream, slot, service);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(event = "client_connection", %peer, %error, "connection ended");
@@ -308,21 +299,6 @@ async fn accept<M, S, B>(
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
-}
-
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // The sweep ends who dawdles, without a timer for each head.
-        .header_read_timeout(None);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    builder
 }
 
 /// An error of one connection costs nothing; one of the whole process, such as no descriptors

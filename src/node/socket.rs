@@ -7,14 +7,16 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use bytes::{Buf as _, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
+use tokio_util::io::poll_read_buf;
 
 use super::connection::Link;
 
@@ -41,9 +43,24 @@ impl Default for Blocked {
     }
 }
 
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Http1,
+    Http2,
+}
+
+/// How every connection of HTTP/2 begins (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How much is read to know what is spoken: as much as hyper reads, so that it finds a request whole.
+const FIRST_READ: usize = 8 * 1024;
+
 /// A socket that is watched from outside.
 pub(super) struct Socket {
     stream: TcpStream,
+    /// What was read to know what is spoken.
+    first: BytesMut,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
     /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
@@ -59,9 +76,36 @@ impl Socket {
     ) -> Self {
         Self {
             stream,
+            first: BytesMut::new(),
             link,
             sweeps,
             _slot: slot,
+        }
+    }
+
+    /// What the client speaks, which its first bytes tell. They are read again.
+    pub(super) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Spoken>> {
+        loop {
+            let seen = self.first.len().min(PREFACE.len());
+            if self.first[..seen] != PREFACE[..seen] {
+                return Poll::Ready(Ok(Spoken::Http1));
+            }
+            if seen == PREFACE.len() {
+                return Poll::Ready(Ok(Spoken::Http2));
+            }
+            if self.first.capacity() == 0 {
+                // Not before there is something to read: until then a connection is small.
+                ready!(self.stream.poll_read_ready(cx))?;
+                self.first.reserve(FIRST_READ);
+            }
+            let read = ready!(poll_read_buf(
+                Pin::new(&mut self.stream),
+                cx,
+                &mut self.first
+            ))?;
+            if read == 0 {
+                return Poll::Ready(Ok(Spoken::Http1));
+            }
         }
     }
 
@@ -86,7 +130,16 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first[..length]);
+        self.first.advance(length);
+        if self.first.is_empty() {
+            self.first = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

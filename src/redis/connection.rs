@@ -136,31 +136,85 @@ impl Connection {
         keys: Vec<Argument>,
         arguments: Vec<Argument>,
     ) -> Result<Value, RedisError> {
-        let count = keys.len() as u64;
-        // Of a custom command the client heeds no hash but this: with any other, the text of the
-        // script would decide which server of a cluster gets it.
-        let slot = slot(&keys);
-        let call = |name: &'static str, script: Value| {
-            // The client has functions for these, which do not pipeline: each would wait for the
-            // answer of the one before it.
-            let command = CustomCommand::new_static(name, ClusterHash::Custom(slot), false);
-            let head = [script, Argument::from(count).into()];
-            let rest = keys.iter().chain(&arguments).cloned().map(Value::from);
-            self.call(client, command, head.into_iter().chain(rest).collect())
-        };
-        let answer = call("EVALSHA", script.hash.clone().into()).await;
-        match answer {
-            Err(RedisError::Refused(error)) if error.details().starts_with("NOSCRIPT") => {
-                call("EVAL", script.text.into()).await
+        match self
+            .evaluate_known(client, script, &keys, &arguments)
+            .await?
+        {
+            Some(answer) => Ok(answer),
+            None => {
+                let text = script.text.clone().into();
+                self.evaluate(client, "EVAL", text, &keys, &arguments).await
             }
-            answer => answer,
         }
     }
 
-    /// Gets the value of a key.
-    pub(crate) async fn value(&self, key: Argument) -> Result<Value, RedisError> {
-        let command = CustomCommand::new_static("GET", ClusterHash::FirstKey, false);
-        self.call(&self.shared.client, command, vec![key.into()])
+    /// Runs a script if the server knows it; none if it does not, and it does not learn it.
+    pub(crate) async fn run_known(
+        &self,
+        script: &Script,
+        keys: &[Argument],
+        arguments: &[Argument],
+    ) -> Result<Option<Value>, RedisError> {
+        let client = &self.shared.client;
+        self.evaluate_known(client, script, keys, arguments).await
+    }
+
+    /// Runs a script by its text, from which on the server knows it.
+    pub(crate) async fn run_text(
+        &self,
+        script: &Script,
+        keys: &[Argument],
+        arguments: &[Argument],
+    ) -> Result<Value, RedisError> {
+        let text = script.text.clone().into();
+        self.evaluate(&self.shared.client, "EVAL", text, keys, arguments)
+            .await
+    }
+
+    async fn evaluate_known(
+        &self,
+        client: &Client,
+        script: &Script,
+        keys: &[Argument],
+        arguments: &[Argument],
+    ) -> Result<Option<Value>, RedisError> {
+        let hash = script.hash.clone().into();
+        let answer = self.evaluate(client, "EVALSHA", hash, keys, arguments);
+        match answer.await {
+            Err(RedisError::Refused(error)) if error.details().starts_with("NOSCRIPT") => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    async fn evaluate(
+        &self,
+        client: &Client,
+        name: &'static str,
+        script: Value,
+        keys: &[Argument],
+        arguments: &[Argument],
+    ) -> Result<Value, RedisError> {
+        // The client has functions for these, which do not pipeline: each would wait for the
+        // answer of the one before it. Of a custom command it heeds no hash but this: with any
+        // other, the text of the script would decide which server of a cluster gets it.
+        let hash = ClusterHash::Custom(slot(keys));
+        let command = CustomCommand::new_static(name, hash, false);
+        let mut values = Vec::with_capacity(2 + keys.len() + arguments.len());
+        values.extend([script, Argument::from(keys.len() as u64).into()]);
+        values.extend(keys.iter().chain(arguments).cloned().map(Value::from));
+        self.call(client, command, values).await
+    }
+
+    /// Gets fields of a hash.
+    pub(crate) async fn fields(
+        &self,
+        key: Argument,
+        fields: [&'static str; 2],
+    ) -> Result<Value, RedisError> {
+        let command = CustomCommand::new_static("HMGET", ClusterHash::FirstKey, false);
+        let fields = fields.map(|field| Argument::from(field).into());
+        let arguments = std::iter::once(key.into()).chain(fields);
+        self.call(&self.shared.client, command, arguments.collect())
             .await
     }
 

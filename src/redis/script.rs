@@ -7,15 +7,24 @@ use fred::{bytes_utils::Str, types::Value, util::sha1_hash};
 /// A script, and the name under which a server that has seen it knows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
-    pub(super) text: &'static str,
+    pub(super) text: Str,
     pub(super) hash: Str,
 }
 
 impl Script {
     pub(crate) fn new(text: &'static str) -> Self {
+        Self::of(Str::from_static(text))
+    }
+
+    /// A script that was written for somebody.
+    pub(crate) fn written(text: String) -> Self {
+        Self::of(text.into())
+    }
+
+    fn of(text: Str) -> Self {
         Self {
+            hash: sha1_hash(&text).into(),
             text,
-            hash: sha1_hash(text).into(),
         }
     }
 }

@@ -17,8 +17,9 @@ use crate::{
 /// /services/api-gateway/127.0.0.1:8080   {"id": "127.0.0.1:8080", "address": "127.0.0.1:8080", …}
 /// ```
 ///
-/// A record hangs on a lease, in whole seconds, rounded up. A heartbeat keeps the lease alive and
-/// writes the record again.
+/// A record hangs on a lease, in whole seconds, rounded up. A heartbeat keeps the lease alive, looks
+/// at the whole record, and writes it again where it is not as it should be: who watches is not told
+/// of every heartbeat.
 #[derive(Clone, Debug)]
 pub struct EtcdRegistry {
     etcd: Etcd,
@@ -55,14 +56,15 @@ impl EtcdRegistry {
             None => self.etcd.grant(ttl).await?,
         };
         let key = self.key(&record);
+        let value = listing::json(&record.endpoint).to_string().into_bytes();
         let found = self.etcd.get(&key).await?;
-        let was_there = found.is_some_and(|found| kept == Some(found.lease));
-        let put = Operation::Put {
-            key,
-            value: listing::json(&record.endpoint).to_string().into_bytes(),
-            lease,
-        };
-        self.etcd.transaction(&[], &[put]).await?;
+        let was_there = found
+            .as_ref()
+            .is_some_and(|found| kept == Some(found.lease));
+        if !was_there || found.is_none_or(|found| found.value != value) {
+            let put = Operation::Put { key, value, lease };
+            self.etcd.transaction(&[], &[put]).await?;
+        }
         Ok(Announced::new(Some(lease.to_string().into()), was_there))
     }
 

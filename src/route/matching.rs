@@ -64,6 +64,14 @@ impl Match {
         self.takes(method, bare(host), path, headers)
     }
 
+    pub(super) fn host_pattern(&self) -> Option<&HostPattern> {
+        self.host.as_ref()
+    }
+
+    pub(super) fn prefix(&self) -> Option<&str> {
+        self.path.as_ref().map(PathPrefix::as_str)
+    }
+
     /// As [`matches`](Self::matches), of a host that is [`bare`] already.
     pub(super) fn takes(
         &self,

@@ -2,6 +2,8 @@
 //!
 //! A [`Match`] holds conditions on host, path, method and headers; a [`Table`] gives the target of
 //! the first match that takes a request. Both are plain data, and asking them allocates nothing.
+//! Of many routes, only those are looked at that ask for the host and for a prefix of the path, or
+//! for none; hosts with a wildcard count as none.
 //!
 //! What is compared is what the client sent: paths are neither decoded nor normalised, so that the
 //! endpoint sees the very path that was routed.
@@ -25,6 +27,7 @@
 //! ```
 
 mod host;
+mod index;
 mod matching;
 mod path;
 mod resolve;

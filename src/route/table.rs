@@ -2,15 +2,20 @@
 
 use http::{HeaderMap, Method};
 
-use super::{host::bare, matching::Match};
+use super::{host::bare, index::Index, matching::Match};
 
 /// Routes in order; the first that takes a request decides.
 ///
-/// Built once and then only asked, so that an index can come without a change for its users.
+/// Built once and then only asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table<T> {
     routes: Vec<(Match, T)>,
+    /// None where a look at each route is quicker.
+    index: Option<Index>,
 }
+
+/// So many routes are looked at one by one.
+const FEW: usize = 12;
 
 impl<T> Table<T> {
     /// The target of the first route that takes the request. `host` is the value of `Host` or
@@ -18,10 +23,12 @@ impl<T> Table<T> {
     #[must_use]
     pub fn find(&self, method: &Method, host: &str, path: &str, headers: &HeaderMap) -> Option<&T> {
         let host = bare(host);
-        self.routes
-            .iter()
-            .find(|(condition, _)| condition.takes(method, host, path, headers))
-            .map(|(_, target)| target)
+        let takes = |(condition, _): &(Match, T)| condition.takes(method, host, path, headers);
+        let found = match &self.index {
+            Some(index) => index.first(host, path, |number| takes(&self.routes[number])),
+            None => self.routes.iter().position(takes),
+        };
+        found.map(|number| &self.routes[number].1)
     }
 
     /// The routes in order.
@@ -35,14 +42,20 @@ impl<T> Table<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { routes: Vec::new() }
+        Self {
+            routes: Vec::new(),
+            index: None,
+        }
     }
 }
 
 impl<T> FromIterator<(Match, T)> for Table<T> {
     fn from_iter<I: IntoIterator<Item = (Match, T)>>(routes: I) -> Self {
+        let routes: Vec<_> = routes.into_iter().collect();
+        let conditions = routes.iter().map(|(condition, _)| condition);
         Self {
-            routes: routes.into_iter().collect(),
+            index: (routes.len() > FEW).then(|| Index::new(conditions)),
+            routes,
         }
     }
 }
@@ -167,7 +180,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_table_agrees_with_a_naive_one(
-            routes in vec(route(), 0..6),
+            routes in vec(route(), 0..4 * FEW),
             method in method(),
             host in select(vec!["a.com", "A.com:80", "b.a.com.", "c.b.A.com", "com", "ba.com", ""]),
             path in path(),

@@ -12,10 +12,10 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The timeout in `grpc-timeout` (gRPC over HTTP/2, `TimeoutValue TimeoutUnit`: at most eight
 /// digits). A value that is malformed is no deadline.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     if Dialect::of(headers) != Dialect::Grpc {
         return None;
     }
+    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{http1, http2};
 use crate::error::{BoxError, TransportError, TransportErrorKind};
@@ -116,58 +116,63 @@ enum Source<B: SendBody> {
     /// There is nothing to come.
     Ended,
     /// The connection is driven along with the body, and put back at its end.
-    Driven {
-        body: Incoming,
-        connection: Box<http1::Connection<B>>,
+    Driven(Box<http1::Connection<B>>),
+    /// The connection is driven by a task of its own, which sends the rest of the request.
+    Early {
+        frames: mpsc::Receiver<Result<Frame<Bytes>, TransportError>>,
+        left: SizeHint,
+        /// Tells the task when nobody wants the response any more.
+        _wants: oneshot::Sender<Infallible>,
     },
     /// The connection runs in a task of its own.
     Running {
         body: Incoming,
         /// How far the request has come, which may still be on its way.
         progress: Option<Progress>,
-        _stream: Option<http2::Stream<B>>,
-        /// Tells the connection when the response has ended.
-        _running: Option<oneshot::Sender<Infallible>>,
+        _stream: http2::Stream<B>,
     },
 }
 
 impl<B: SendBody> ResponseBody<B> {
-    pub(super) fn driven(body: Incoming, connection: Box<http1::Connection<B>>) -> Self {
+    pub(super) fn ended() -> Self {
+        Self {
+            source: Source::Ended,
+        }
+    }
+
+    pub(super) fn driven(connection: Box<http1::Connection<B>>) -> Self {
         let mut driven = Self {
-            source: Source::Driven { body, connection },
+            source: Source::Driven(connection),
         };
         driven.park_at_end();
         driven
     }
 
+    /// The response came while the request was still on its way.
+    pub(super) fn early(
+        frames: mpsc::Receiver<Result<Frame<Bytes>, TransportError>>,
+        left: SizeHint,
+        wants: oneshot::Sender<Infallible>,
+    ) -> Self {
+        Self {
+            source: Source::Early {
+                frames,
+                left,
+                _wants: wants,
+            },
+        }
+    }
+
     pub(super) fn running(
         body: Incoming,
         progress: Option<Progress>,
-        stream: Option<http2::Stream<B>>,
+        stream: http2::Stream<B>,
     ) -> Self {
         Self {
             source: Source::Running {
                 body,
                 progress,
                 _stream: stream,
-                _running: None,
-            },
-        }
-    }
-
-    /// The response came while the request was still on its way. `running` is dropped when the
-    /// response has ended.
-    pub(super) fn early(
-        body: Incoming,
-        progress: Option<Progress>,
-        running: oneshot::Sender<Infallible>,
-    ) -> Self {
-        Self {
-            source: Source::Running {
-                body,
-                progress,
-                _stream: None,
-                _running: Some(running),
             },
         }
     }
@@ -181,9 +186,7 @@ impl<B: SendBody> ResponseBody<B> {
     }
 
     fn park(&mut self) {
-        if let Source::Driven { connection, .. } =
-            std::mem::replace(&mut self.source, Source::Ended)
-        {
+        if let Source::Driven(connection) = std::mem::replace(&mut self.source, Source::Ended) {
             connection.park();
         }
     }
@@ -198,51 +201,55 @@ impl<B: SendBody> Body for ResponseBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
         let frame = match &mut self.source {
-            Source::Ended => return Poll::Ready(None),
-            Source::Driven { body, connection } => ready!(connection.poll_frame(body, cx)),
-            Source::Running { body, .. } => ready!(Pin::new(body).poll_frame(cx)),
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                // Nothing follows trailers, although a chunked body does not say so.
-                if frame.is_trailers() {
-                    self.park();
-                } else {
-                    self.park_at_end();
+            Source::Ended => None,
+            Source::Driven(connection) => ready!(connection.poll_frame(cx)),
+            Source::Early { frames, left, .. } => {
+                let frame = ready!(frames.poll_recv(cx));
+                if let (Some(exact), Some(Ok(frame))) = (left.exact(), &frame) {
+                    let data = frame.data_ref().map_or(0, Bytes::len);
+                    *left = SizeHint::with_exact(exact.saturating_sub(data as u64));
                 }
-                Poll::Ready(Some(Ok(frame)))
+                frame
             }
-            Some(Err(error)) => {
-                let source = std::mem::replace(&mut self.source, Source::Ended);
-                let kind = match source {
-                    // Who broke off the request took the response with it.
-                    Source::Running {
-                        progress: Some(progress),
-                        ..
-                    } if progress.is_failed() => TransportErrorKind::RequestBody,
-                    _ => TransportErrorKind::Lost,
-                };
-                let error = TransportError::new(kind).written().caused_by(error);
-                Poll::Ready(Some(Err(error)))
+            Source::Running { body, progress, .. } => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                frame.map(|frame| {
+                    frame.map_err(|error| {
+                        // Who broke off the request took the response with it.
+                        let is_broken = progress.as_ref().is_some_and(Progress::is_failed);
+                        let kind = match is_broken {
+                            true => TransportErrorKind::RequestBody,
+                            false => TransportErrorKind::Lost,
+                        };
+                        TransportError::new(kind).written().caused_by(error)
+                    })
+                })
             }
-            None => {
-                self.park();
-                Poll::Ready(None)
-            }
+        };
+        match &frame {
+            // Nothing follows trailers, although a chunked body does not say so.
+            Some(Ok(frame)) if !frame.is_trailers() => self.park_at_end(),
+            Some(Ok(_)) | None => self.park(),
+            Some(Err(_)) => self.source = Source::Ended,
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Ended => true,
-            Source::Driven { body, .. } | Source::Running { body, .. } => body.is_end_stream(),
+            Source::Driven(connection) => connection.is_received(),
+            Source::Early { left, .. } => left.exact() == Some(0),
+            Source::Running { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Ended => SizeHint::with_exact(0),
-            Source::Driven { body, .. } | Source::Running { body, .. } => body.size_hint(),
+            Source::Driven(connection) => connection.size_hint(),
+            Source::Early { left, .. } => *left,
+            Source::Running { body, .. } => body.size_hint(),
         }
     }
 }

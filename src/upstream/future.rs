@@ -13,12 +13,12 @@ use http::{
     Request, Response, StatusCode, Version,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::PollSender;
 
 use super::{
-    body::{Progress, RequestBody, ResponseBody, SendBody},
-    http1::{self, Connection},
+    body::{Progress, ResponseBody, SendBody},
+    http1::{self, Connection, Failure},
     http2,
     tunnel::Offer,
 };
@@ -37,7 +37,7 @@ pub struct ResponseFuture<B: SendBody> {
 }
 
 /// A connection with the request that waited for it.
-type Acquired<B> = Result<(Box<Connection<B>>, Request<RequestBody<B>>), TransportError>;
+type Acquired<B> = Result<(Box<Connection<B>>, Request<B>), TransportError>;
 
 enum State<B: SendBody> {
     Http1(Http1<B>),
@@ -50,7 +50,6 @@ enum State<B: SendBody> {
 /// A request over HTTP/1.1.
 struct Http1<B: SendBody> {
     pool: Arc<http1::Pool<B>>,
-    progress: Option<Progress>,
     upgrade: Option<Offer>,
     step: Step<B>,
 }
@@ -78,14 +77,10 @@ impl<B: SendBody> ResponseFuture<B> {
         request: Request<B>,
         upgrade: Option<Offer>,
     ) -> Self {
-        let (parts, body) = request.into_parts();
-        let (body, progress) = RequestBody::new(body);
-        let request = Request::from_parts(parts, body);
         let step = Step::start(&pool, request);
         Self {
             state: State::Http1(Http1 {
                 pool,
-                progress,
                 upgrade,
                 step,
             }),
@@ -103,7 +98,7 @@ impl<B: SendBody> ResponseFuture<B> {
 }
 
 impl<B: SendBody> Step<B> {
-    fn start(pool: &Arc<http1::Pool<B>>, request: Request<RequestBody<B>>) -> Self {
+    fn start(pool: &Arc<http1::Pool<B>>, request: Request<B>) -> Self {
         match pool.idle() {
             Some(connection) => Self::exchange(connection, request),
             None => {
@@ -113,7 +108,7 @@ impl<B: SendBody> Step<B> {
         }
     }
 
-    fn exchange(mut connection: Box<Connection<B>>, request: Request<RequestBody<B>>) -> Self {
+    fn exchange(mut connection: Box<Connection<B>>, request: Request<B>) -> Self {
         connection.send(request);
         Self::Exchange { connection }
     }
@@ -139,19 +134,12 @@ impl<B: SendBody> Http1<B> {
                     };
                     match exchanged {
                         Ok(response) => return Poll::Ready(self.respond(response, connection)),
-                        Err(mut error) => match error.take_message() {
-                            // A connection that had been idle closed just now. Each such loss
-                            // takes one out of the pool, so this ends with a fresh connection.
-                            Some(request) if connection.is_reused() => {
-                                self.step = Step::start(&self.pool, request);
-                            }
-                            unsent => {
-                                let written = unsent.is_none();
-                                let progress = self.progress.as_ref();
-                                let error = failure(error.into_error(), written, progress);
-                                return Poll::Ready(Err(error));
-                            }
-                        },
+                        // A connection that had been idle closed just now. Each such loss takes one
+                        // out of the pool, so this ends with a fresh connection.
+                        Err(Failure::Unsent(request)) => {
+                            self.step = Step::start(&self.pool, request);
+                        }
+                        Err(Failure::Error(error)) => return Poll::Ready(Err(error)),
                     }
                 }
                 Step::Done => panic!("polled after it was ready"),
@@ -161,29 +149,30 @@ impl<B: SendBody> Http1<B> {
 
     fn respond(
         &mut self,
-        response: Response<Incoming>,
+        response: Response<()>,
         connection: Box<Connection<B>>,
     ) -> Result<Response<ResponseBody<B>>, TransportError> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response, connection);
         }
-        let is_sent = self.progress.as_ref().is_none_or(Progress::is_over);
-        Ok(response.map(|body| {
-            if is_sent {
-                ResponseBody::driven(body, connection)
-            } else {
-                // The endpoint answers while it still reads. Who reads the answer slowly must not
-                // hold up the rest of the request.
-                let (running, ended) = oneshot::channel();
-                tokio::spawn(connection.complete(ended, self.pool.idle_timeout()));
-                ResponseBody::early(body, self.progress.take(), running)
+        Ok(response.map(|()| {
+            if connection.is_sent() {
+                return ResponseBody::driven(connection);
             }
+            // The endpoint answers while it still reads. Who reads the answer slowly must not hold up
+            // the rest of the request.
+            let (frames, body) = mpsc::channel(1);
+            let (wants, wanted) = oneshot::channel();
+            let body = ResponseBody::early(body, connection.size_hint(), wants);
+            let frames = PollSender::new(frames);
+            tokio::spawn(connection.complete(frames, wanted, self.pool.idle_timeout()));
+            body
         }))
     }
 
     fn switch(
         &mut self,
-        response: Response<Incoming>,
+        response: Response<()>,
         connection: Box<Connection<B>>,
     ) -> Result<Response<ResponseBody<B>>, TransportError> {
         let Some(offer) = self.upgrade.take() else {
@@ -192,7 +181,7 @@ impl<B: SendBody> Http1<B> {
                 .caused_by("101 Switching Protocols, which the request did not ask for"));
         };
         offer.accept(connection);
-        Ok(response.map(|body| ResponseBody::running(body, None, None)))
+        Ok(response.map(|()| ResponseBody::ended()))
     }
 }
 

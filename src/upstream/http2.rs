@@ -160,9 +160,7 @@ impl<B: SendBody> Pool<B> {
             let mut sender = stream.connection.sender.clone();
             match sender.try_send_request(request).await {
                 Ok(response) => {
-                    return Ok(
-                        response.map(|body| ResponseBody::running(body, progress, Some(stream)))
-                    );
+                    return Ok(response.map(|body| ResponseBody::running(body, progress, stream)));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if dispatches < DISPATCHES => {

@@ -1,13 +1,14 @@
 //! The HTTP client at the bottom of the stack: a connection pool per endpoint.
 //!
 //! [`Upstream`] sends a request to the endpoint that [balance](crate::balance) chose, over
-//! HTTP/1.1 or HTTP/2. It uses hyper's connections but not a general client: the pool hangs on the
-//! endpoint, so there is no key to hash, and it closes when the endpoint is gone.
+//! HTTP/1.1 or HTTP/2. It is no general client: the pool hangs on the endpoint, so there is no key to
+//! hash, and it closes when the endpoint is gone.
 //!
-//! An HTTP/1.1 connection is driven inside the task of the request that uses it: no task is
-//! spawned for it and no wake-up crosses threads. While idle it is not polled; before it is used
-//! again it is asked once whether it is still open, and a request that was never written goes to
-//! another connection. An HTTP/2 connection is shared by many requests and has a task of its own.
+//! HTTP/1.1 is written and read by the task of the request itself: no task is spawned for a connection,
+//! no message goes through a channel, and no wake-up crosses threads. While idle a connection is not
+//! polled; before it is used again it is asked once whether it is still open, and a request that was
+//! never written goes to another connection. An HTTP/2 connection, which is hyper's, is shared by many
+//! requests and has a task of its own.
 //!
 //! Hop-by-hop fields are removed both ways (RFC 9110 section 7.6.1). Bodies stream both ways with
 //! back-pressure, trailers pass, `Expect: 100-continue` is answered by the gateway's server once

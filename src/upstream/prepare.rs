@@ -1,45 +1,29 @@
 //! What a request looks like on the wire to an endpoint.
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE},
+    HeaderMap, HeaderValue, Request, Uri, Version,
+    header::{CONNECTION, COOKIE, EXPECT, HOST, UPGRADE},
     uri::{Authority, PathAndQuery},
 };
-use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::tunnel::Offer;
 use crate::{hop, member::Chosen};
 
-/// Makes an HTTP/1.1 request in origin form, and takes the client's side of an upgrade out of it.
-pub(super) fn http1<B: Body>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
+/// Makes an HTTP/1.1 request, and takes the client's side of an upgrade out of it.
+pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
     let offer = strip(request, chosen);
     if request.version() == Version::HTTP_2 {
         join_cookies(request.headers_mut());
     }
     *request.version_mut() = Version::HTTP_11;
-    let path = path_and_query(request.uri_mut());
-    *request.uri_mut() = Uri::from(path);
     if !request.headers().contains_key(HOST) {
         let authority = authority(chosen, None);
         let host =
             HeaderValue::try_from(authority.as_str()).expect("an authority is a header value");
         request.headers_mut().insert(HOST, host);
     }
-    if needs_framing(request) {
-        let chunked = HeaderValue::from_static("chunked");
-        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
-    }
     offer
-}
-
-/// Whether hyper would send the head alone: it takes a GET or HEAD of unknown length for one
-/// without a body, although it may have one (RFC 9110 section 9.3.1).
-fn needs_framing<B: Body>(request: &Request<B>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD)
-        && !request.body().is_end_stream()
-        && request.body().size_hint().exact().is_none()
-        && !request.headers().contains_key(CONTENT_LENGTH)
 }
 
 /// Makes an HTTP/2 request with the authority that the client asked for.
@@ -94,13 +78,6 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     let joined = HeaderValue::try_from(joined).expect("field values joined by `; ` are one");
     headers.insert(COOKIE, joined);
-}
-
-fn path_and_query(uri: &mut Uri) -> PathAndQuery {
-    std::mem::take(uri)
-        .into_parts()
-        .path_and_query
-        .unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 /// What the client asked for: the authority that its URI or its `Host` named.

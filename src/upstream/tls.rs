@@ -142,6 +142,13 @@ impl TlsConnector {
         Ok(self)
     }
 
+    /// What connections are made by, and the name that the certificate must have, if that is not
+    /// the host.
+    #[cfg_attr(not(feature = "config"), expect(dead_code, reason = "a file names it"))]
+    pub(crate) fn parts(&self) -> (&ClientConfig, Option<&ServerName<'static>>) {
+        (&self.config, self.server_name.as_ref())
+    }
+
     fn verifier(
         roots: &Arc<RootCertStore>,
     ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, InvalidTls>

@@ -40,14 +40,10 @@ async fn join<B: SendBody>(
     client: OnUpgrade,
     connection: Box<Connection<B>>,
 ) -> Result<(), BoxError> {
-    let (parts, _slot) = connection
-        .run()
-        .await
-        .ok_or("the connection was given up")?;
-    let mut endpoint = parts.io.into_inner();
+    let (mut endpoint, rest, _slot) = connection.into_tunnel();
     let mut client = TokioIo::new(client.await?);
     // The endpoint may have gone on talking right behind the head of its response.
-    client.write_all(&parts.read_buf).await?;
+    client.write_all(&rest).await?;
     tokio::io::copy_bidirectional(&mut client, &mut endpoint).await?;
     Ok(())
 }

@@ -109,7 +109,8 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
                 .iter()
                 .any(|suffix| name == format!("{current}{suffix}"));
             assert!(is_own, "{line} under {current}");
-            assert!(name.starts_with("tower_gateway_"), "{line}");
+            let prefixes = ["tower_gateway_", "process_"];
+            assert!(prefixes.iter().any(|one| name.starts_with(one)), "{line}");
             assert!(
                 kinds[&current] != "counter" || name.ends_with("_total"),
                 "{line}"
@@ -169,6 +170,12 @@ async fn metrics_parse_and_count() {
     assert_eq!(samples["tower_gateway_in_flight{service=\"users\"}"], 0.0);
     assert_eq!(samples["tower_gateway_ready"], 1.0);
     assert_eq!(samples["tower_gateway_config_version"], 1.0);
+    if cfg!(target_os = "linux") {
+        assert!(samples["process_resident_memory_bytes"] > 1e6);
+        assert!(samples["process_start_time_seconds"] > 1.7e9);
+        let files = samples["process_open_fds"];
+        assert!(files > 3.0 && files <= samples["process_max_fds"]);
+    }
 }
 
 #[tokio::test]

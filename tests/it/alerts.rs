@@ -1,12 +1,18 @@
 //! Alerts of a node: from requests to whoever is told, and over every change of the file.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower_gateway::{
     config::{ConfigFile, Node},
     monitor::{Alert, Alerter, Channel, DeliveryError, Rule},
 };
 
-use crate::support::{Backend, Gateway, Message, get, nobody, redis::RedisServer, until};
+use crate::{
+    support::{Backend, Gateway, Message, get, nobody, redis::RedisServer, until},
+    tls,
+};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
@@ -312,4 +318,121 @@ async fn an_application_adds_rules_of_its_own() {
     let (_, page) = get(node.admin_address().unwrap(), "/metrics").await;
     let series = "tower_gateway_resource_use_ratio{service=\"users\",resource=\"cpu\"} 0.97\n";
     assert!(page.contains(series), "{page}");
+}
+
+/// Writes what every node follows.
+fn put(redis: &RedisServer, text: &str) {
+    let text = text.replace('\n', "\\n").replace('"', "\\\"");
+    let answer = redis.ask(&format!("SET /gateway/config \"{text}\""));
+    assert_eq!(answer.unwrap(), "+OK");
+}
+
+#[tokio::test]
+async fn alerts_in_a_store_are_followed_and_a_restart_tells_nobody_anew() {
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    let receiver = Backend::saying(TAKEN).await;
+    let clusters = "clusters: { users: { discovery: { type: static, endpoints: [] } } }\n";
+    let alert = format!(
+        "alerts: [ {{ rule: low_healthy_instances, webhook: \"http://{}/\" }} ]\n",
+        receiver.address
+    );
+    put(&redis, clusters);
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\", snapshot_dir: {:?} }}\n\
+         config_store: {{ type: redis, url: \"{}\", key: /gateway/config }}\n",
+        folder.path(),
+        redis.url()
+    );
+    let gateway = Gateway::start(&text).await;
+    put(&redis, &format!("{clusters}{alert}"));
+    let firing = "low_healthy_instances users firing";
+    is_told(&receiver, &[firing]).await;
+    // A wrong one is refused, and the alert goes on.
+    put(
+        &redis,
+        &format!("{clusters}alerts: [ {{ rule: nothing }} ]\n"),
+    );
+    let refused = async || gateway.json("/config").await["refused"].to_string();
+    until("a refusal", async || refused().await != "null").await;
+    let reason = refused().await;
+    assert!(
+        reason.contains("redis:/gateway/config:2: alerts[0].rule: expected one of"),
+        "{reason}"
+    );
+    assert_eq!(gateway.json("/alerts").await[0]["state"], "firing");
+    put(&redis, &format!("{clusters}{alert}"));
+
+    let kept = folder.path().join("alerts.json");
+    let is_kept = || std::fs::read_to_string(&kept).is_ok_and(|kept| kept.contains("users"));
+    until("what fired on disk", async || is_kept()).await;
+    drop(gateway);
+    let gateway = Gateway::start(&text).await;
+    let is_firing = async || gateway.json("/alerts").await[0]["state"] == "firing";
+    until("the alert of before", is_firing).await;
+    put(&redis, clusters);
+    is_told(&receiver, &[firing, "low_healthy_instances users resolved"]).await;
+}
+
+#[tokio::test]
+async fn a_receiver_behind_tls_must_be_who_it_says() {
+    let authority = tls::authority();
+    let (certificate, key) = tls::issue(&authority, "127.0.0.1");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            key.serialize_der().try_into().unwrap(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let stream = acceptor.accept(stream).await;
+            let Ok(mut stream) = stream else {
+                told.send(String::from("not trusted")).unwrap();
+                continue;
+            };
+            let mut bytes = vec![0; 4096];
+            let read = stream.read(&mut bytes).await.unwrap();
+            told.send(String::from_utf8_lossy(&bytes[..read]).into_owned())
+                .unwrap();
+            stream.write_all(TAKEN.as_bytes()).await.unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
+    let other = tls::authority().pem();
+    std::fs::write(folder.path().join("other.pem"), other).unwrap();
+    let text = |ca: &str| {
+        format!(
+            "\
+node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}
+clusters: {{ users: {{ discovery: {{ type: static, endpoints: [] }} }} }}
+alerts: [ {{ rule: low_healthy_instances, webhook: {{ url: \"https://{address}/alert\", ca: {ca} }} }} ]
+"
+        )
+    };
+    let mut gateway = Gateway::start_in(folder, &text("other.pem")).await;
+    let heard = crate::support::within("a handshake", hears.recv()).await;
+    assert_eq!(heard.unwrap(), "not trusted");
+    // What the old receiver was not told is the new one's to hear only when it is over.
+    let endpoint = "endpoints: [ { address: \"127.0.0.1:9\" } ]";
+    gateway
+        .reload(&text("ca.pem").replace("endpoints: []", endpoint))
+        .await;
+    let is_heard = async || {
+        let heard = hears.recv().await.unwrap();
+        heard.starts_with("POST /alert HTTP/1.1") && heard.contains("\"resolved\"")
+    };
+    until("the end of it", is_heard).await;
 }

@@ -179,11 +179,9 @@ async fn what_is_promised_holds_while_connections_break_and_stall() {
     holds_over(Options::new(&server.url()).unwrap(), breaks).await;
 }
 
-#[tokio::test]
-async fn what_is_promised_holds_over_a_failover_by_sentinel() {
-    let Some(mut master) = RedisServer::start().await else {
-        return;
-    };
+/// A master, its replica, and a sentinel that knows both.
+pub(crate) async fn replicated() -> Option<(RedisServer, RedisServer, RedisServer)> {
+    let master = RedisServer::start().await?;
     let port = master.address().port().to_string();
     let arguments = ["--save", "", "--replicaof", "127.0.0.1", &port];
     let replica = RedisServer::start_with(&arguments).await.unwrap();
@@ -198,10 +196,21 @@ async fn what_is_promised_holds_over_a_failover_by_sentinel() {
         told.is_ok_and(|told| told.contains("slaves=1"))
     })
     .await;
-    let url = format!(
-        "redis-sentinel://{}?sentinelServiceName=gw",
-        sentinel.address()
-    );
+    Some((master, replica, sentinel))
+}
+
+/// The master that this sentinel knows.
+pub(crate) fn sentinel_url(sentinel: &RedisServer) -> String {
+    let address = sentinel.address();
+    format!("redis-sentinel://{address}?sentinelServiceName=gw")
+}
+
+#[tokio::test]
+async fn what_is_promised_holds_over_a_failover_by_sentinel() {
+    let Some((mut master, replica, sentinel)) = replicated().await else {
+        return;
+    };
+    let url = sentinel_url(&sentinel);
     let fails_over = async {
         master.stop();
         until("the replica is the master", async || is_master(&replica)).await;
@@ -259,18 +268,23 @@ pub(crate) async fn cluster() -> Option<Vec<RedisServer>> {
     Some(servers)
 }
 
+/// The cluster of these servers, of which the first may be gone.
+pub(crate) fn cluster_url(servers: &[RedisServer]) -> String {
+    let address = |number: usize| servers[number].address();
+    format!(
+        "redis-cluster://{}?node={}&node={}",
+        address(1),
+        address(2),
+        address(0)
+    )
+}
+
 #[tokio::test]
 async fn what_is_promised_holds_over_a_failover_in_a_cluster() {
     let Some(mut servers) = cluster().await else {
         return;
     };
-    let address = |number: usize| servers[number].address();
-    let url = format!(
-        "redis-cluster://{}?node={}&node={}",
-        address(1),
-        address(2),
-        address(0)
-    );
+    let url = cluster_url(&servers);
     let fails_over = async {
         servers[0].stop();
         until("the replica is a master", async || is_master(&servers[3])).await;

@@ -8,15 +8,16 @@ use std::{
 };
 
 use allocation_counter::measure;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
-use http::{HeaderName, Method, Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
 use tower::{Layer as _, Service as _};
 use tower_gateway::cache::{
-    Acknowledge, HttpCache, Kept, Outcome, QueryRules, Scope, Stats, store::Memory,
+    Acknowledge, Answer, HttpCache, Keep, Kept, Key, Outcome, QueryRules, Scope, Stats,
+    TieredCache, Weight, store::Memory,
 };
 use tower_gateway::refusal::{Dialect, Reason, Refusal};
 
@@ -605,17 +606,20 @@ fn a_hit_copies_nothing_and_allocates_little() {
         .build()
         .unwrap();
     let body = Bytes::from(vec![b'x'; LENGTH]);
-    let pointer = body.as_ptr();
-    let origin = Origin::new(move |_, _| {
+    // As many more fields as the path says: however many there are, a map is not made larger.
+    let origin = Origin::new(move |_, head| {
         let body = body.clone();
         async move {
-            let fields = [
+            let more = head.uri.path().trim_start_matches('/').parse().unwrap();
+            let names: Vec<String> = (0..more)
+                .map(|number: usize| format!("x-{number}"))
+                .collect();
+            let mut fields = vec![
                 ("cache-control", "max-age=600"),
                 ("content-type", "text/html"),
                 ("etag", "\"a\""),
-                ("x-one", "1"),
-                ("x-two", "2"),
             ];
+            fields.extend(names.iter().map(|name| (&**name, "1")));
             response(200, &fields, body)
         }
     });
@@ -623,15 +627,16 @@ fn a_hit_copies_nothing_and_allocates_little() {
     let _context = runtime.enter();
     let mut site = tower_gateway::CacheLayer::new(cache).layer(origin);
     runtime.block_on(async {
-        let mut body = pin!(
-            send(&site, request(Method::GET, "http://h/", &[]))
-                .await
-                .into_body()
-        );
-        while body.frame().await.is_some() {}
+        for more in 0..20 {
+            let uri = format!("http://h/{more}");
+            let answer = send(&site, request(Method::GET, &uri, &[])).await;
+            let mut body = pin!(answer.into_body());
+            while body.frame().await.is_some() {}
+        }
     });
-    let mut hit = || {
-        let mut request = Some(Request::get("http://h/").body(Full::default()).unwrap());
+    let mut hit = |more: usize| {
+        let request = Request::get(format!("http://h/{more}")).body(Full::default());
+        let mut request = Some(request.unwrap());
         let mut answer = None;
         let allocations = measure(|| {
             let request = request.take().unwrap();
@@ -643,19 +648,110 @@ fn a_hit_copies_nothing_and_allocates_little() {
             Pin::new(&mut body).poll_frame(cx)
         }));
         let data = frame.unwrap().unwrap().into_data().unwrap();
-        assert_eq!((data.as_ptr(), data.len()), (pointer, LENGTH));
+        assert_eq!(data.len(), LENGTH);
         assert!(body.is_end_stream());
-        allocations
+        (data, allocations)
     };
-    hit();
-    let allocations = hit();
-    println!(
-        "{} allocations, {} bytes a hit",
-        allocations.count_total, allocations.bytes_total
-    );
-    // The text of the key, and the two parts of a header map.
-    assert_eq!(allocations.count_total, 3, "{allocations:?}");
-    assert!(allocations.bytes_total < 4096, "{allocations:?}");
+    for more in 0..20 {
+        let (first, _) = hit(more);
+        let (second, allocations) = hit(more);
+        assert_eq!(first.as_ptr(), second.as_ptr());
+        // The text of the key, and the two parts of a header map.
+        assert_eq!(allocations.count_total, 3, "{more}: {allocations:?}");
+        assert!(allocations.bytes_total < 4096, "{more}: {allocations:?}");
+    }
+}
+
+/// Bytes that the cache holds after so many fills, less those of the empty cache, and its weight.
+fn held(cache: &HttpCache, fills: usize, body: usize) -> (u64, Weight) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    // As from a connection: everything is a part of a larger buffer.
+    let origin = tower::service_fn(move |_: Request<Full<Bytes>>| {
+        let mut buffer = BytesMut::zeroed(64 << 10);
+        buffer[..24].copy_from_slice(b"max-age=600text/htmlgzip");
+        let buffer = buffer.freeze();
+        let mut answer = response(200, &[], "").map(|_| Full::new(buffer.slice(1000..1000 + body)));
+        for (name, range) in [
+            ("cache-control", 0..11),
+            ("content-type", 11..20),
+            ("content-encoding", 20..24),
+        ] {
+            let value = HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
+            answer.headers_mut().insert(name, value);
+        }
+        async move { Ok::<_, std::convert::Infallible>(answer) }
+    });
+    let mut site = tower_gateway::CacheLayer::new(cache.clone()).layer(origin);
+    let measured = measure(|| {
+        runtime.block_on(async {
+            for number in 0..fills {
+                let uri = format!("http://example.com/api/users/{number:017}");
+                let request = Request::get(uri).body(Full::default()).unwrap();
+                let answer = site.call(request).await.unwrap();
+                answer.into_body().collect().await.unwrap();
+            }
+        });
+    });
+    let bytes = u64::try_from(measured.bytes_current).unwrap();
+    (bytes, cache.weight())
+}
+
+#[test]
+fn an_entry_costs_at_most_300_bytes_beside_its_object() {
+    // As many as fit into the table before it grows; it grows twofold.
+    const FILLS: usize = 13_000;
+    const BODY: usize = 1024;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let cache = TieredCache::<Bytes>::new(1 << 30);
+    let measured = measure(|| {
+        runtime.block_on(async {
+            for number in 0..FILLS {
+                let key = Key::new(&format!("http://example.com/api/users/{number:017}"));
+                let make = async || {
+                    let keep = Keep::new(Duration::from_secs(3600));
+                    let body = Bytes::from(vec![b'x'; BODY]);
+                    Ok::<_, std::convert::Infallible>(Answer::new(body, keep))
+                };
+                cache.get_or_fill(&key, make).await.unwrap();
+            }
+        });
+    });
+    let beside = measured.bytes_current as usize / FILLS - BODY;
+    println!("{beside} bytes beside the value, the key included");
+    assert!(beside <= 300, "{beside}");
+
+    // Of a response: the URL, the fields as they are in memory, and the body are the object.
+    let (held, _) = held(&HttpCache::new(1 << 30), FILLS, BODY);
+    let url = "http://example.com/api/users/".len() + 17;
+    let texts = "max-age=600text/htmlgzip1024Thu, 01 Jan 2026 00:00:00 GMT0".len();
+    let map = size_of::<http::HeaderMap>() + 7 * 104 + 16 * 4;
+    let beside = held as usize / FILLS - (url + texts + map + BODY);
+    println!("{beside} bytes beside a response");
+    assert!(beside <= 350, "{beside}");
+}
+
+#[test]
+fn the_memory_of_a_cache_is_what_it_was_given() {
+    const BYTES: u64 = 16 << 20;
+    for body in [0, 100, 1024, 20 << 10] {
+        let cache = HttpCache::new(BYTES);
+        let fills = (2 * BYTES) as usize / (1200 + body);
+        let (held, weight) = held(&cache, fills, body);
+        println!("bodies of {body}: {held} bytes, {weight:?}");
+        assert!(weight.bytes <= BYTES);
+        assert!(weight.bytes > BYTES * 8 / 10, "it is used: {weight:?}");
+        assert!(held <= BYTES * 11 / 10, "{held}, {weight:?}");
+        assert!(
+            held >= weight.bytes * 7 / 10,
+            "it is not counted twice: {held}, {weight:?}"
+        );
+    }
 }
 
 /// A whole node, over sockets.

@@ -214,7 +214,7 @@ async fn who_hangs_or_refuses_or_breaks_off_is_unhealthy() {
         ),
         (
             garbage.address,
-            "the endpoint sent an invalid response: invalid HTTP version parsed",
+            "the endpoint sent an invalid response: the head of the response is malformed: invalid HTTP version",
         ),
     ] {
         let gateway = over(address, &format!("type: http, {pace}")).await;

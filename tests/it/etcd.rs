@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use serde_json::json;
 use tower_gateway::{
@@ -15,10 +16,13 @@ use tower_gateway::{
     store::{self, Config, EtcdStore, StateStore},
 };
 
-use crate::support::{
-    Backend, Gateway,
-    etcd::{EtcdServer, Relay, has_etcd},
-    get, until, within,
+use crate::{
+    support::{
+        Backend, Gateway,
+        etcd::{EtcdServer, Relay, has_etcd},
+        get, until, within,
+    },
+    tls,
 };
 
 /// The JSON of an endpoint, as anybody would write it.
@@ -361,4 +365,209 @@ async fn instances_are_known_by_etcd_while_they_live() {
     says(&mut watch, "live 1").await;
     again.deregister().await.unwrap();
     says(&mut watch, "live ").await;
+}
+
+/// A gateway with several clusters in etcd watches it once.
+#[tokio::test]
+async fn clusters_in_one_folder_share_a_watch() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let names = ["users", "orders", "carts", "mail", "search"];
+    let clusters: Vec<_> = names
+        .iter()
+        .map(|name| {
+            format!(
+                "  {name}: {{ discovery: {{ type: etcd, endpoints: [\"{}\"], prefix: /services/{name}/ }} }}\n",
+                server.url()
+            )
+        })
+        .collect();
+    for (name, port) in names.iter().zip(1..) {
+        let key = format!("/services/{name}/{port}");
+        server.put(&key, &value(&endpoint(port))).await;
+    }
+    let gateway = Gateway::start(&format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\nclusters:\n{}",
+        clusters.concat()
+    ))
+    .await;
+    let lists = async |expected: &[&str]| {
+        until("the endpoints of every cluster", async || {
+            let clusters = gateway.json("/clusters").await;
+            let lists = names.iter().map(|name| {
+                let endpoints = clusters[name]["endpoints"].as_array().unwrap().iter();
+                let ids = endpoints.map(|one| one["id"].as_str().unwrap().to_owned());
+                ids.collect::<Vec<_>>().join(",")
+            });
+            lists.collect::<Vec<_>>() == expected
+        })
+        .await;
+    };
+    lists(&["1", "2", "3", "4", "5"]).await;
+    let streams = async || {
+        server
+            .metric("etcd_debugging_mvcc_watch_stream_total")
+            .await
+    };
+    assert_eq!(streams().await, 1.0);
+    // Each cluster hears what is its own.
+    server.put("/services/orders/6", &value(&endpoint(6))).await;
+    server.put("/services/nobody/7", &value(&endpoint(7))).await;
+    server.delete("/services/carts/3").await;
+    lists(&["1", "2,6", "", "4", "5"]).await;
+    drop(gateway);
+    until("the end of the watch", async || streams().await == 0.0).await;
+}
+
+#[tokio::test]
+async fn who_joins_a_watch_misses_nothing() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let relay = Relay::start(server.address).await;
+    let etcd = Etcd::new([format!("http://{}", relay.address)]).unwrap();
+    let discovery = Discovery::new(EtcdPrefix::new(etcd, "/services/"))
+        .debounce(Duration::from_millis(1))
+        .backoff(Duration::from_millis(10), Duration::from_millis(50));
+    // Keys change all the time, while services are followed and connections break.
+    let writing = async {
+        for round in 1..=200_u16 {
+            for name in ["a", "b", "c", "d"] {
+                let key = format!("/services/{name}/it");
+                server.put(&key, &value(&endpoint(round).id("it"))).await;
+            }
+        }
+    };
+    let following = async {
+        let mut watches = Vec::new();
+        for (number, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            watches.push(discovery.watch(&name.into()));
+            if number % 2 == 1 {
+                relay.cut();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                relay.mend();
+            }
+        }
+        watches
+    };
+    let ((), watches) = tokio::join!(writing, following);
+    for watch in watches {
+        until("the last word", async || {
+            let snapshot = watch.current();
+            snapshot.endpoints.len() == 1 && snapshot.endpoints[0].address.port() == 200
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn etcd_is_spoken_to_over_tls_by_a_client_with_a_name() {
+    if !has_etcd() {
+        return;
+    }
+    let authority = tls::authority();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("ca.pem"), authority.pem()).unwrap();
+    for name in ["etcd.internal", "gateway"] {
+        let (certificate, key) = tls::issue(&authority, name);
+        std::fs::write(path(&format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+    let server = EtcdServer::start_secured(folder.path(), "etcd.internal").await;
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let etcd = |keys: &str| {
+        format!(
+            "type: etcd, endpoints: [\"https://{}\"], tls: {{ server_name: etcd.internal, {keys} }}",
+            server.address
+        )
+    };
+    let node = |id: &str, etcd: &str| {
+        format!(
+            "node:\n  id: {id}\n  listen: \"127.0.0.1:0\"\n  admin: \"127.0.0.1:0\"\n  \
+             register: {{ service: users, {etcd} }}\n\
+             clusters: {{ users: {{ discovery: {{ {etcd}, prefix: /services/users/ }} }}, \
+             own: {{ discovery: {{ type: static, endpoints: [ {{ address: \"{}\" }} ] }} }} }}\n\
+             routes: [ {{ match: {{ path_prefix: /own }}, cluster: own }}, {{ match: {{}}, cluster: users }} ]\n",
+            backend.address
+        )
+    };
+    let (ca, cert, key) = (path("ca.pem"), path("gateway.pem"), path("gateway.key"));
+    let good = format!("ca: {ca:?}, cert: {cert:?}, key: {key:?}");
+    let gateway = Gateway::start(&node("one", &etcd(&good))).await;
+    // It finds itself by what it registered.
+    until("an answer by way of itself", async || {
+        get(gateway.address, "/own").await.0 == 200
+            && gateway.json("/clusters").await["users"]["endpoints"][0]["id"] == "one"
+    })
+    .await;
+    // Who shows no certificate is turned away, and says so.
+    let stranger = node("two", &etcd(&format!("ca: {ca:?}"))).replace("register", "# register");
+    let stranger = Gateway::start(&stranger).await;
+    let clusters = stranger.json("/clusters").await;
+    assert_eq!(
+        clusters["users"]["discovery"]["state"], "pending",
+        "{clusters}"
+    );
+    assert_eq!(clusters["users"]["endpoints"].as_array().unwrap().len(), 0);
+}
+
+/// What reads and writes one service and knows its name and password.
+#[tokio::test]
+async fn who_may_read_one_service_alone_follows_it_over_a_restart() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = EtcdServer::start().await;
+    let key = |key: &str| BASE64_STANDARD.encode(key);
+    let users = json!({
+        "permType": "READWRITE", "key": key("/services/users/"), "range_end": key("/services/users0"),
+    });
+    for (path, question) in [
+        ("user/add", json!({ "name": "root", "password": "secret" })),
+        ("role/add", json!({ "name": "root" })),
+        ("user/grant", json!({ "user": "root", "role": "root" })),
+        (
+            "user/add",
+            json!({ "name": "gateway", "password": "secret" }),
+        ),
+        ("role/add", json!({ "name": "users" })),
+        ("role/grant", json!({ "name": "users", "perm": users })),
+        ("user/grant", json!({ "user": "gateway", "role": "users" })),
+        ("enable", json!({})),
+    ] {
+        server.ask(&format!("auth/{path}"), &question).await;
+    }
+    let etcd = format!(
+        "type: etcd, endpoints: [\"{}\"], user: gateway, password: secret",
+        server.url()
+    );
+    let node = |id: &str| {
+        format!(
+            "node:\n  id: {id}\n  listen: \"127.0.0.1:0\"\n  admin: \"127.0.0.1:0\"\n  \
+             register: {{ service: users, ttl: 2s, {etcd} }}\n\
+             clusters: {{ users: {{ discovery: {{ {etcd}, prefix: /services/users/ }} }} }}\n",
+        )
+    };
+    let one = Gateway::start(&node("one")).await;
+    let knows = async |expected: &str| {
+        until(expected, async || {
+            let clusters = one.json("/clusters").await;
+            let endpoints = clusters["users"]["endpoints"].as_array().unwrap().iter();
+            let ids = endpoints.map(|one| one["id"].as_str().unwrap());
+            let state = clusters["users"]["discovery"]["state"].as_str().unwrap();
+            format!("{state} {}", ids.collect::<Vec<_>>().join(",")) == expected
+        })
+        .await;
+    };
+    knows("live one").await;
+    // The server forgets the tokens that it gave.
+    server.restart().await;
+    let two = Gateway::start(&node("two")).await;
+    knows("live one,two").await;
+    assert_eq!(two.json("/nodes").await.as_array().unwrap().len(), 2);
 }

@@ -343,3 +343,26 @@ async fn answers_before_the_answer_are_no_answer() {
     }
     assert_eq!(backend.connections(), 1);
 }
+
+#[tokio::test]
+async fn what_is_spoken_shows_however_slowly_it_comes() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    // As far as it goes, this is how HTTP/2 begins.
+    let mut client = gateway.connect().await;
+    for byte in "PRI /x HTTP/1.1\r\nhost: a\r\n\r\n".chars() {
+        client.send(&byte.to_string()).await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(client.response().await.text(), "ok");
+    let mut client = gateway.connect().await;
+    for byte in "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".chars() {
+        client.send(&byte.to_string()).await;
+        tokio::task::yield_now().await;
+    }
+    client.send("\0\0\0\x04\0\0\0\0\0").await;
+    let frame = within("a frame", client.exactly(9)).await.unwrap();
+    assert_eq!(frame[3], 4, "SETTINGS come first");
+    // Who leaves without a word is no error.
+    drop(gateway.connect().await);
+}

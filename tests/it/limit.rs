@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use prost::Message as _;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
@@ -484,6 +484,50 @@ async fn clients_are_told_in_the_fields_that_they_know() {
     assert_eq!(told(Fields::Legacy).await, legacy);
     assert_eq!(told(Fields::Both).await, [&ietf[..], &legacy[..]].concat());
     assert!(told(Fields::Nothing).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_were_refused_together_do_not_come_back_together() {
+    let limit = Limit::new("a", Quota::per_hour(1));
+    let layer = RateLimitLayer::new(limit).jitter(Duration::from_secs(100));
+    let mut service = layer.layer(service_fn(answer));
+    let mut waits = std::collections::BTreeSet::new();
+    for turn in 0..50 {
+        let service = service.ready().await.unwrap();
+        let response = service.call(request()).await.unwrap();
+        if turn == 0 {
+            continue;
+        }
+        let wait = response.headers()["retry-after"].to_str().unwrap();
+        let wait: u64 = wait.parse().unwrap();
+        assert!((3600..=3700).contains(&wait), "{wait}");
+        assert_eq!(response.headers()["ratelimit"], "\"a\";r=0;t=3600");
+        waits.insert(wait);
+    }
+    assert!(waits.len() > 10, "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_told_what_counts_together_and_not_by_what() {
+    let told = async |secret: [u8; 16], tenant: &'static str| {
+        let key = LimitKey::header(HeaderName::from_static("x-tenant"));
+        let limit = Limit::new("a", Quota::per_hour(9)).key(key);
+        let layer = RateLimitLayer::new(limit).partition_key(secret);
+        let mut request = request();
+        let tenant = HeaderValue::from_static(tenant);
+        request.headers_mut().insert("x-tenant", tenant);
+        let response = layer.layer(service_fn(answer)).oneshot(request).await;
+        let told = response.unwrap().headers()["ratelimit"].clone();
+        told.to_str().unwrap().to_owned()
+    };
+    let one = told([1; 16], "one").await;
+    assert!(
+        one.starts_with("\"a\";r=8;t=400;pk=:") && one.ends_with("=:"),
+        "{one}"
+    );
+    assert_eq!(one, told([1; 16], "one").await);
+    assert_ne!(one, told([1; 16], "other").await);
+    assert_ne!(one, told([2; 16], "one").await);
 }
 
 #[tokio::test(start_paused = true)]

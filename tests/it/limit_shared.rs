@@ -4,16 +4,19 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use http::HeaderName;
 use tower_gateway::{
+    endpoint::Endpoint,
     limit::{
         Calendar, Decision, Limit, LimitKey, Limiter, OnStoreFailure, Permit, Quota, Source,
         store::Redis,
     },
     redis::{Connection, Options},
+    register::{RedisRegistry, Registry},
 };
 
-use super::support::{redis::RedisServer, until, within};
+use super::support::{Backend, Gateway, get, redis::RedisServer, until, within};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -58,6 +61,10 @@ fn decided(node: &Limiter, source: Source) -> u64 {
     of_source.map(|(_, _, count)| count).sum()
 }
 
+async fn status(gateway: &Gateway) -> u16 {
+    get(gateway.address, "/").await.0
+}
+
 #[tokio::test]
 async fn windows_of_four_nodes_admit_their_amount_and_no_more() {
     let Some(server) = RedisServer::start().await else {
@@ -85,7 +92,6 @@ async fn windows_of_four_nodes_admit_their_amount_and_no_more() {
             admitted += within("a node", task).await.unwrap();
         }
         assert!(admitted <= 100, "{name}: {admitted}");
-        // What was fetched beforehand is given back by those who do not use it.
         until(name, async || {
             for node in &nodes {
                 admitted += take(node, 1).await.len();
@@ -105,6 +111,45 @@ async fn windows_of_four_nodes_admit_their_amount_and_no_more() {
         }
         assert_eq!(local(&nodes) - before, 200, "{name}: denied without a call");
     }
+}
+
+#[tokio::test]
+async fn what_was_fetched_beforehand_and_not_used_is_given_back() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    for (name, quota) in [
+        ("fixed", Quota::fixed_window(1000, HOUR)),
+        ("month", Quota::calendar(1000, Calendar::month())),
+    ] {
+        let nodes = nodes(&server, 2, || limit(name, quota)).await;
+        let mut taken = 0;
+        until("a reserve", async || {
+            taken += take(&nodes[0], 1).await.len() as u32;
+            decided(&nodes[0], Source::Local) >= 20
+        })
+        .await;
+        until(name, async || {
+            left(&nodes[1], name).await == Some(1000 - taken)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_slot_of_one_who_is_gone_when_it_comes_is_given_back() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let node = &nodes(&server, 1, || limit("slots", Quota::concurrent(3))).await[0];
+    for _ in 0..3 {
+        let mut gone = Box::pin(node.acquire("a"));
+        assert!((&mut gone).now_or_never().is_none());
+        until("its answer", async || left(node, "slots").await == Some(2)).await;
+        drop(gone);
+        until("the slot", async || left(node, "slots").await == Some(3)).await;
+    }
+    assert_eq!(take(node, 5).await.len(), 3);
 }
 
 #[tokio::test]
@@ -445,4 +490,56 @@ async fn what_was_admitted_before_the_server_was_there_is_told() {
         assert!(admitted <= 20, "{name}: {admitted}");
         server.stop();
     }
+}
+
+#[tokio::test]
+async fn the_share_of_a_node_is_by_the_nodes_that_are_registered() {
+    let Some(mut server) = RedisServer::start().await else {
+        return;
+    };
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let file = |id: &str| {
+        format!(
+            "node:\n  id: {id}\n  listen: \"127.0.0.1:0\"\n  admin: \"127.0.0.1:0\"\n  \
+             register: {{ service: api-gateway, ttl: 60s }}\n\
+             store: {{ type: redis, url: \"{}\", timeout: 2s }}\n\
+             clusters: {{ c: {{ discovery: {{ type: static, endpoints: [ {{ address: \"{}\" }} ] }} }} }}\n\
+             routes: [ {{ match: {{}}, cluster: c, rate_limit: [ {{ name: all, rate: 60/h, key: global }} ] }} ]\n",
+            server.url(),
+            backend.address
+        )
+    };
+    let gateways = [
+        Gateway::start(&file("one")).await,
+        Gateway::start(&file("two")).await,
+    ];
+    // Four more that have no limits of their own, so that only the registry knows of them.
+    let connection = Connection::open(Options::new(&server.url()).unwrap());
+    let registry = Registry::new(RedisRegistry::new(connection)).ttl(Duration::from_secs(60));
+    let others = (1..5).map(|port| {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        let endpoint = Endpoint::new(address).id(format!("other-{port}"));
+        registry.register("api-gateway", endpoint)
+    });
+    let others: Vec<_> = others.collect();
+    for gateway in &gateways {
+        until("six nodes", async || {
+            gateway.json("/nodes").await.as_array().unwrap().len() == 6
+        })
+        .await;
+    }
+    let mut served = 0;
+    for gateway in &gateways {
+        served += usize::from(status(gateway).await == 200);
+    }
+    assert_eq!(served, 2);
+    server.stop();
+    for gateway in &gateways {
+        for _ in 0..60 {
+            served += usize::from(status(gateway).await == 200);
+        }
+    }
+    // Two sixths of the limit rather than all of it.
+    assert!((10..=26).contains(&served), "{served}");
+    drop(others);
 }

@@ -4,24 +4,26 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
     time::{Duration, Instant},
 };
 
+use axum::{Router, routing};
 use bytes::Bytes;
 use http::Request;
-use http_body_util::{BodyExt as _, Full};
-use tokio::task::JoinHandle;
+use http_body_util::Full;
+use tokio::{net::TcpListener, sync::oneshot};
+use tower_gateway::{
+    Endpoint,
+    node::Membership,
+    redis::{Connection, Options},
+};
 
 use crate::support::{
-    Backend, Gateway,
+    Backend, Gateway, Load,
     etcd::{EtcdServer, has_etcd},
     get, http_client,
     redis::RedisServer,
-    until,
+    until, within,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -53,70 +55,6 @@ async fn seen(gateway: &Gateway) -> Vec<String> {
         .collect();
     ids.sort();
     ids
-}
-
-/// Requests without a pause, until it is told to stop; every one must be answered well.
-struct Load {
-    stop: Arc<AtomicBool>,
-    sent: Arc<AtomicUsize>,
-    clients: Vec<JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn on(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let sent = Arc::new(AtomicUsize::new(0));
-        let client = |address: SocketAddr| {
-            let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
-            tokio::spawn(async move {
-                let client = http_client();
-                let mut failures = Vec::new();
-                while !stop.load(SeqCst) {
-                    let request = Request::get(format!("http://{address}/users"));
-                    let request = request.body(Full::<Bytes>::default()).unwrap();
-                    match client.request(request).await {
-                        Ok(response) if response.status() == 200 => {
-                            if let Err(error) = response.into_body().collect().await {
-                                failures.push(format!("{error:?}"));
-                            }
-                        }
-                        Ok(response) => {
-                            let status = response.status();
-                            let body = response.into_body().collect().await.unwrap().to_bytes();
-                            failures.push(format!("{status} {body:?}"));
-                        }
-                        Err(error) => failures.push(format!("{error:?}")),
-                    }
-                    sent.fetch_add(1, SeqCst);
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                failures
-            })
-        };
-        let addresses = addresses.into_iter();
-        let clients = addresses.map(client).collect();
-        Self {
-            stop,
-            sent,
-            clients,
-        }
-    }
-
-    async fn end(self) {
-        self.stop.store(true, SeqCst);
-        let mut failures = Vec::new();
-        for client in self.clients {
-            failures.extend(client.await.unwrap());
-        }
-        let sent = self.sent.load(SeqCst);
-        assert!(sent > 100, "only {sent} requests");
-        assert!(
-            failures.is_empty(),
-            "{} of {sent} requests failed: {:?}",
-            failures.len(),
-            &failures[..failures.len().min(3)]
-        );
-    }
 }
 
 async fn post(address: SocketAddr, path: &str) -> u16 {
@@ -383,4 +321,55 @@ async fn a_node_that_finds_no_configuration_waits_for_one() {
     // It is ready only when it has one.
     let (gateway, ()) = tokio::join!(Gateway::start(&text), writing);
     assert_eq!(get(gateway.address, "/users").await.0, 200);
+}
+
+/// What an application of its own kind does to be one of several nodes.
+#[tokio::test]
+async fn an_axum_application_is_a_node() {
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    let application = async |id: &str| {
+        let app = Router::new().route("/users", routing::get(async || "somebody"));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connection = Connection::open(Options::new(&redis.url()).unwrap());
+        let endpoint = Endpoint::new(listener.local_addr().unwrap()).id(id);
+        let node = Membership::in_redis("users", endpoint, connection, Duration::from_secs(3));
+        node.register();
+        let leaving = node.clone();
+        let leave = async move {
+            stopped.await.unwrap();
+            leaving.leave().await;
+        };
+        let serving = axum::serve(listener, app).with_graceful_shutdown(leave);
+        (node, stop, tokio::spawn(serving.into_future()))
+    };
+    let (first, stop, serving) = application("first").await;
+    let (second, _stop, _serving) = application("second").await;
+    let edge = Gateway::start(&format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+         store: {{ type: redis, url: \"{}\" }}\n\
+         clusters: {{ users: {{ discovery: {{ type: redis, service: users }} }} }}\n\
+         routes: [ {{ match: {{}}, cluster: users }} ]\n",
+        redis.url()
+    ))
+    .await;
+    for node in [&first, &second] {
+        until("two nodes", async || node.nodes().len() == 2).await;
+    }
+    until("two nodes behind the edge", async || {
+        let clusters = edge.json("/clusters").await;
+        clusters["users"]["endpoints"].as_array().unwrap().len() == 2
+    })
+    .await;
+    let load = Load::on([edge.address; 4]);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.send(()).unwrap();
+    within("the end of an application", serving)
+        .await
+        .unwrap()
+        .unwrap();
+    until("one node", async || second.nodes().len() == 1).await;
+    load.end().await;
 }

@@ -69,7 +69,8 @@ fn names(page: &str) -> BTreeSet<String> {
 fn spoken_of(text: &str) -> BTreeSet<String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c: char| !is_word(c));
-    let ours = words.filter(|word| word.starts_with("tower_gateway_"));
+    let is_process = |word: &str| word.starts_with("process_") && cfg!(target_os = "linux");
+    let ours = words.filter(|word| word.starts_with("tower_gateway_") || is_process(word));
     ours.map(str::to_owned).collect()
 }
 

@@ -18,7 +18,10 @@ use tower_gateway::{
     store::{self, Config, Expected, RedisStore, StateStore},
 };
 
-use crate::support::{etcd::Relay, redis::RedisServer, until, within};
+use crate::{
+    cache_failover::{cluster, cluster_url, is_master, replicated, sentinel_url},
+    support::{etcd::Relay, redis::RedisServer, until, within},
+};
 
 fn connection(url: &str) -> Connection {
     let options = Options::new(url).unwrap();
@@ -321,6 +324,66 @@ async fn a_redis_that_is_killed_flushed_and_restarted_empties_no_list() {
     for registration in &registrations {
         assert!(registration.losses() >= 2, "{registration:?}");
     }
+}
+
+/// A group in a slot of the first server of a cluster, which is the one that goes.
+const ORDERS: &str = "orders";
+
+/// Three instances that heartbeat all the time, and a list that is never short, over something that
+/// happens to the servers. Then one leaves, and who follows the list hears of it.
+async fn instances_outlive(url: &str, happens: impl Future<Output = ()>) {
+    let registry = || {
+        Registry::new(RedisRegistry::new(connection(url)))
+            .ttl(Duration::from_secs(3))
+            .heartbeat(Duration::from_millis(200))
+    };
+    let registrations = [1, 2, 3].map(|port| registry().register(ORDERS, endpoint(port)));
+    let backend = RedisServices::new(connection(url)).heartbeat(Duration::from_secs(1));
+    let discovery = Discovery::new(backend).debounce(Duration::from_millis(10));
+    let mut watch = discovery.watch(&ORDERS.into());
+    says(&mut watch, "live 1,2,3").await;
+    let watcher = never_short(&watch, 3);
+    happens.await;
+    let is_registered =
+        |one: &Registration| one.state() == tower_gateway::register::RegistrationState::Registered;
+    until("heartbeats that are heard again", async || {
+        registrations.iter().all(is_registered)
+    })
+    .await;
+    says(&mut watch, "live 1,2,3").await;
+    // Longer than records live.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    says(&mut watch, "live 1,2,3").await;
+    assert!(!watcher.is_finished(), "a list was short");
+    watcher.abort();
+    let [first, ..] = registrations;
+    first.deregister().await.unwrap();
+    says(&mut watch, "live 2,3").await;
+}
+
+#[tokio::test]
+async fn instances_outlive_a_failover_by_sentinel() {
+    let Some((mut master, replica, sentinel)) = replicated().await else {
+        return;
+    };
+    instances_outlive(&sentinel_url(&sentinel), async {
+        master.stop();
+        until("the replica is the master", async || is_master(&replica)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn instances_outlive_a_failover_in_a_cluster() {
+    let Some(mut servers) = cluster().await else {
+        return;
+    };
+    let url = cluster_url(&servers);
+    instances_outlive(&url, async {
+        servers[0].stop();
+        until("the replica is a master", async || is_master(&servers[3])).await;
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use http::Response;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::support::{Backend, Gateway, Wire, full, within};
+use crate::support::{Backend, Gateway, Wire, full, redis::RedisServer, until, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -296,4 +296,62 @@ async fn an_endpoint_that_leaves_the_aperture_finishes_what_it_has() {
     go.notify_one();
     let response = slow.response().await;
     assert_eq!(response.status(), 200);
+}
+
+/// Where the nodes are is known from their registry.
+#[tokio::test]
+async fn registered_nodes_count_by_zone_and_have_a_place() {
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    let backends = backends(9).await;
+    let registered = |id: &str, zone: &str| {
+        format!(", id: {id}, zone: {zone}, register: {{ service: gateways }}")
+    };
+    let store = format!("store: {{ type: redis, url: \"{}\" }}\n", redis.url());
+    let near = "    zone_aware: { nodes: registered }";
+    let other = file(&backends, zone, [&registered("b", "b"), near, PLAIN]);
+    let _other = Gateway::start(&(other + &store)).await;
+    until("the other node", async || {
+        redis.ask("SCARD gateway:instances:gateways").unwrap() == ":1"
+    })
+    .await;
+    // Half of the nodes, and a third of the endpoints: a third of the requests goes elsewhere.
+    let own = file(&backends, zone, [&registered("a", "a"), near, PLAIN]);
+    let gateway = Gateway::start(&(own + &store)).await;
+    let mut client = gateway.connect().await;
+    until("requests that go elsewhere", async || {
+        let counts = spread(&mut client, &backends, 30).await;
+        counts[3..].iter().sum::<usize>() > 0
+    })
+    .await;
+    let counts = spread(&mut client, &backends, 900).await;
+    let near: usize = counts[..3].iter().sum();
+    assert!((540..660).contains(&near), "{counts:?}");
+
+    // 30 endpoints and three nodes: the part of each one has two parts of 10 endpoints, for 12.
+    let endpoints: Vec<_> = (1..=30)
+        .map(|port| format!("{{ address: \"127.0.0.1:{port}\" }}"))
+        .collect();
+    let large = |by: &str| {
+        format!(
+            "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"{} }}\n{store}\
+             clusters: {{ web: {{ discovery: {{ type: static, endpoints: [ {} ] }}, \
+             subset_size: {{ size: 12, by: {by} }} }} }}\n",
+            registered("c", "a"),
+            endpoints.join(", ")
+        )
+    };
+    let within = async |gateway: &Gateway| {
+        let clusters = gateway.json("/clusters").await;
+        let endpoints = clusters["web"]["endpoints"].as_array().unwrap().iter();
+        endpoints.filter(|one| one["in_aperture"] == true).count()
+    };
+    let mut large_one = Gateway::start(&large("position")).await;
+    until("a place among three", async || {
+        within(&large_one).await == 20
+    })
+    .await;
+    large_one.reload(&large("name")).await;
+    assert_eq!(within(&large_one).await, 12);
 }

@@ -6,7 +6,7 @@ use std::{env, process};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
-/// The command line of a proxy: `--listen ADDR --backend ADDR… [--h2] [--threads N]`.
+/// The command line of a proxy: `--listen ADDR --backend ADDR… [--h2] [--threads N] [--policy NAME]`.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where the proxy listens; port 0 takes a free one.
@@ -17,6 +17,8 @@ pub struct Options {
     pub h2: bool,
     /// Worker threads.
     pub threads: usize,
+    /// How it balances, where it has a choice.
+    pub policy: String,
 }
 
 impl Options {
@@ -28,6 +30,7 @@ impl Options {
             backends: Vec::new(),
             h2: false,
             threads: 1,
+            policy: String::new(),
         };
         let mut args = env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -36,6 +39,7 @@ impl Options {
                 "--backend" => options.backends.push(value(&arg, args.next())),
                 "--h2" => options.h2 = true,
                 "--threads" => options.threads = value(&arg, args.next()),
+                "--policy" => options.policy = value(&arg, args.next()),
                 _ => usage(&format!("unknown argument {arg}")),
             }
         }

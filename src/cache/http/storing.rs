@@ -8,16 +8,14 @@ use super::{
     control::{RequestControl, ResponseControl},
     date,
     freshness::{self, Freshness},
-    status,
     vary::Vary,
 };
 use crate::hop;
 
 /// Fields beyond the hop-by-hop ones that are not stored: those of one exchange with a proxy, and
-/// those that the cache writes anew.
-const NOT_STORED: [HeaderName; 10] = [
+/// the age, which the cache writes anew.
+const NOT_STORED: [HeaderName; 9] = [
     header::AGE,
-    status::CACHE_STATUS,
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
@@ -317,7 +315,7 @@ mod tests {
         let stored = stored.unwrap();
         let mut names: Vec<_> = stored.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["b", "cache-control", "date"]);
+        assert_eq!(names, ["b", "cache-control", "cache-status", "date"]);
         assert_eq!(stored.headers["date"], "Thu, 01 Jan 2026 00:00:00 GMT");
         assert_eq!(stored.age, Duration::from_secs(3));
     }

@@ -46,7 +46,9 @@ pub(crate) fn has_already(
             .iter()
             .any(|line| matches_any(line.as_bytes(), etag));
     }
-    let Some(since) = request.get(header::IF_MODIFIED_SINCE) else {
+    let mut lines = request.get_all(header::IF_MODIFIED_SINCE).iter();
+    // More than one are none (RFC 9110 section 13.1.3).
+    let (Some(since), None) = (lines.next(), lines.next()) else {
         return false;
     };
     // Without a Last-Modified the date stands in for it (RFC 9111 section 4.3.2).

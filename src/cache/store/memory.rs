@@ -139,6 +139,18 @@ impl Level2 for Memory {
         self.step(|shard| shard.trim(upto))
     }
 
+    fn taken<'a>(
+        &'a self,
+        _shard: u16,
+        stamp: Stamp,
+        scopes: &'a [Scope],
+    ) -> BoxFuture<'a, Result<Option<Purge>, Unavailable>> {
+        self.step(|shard| {
+            let texts = scopes.iter().map(Scope::as_str);
+            shard.validity(stamp, texts).taken()
+        })
+    }
+
     fn hints(&self, _shard: u16) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }

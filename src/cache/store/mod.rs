@@ -96,6 +96,14 @@ pub(super) mod sealed {
         /// Forgets tombstones up to a number; the floor rises.
         fn trim(&self, shard: u16, upto: Stamp) -> BoxFuture<'_, Result<(), Unavailable>>;
 
+        /// What took an entry with these scopes that was filled under `stamp`; none if it holds.
+        fn taken<'a>(
+            &'a self,
+            shard: u16,
+            stamp: Stamp,
+            scopes: &'a [Scope],
+        ) -> BoxFuture<'a, Result<Option<Purge>, Unavailable>>;
+
         /// Changes whenever there may be news. Nothing depends on it but how soon they are heard.
         fn hints(&self, shard: u16) -> watch::Receiver<u64>;
     }
@@ -156,7 +164,8 @@ pub enum Read {
 pub struct Found {
     pub(super) id: u64,
     pub(super) stamp: Stamp,
-    pub(super) scopes: Vec<Scope>,
+    /// Those beside the ones that every entry has.
+    pub(super) scopes: Box<[Scope]>,
     pub(super) is_purged: bool,
     pub(super) meta: Meta,
     /// Since it was stored, by the store's clock.
@@ -190,6 +199,11 @@ pub struct Put {
     pub(super) meta: Meta,
     /// Nothing for a store that keeps no entries.
     pub(super) encoded: Encoded,
+}
+
+/// The scopes beside those that every entry under this key has of its own accord.
+fn more<'a>(key: &'a Key, scopes: &'a [Scope]) -> impl Iterator<Item = &'a Scope> {
+    scopes.iter().filter(|scope| !key.implies(scope))
 }
 
 /// What became of an entry that was to be stored.

@@ -9,7 +9,7 @@ use std::{
 
 use quick_cache::{Weighter, unsync::Cache};
 
-use super::{Found, Lease, Meta, Node, Nodes, Put, Read, Seen, Stored};
+use super::{Found, Lease, Meta, Node, Nodes, Put, Read, Seen, Stored, more};
 use crate::cache::{
     key::Key,
     scope::Scope,
@@ -111,11 +111,12 @@ impl Shard {
         let kept = self.entries.get(key)?;
         let age = now.saturating_duration_since(kept.stored);
         let is_of_use = age < kept.meta.keep && Some(kept.id) != unfit;
-        let validity = self.validity(kept.stamp, &kept.scopes);
+        let texts = kept.scopes.iter().map(Scope::as_str);
+        let validity = self.validity(kept.stamp, texts);
         (is_of_use && validity != Validity::Gone).then(|| Found {
             id: kept.id,
             stamp: kept.stamp,
-            scopes: kept.scopes.clone(),
+            scopes: more(key, &kept.scopes).cloned().collect(),
             is_purged: validity == Validity::Purged,
             meta: kept.meta,
             age,
@@ -123,8 +124,12 @@ impl Shard {
         })
     }
 
-    /// Whether what was filled under `stamp` holds.
-    pub(in crate::cache) fn validity(&self, stamp: Stamp, scopes: &[Scope]) -> Validity {
+    /// Whether what was filled under `stamp` holds, by the texts of its scopes.
+    pub(in crate::cache) fn validity<'a>(
+        &self,
+        stamp: Stamp,
+        scopes: impl IntoIterator<Item = &'a str>,
+    ) -> Validity {
         if stamp.epoch != self.epoch {
             return Validity::Gone;
         }
@@ -133,7 +138,8 @@ impl Shard {
 
     pub(in crate::cache) fn store(&mut self, key: &Key, put: Put, now: Instant) -> Stored {
         self.release(key, put.holder);
-        if self.validity(put.stamp, &put.scopes) != Validity::Valid {
+        let texts = put.scopes.iter().map(Scope::as_str);
+        if self.validity(put.stamp, texts) != Validity::Valid {
             return Stored::Refused;
         }
         let is_newer = |kept: &Kept| {

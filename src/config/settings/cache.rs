@@ -6,7 +6,10 @@ use http::HeaderName;
 
 use crate::{
     cache::{Partition, QueryRules},
-    yaml::{Data, Mistakes, Value, boolean, duration, one_of, positive_duration, size, text},
+    health::Percent,
+    yaml::{
+        Data, Mistakes, Value, boolean, duration, one_of, percent, positive_duration, size, text,
+    },
 };
 
 /// What a route keeps of its responses.
@@ -18,6 +21,7 @@ use crate::{
 /// - `tags_header`: none
 /// - `max_staleness`: 1 s
 /// - `on_partition`: bypass
+/// - `audit`: 0%
 /// - `sort_query`, `drop_query`: queries stay as they are
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -32,6 +36,8 @@ pub struct CacheSettings {
     pub max_staleness: Duration,
     /// What becomes of requests while the store cannot be asked.
     pub on_partition: Partition,
+    /// The share of the hits in memory that are looked at again.
+    pub audit: Percent,
     /// What is changed of queries.
     pub query: QueryRules,
 }
@@ -43,6 +49,7 @@ pub(super) fn read(value: &Value<'_>) -> Result<CacheSettings, Mistakes> {
     let tags_header = fields.optional("tags_header", header_name);
     let max_staleness = fields.optional("max_staleness", duration);
     let on_partition = fields.optional("on_partition", partition);
+    let audit = fields.optional("audit", percent);
     let sort_query = fields.optional("sort_query", boolean);
     let drop_query = fields.optional("drop_query", |names| names.list(text));
     let mut query = QueryRules::new();
@@ -58,6 +65,7 @@ pub(super) fn read(value: &Value<'_>) -> Result<CacheSettings, Mistakes> {
         tags_header,
         max_staleness: max_staleness.unwrap_or(Duration::from_secs(1)),
         on_partition: on_partition.unwrap_or_default(),
+        audit: Percent::new(audit.unwrap_or(0.0)),
         query,
     }))
 }

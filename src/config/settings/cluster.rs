@@ -1,19 +1,19 @@
 //! The settings of a cluster.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
 use super::{
     BreakerSettings, HealthSettings, NamedFile, Place, PolicySettings, Reader, Secret,
-    ZoneSettings,
+    SubsetSettings, ZoneSettings,
     breaker::{adaptive, breaker},
     dns::{self, DnsSettings},
-    etcd::{self, EtcdSettings},
+    etcd::EtcdSettings,
     health::health,
     node::secret,
     outlier::{outlier, share},
-    structure::{subset_size, subsets},
+    structure::subsets,
 };
 use crate::{
     balance::Sticky,
@@ -71,7 +71,7 @@ pub struct ClusterSettings {
     /// By which metadata routes choose among the endpoints.
     pub subsets: Option<Subsets>,
     /// How many of the endpoints take requests of this node.
-    pub subset_size: Option<NonZeroUsize>,
+    pub subset_size: Option<SubsetSettings>,
     /// What they speak.
     pub protocol: Protocol,
     /// How connections are secured, if they are.
@@ -160,7 +160,7 @@ pub enum Protocol {
     Http2,
 }
 
-/// How connections to the endpoints of a cluster are secured.
+/// How connections to the endpoints of a cluster, or to the servers of etcd, are secured.
 ///
 /// # Defaults
 ///
@@ -218,7 +218,7 @@ impl Reader<'_> {
         let slow_start = fields.optional("slow_start", positive_duration);
         let zones = fields.optional("zone_aware", |value| self.zone_aware(value));
         let subsets = fields.optional("subsets", subsets);
-        let subset_size = fields.optional("subset_size", subset_size);
+        let subset_size = fields.optional("subset_size", |value| self.subset_size(value));
         let protocol = one_of(&[("http1", Protocol::Http1), ("h2", Protocol::Http2)]);
         let protocol = fields.optional("protocol", protocol);
         let tls = fields.optional("tls", |value| self.tls(value));
@@ -311,7 +311,7 @@ impl Reader<'_> {
                 name.map(|name| DiscoverySettings::DnsSrv { name, resolving })
             }
             Some(Kind::Etcd) => {
-                let etcd = etcd::etcd(&mut fields);
+                let etcd = self.etcd(&mut fields);
                 let prefix = fields.required("prefix", text);
                 prefix
                     .zip(etcd)
@@ -330,7 +330,7 @@ impl Reader<'_> {
         fields.finish(discovery)
     }
 
-    fn tls(self, value: &Value<'_>) -> Result<TlsSettings, Mistakes> {
+    pub(super) fn tls(self, value: &Value<'_>) -> Result<TlsSettings, Mistakes> {
         let mut fields = value.fields()?;
         let ca = fields.optional("ca", |path| self.file(path));
         let (cert, key) = (fields.value("cert"), fields.value("key"));

@@ -5,13 +5,14 @@ use crate::{
     yaml::{Fields, Mistakes, Value, text},
 };
 
-use super::{Secret, node::secret};
+use super::{Reader, Secret, TlsSettings, node::secret};
 
 /// Where the servers of an etcd cluster are, and who asks them.
 ///
 /// # Defaults
 ///
 /// - `user`: none
+/// - `tls`: the certificates of the system, for servers of `https`
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EtcdSettings {
@@ -19,10 +20,12 @@ pub struct EtcdSettings {
     pub endpoints: Vec<String>,
     /// The name and the password, where etcd asks for them.
     pub user: Option<(String, Secret)>,
+    /// How connections to servers of `https` are secured.
+    pub tls: Option<Box<TlsSettings>>,
 }
 
 impl EtcdSettings {
-    /// The client that they make.
+    /// The client that they make, before it is told how to secure connections.
     pub(in crate::config) fn client(&self) -> Etcd {
         let etcd = Etcd::new(&self.endpoints).expect("the URLs were checked when they were read");
         match &self.user {
@@ -30,27 +33,49 @@ impl EtcdSettings {
             None => etcd,
         }
     }
+
+    /// Whether a server wants a secure connection.
+    pub(in crate::config) fn is_secured(&self) -> bool {
+        self.endpoints.iter().any(|server| is_secured(server))
+    }
 }
 
-/// The keys `endpoints`, `user` and `password`.
-pub(super) fn etcd(fields: &mut Fields<'_>) -> Option<EtcdSettings> {
-    let endpoints = fields.required("endpoints", servers);
-    let (user, password) = (fields.value("user"), fields.value("password"));
-    let user = match (&user, &password) {
-        (Some(user), Some(password)) => {
-            let user = fields.keep(text(user));
-            let password = fields.keep(secret(password));
-            user.zip(password)
-        }
-        (None, None) => None,
-        (Some(user), None) => {
-            fields.keep(Err(user.wrong("expected password beside it, found none")))
-        }
-        (None, Some(password)) => {
-            fields.keep(Err(password.wrong("expected user beside it, found none")))
-        }
-    };
-    endpoints.map(|endpoints| EtcdSettings { endpoints, user })
+impl Reader<'_> {
+    /// The keys `endpoints`, `user`, `password` and `tls`.
+    pub(super) fn etcd(self, fields: &mut Fields<'_>) -> Option<EtcdSettings> {
+        let endpoints = fields.required("endpoints", servers);
+        let (user, password) = (fields.value("user"), fields.value("password"));
+        let user = match (&user, &password) {
+            (Some(user), Some(password)) => {
+                let user = fields.keep(text(user));
+                let password = fields.keep(secret(password));
+                user.zip(password)
+            }
+            (None, None) => None,
+            (Some(user), None) => {
+                fields.keep(Err(user.wrong("expected password beside it, found none")))
+            }
+            (None, Some(password)) => {
+                fields.keep(Err(password.wrong("expected user beside it, found none")))
+            }
+        };
+        let tls = fields.optional("tls", |value| {
+            let servers = endpoints.iter().flatten();
+            if endpoints.is_some() && !servers.into_iter().any(|server| is_secured(server)) {
+                return Err(value.wrong("expected https in endpoints beside it, found none"));
+            }
+            self.tls(value).map(Box::new)
+        });
+        endpoints.map(|endpoints| EtcdSettings {
+            endpoints,
+            user,
+            tls,
+        })
+    }
+}
+
+fn is_secured(server: &str) -> bool {
+    server.starts_with("https:")
 }
 
 fn servers(value: &Value<'_>) -> Result<Vec<String>, Mistakes> {

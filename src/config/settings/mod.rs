@@ -39,12 +39,12 @@ pub use etcd::EtcdSettings;
 pub use failover::FailoverSettings;
 pub use health::{CheckSettings, HealthSettings};
 pub use limit::LimitSettings;
-pub use node::{NodeSettings, RegisterSettings, Secret};
+pub use node::{NodeSettings, RegisterPlace, RegisterSettings, Secret};
 pub use place::{NamedFile, Place};
 pub use policy::{PolicyOption, PolicySettings};
 pub use route::{RouteSettings, Share};
 pub use store::{ConfigPlace, ConfigStoreSettings, RedisSettings, StoreSettings};
-pub use structure::ZoneSettings;
+pub use structure::{SubsetBy, SubsetSettings, ZoneNodes, ZoneSettings};
 
 use super::ConfigError;
 use crate::yaml::{self, Fields, Mistakes, Value, text};
@@ -91,7 +91,9 @@ impl Settings {
             folder: file.parent().unwrap_or_else(|| Path::new("")),
             policies,
             has_zone: true,
+            has_register: true,
             has_redis: true,
+            config_etcd: None,
         };
         yaml::parse(text)
             .and_then(|tree| reader.settings(&Value::root(&tree)))
@@ -117,7 +119,9 @@ impl Settings {
             folder: file.parent().unwrap_or_else(|| Path::new("")),
             policies,
             has_zone: self.node.zone.is_some(),
+            has_register: self.node.register.is_some(),
             has_redis: self.store.redis.is_some(),
+            config_etcd: None,
         };
         let traffic = yaml::parse(text).and_then(|tree| {
             let mut fields = Value::root(&tree).fields()?;
@@ -141,8 +145,12 @@ struct Reader<'r> {
     policies: &'r [&'r str],
     /// Whether the node has a zone, as far as that is known.
     has_zone: bool,
+    /// Whether the node is registered, as far as that is known.
+    has_register: bool,
     /// Whether there is a Redis that the nodes share, as far as that is known.
     has_redis: bool,
+    /// The etcd that the configuration is in, if it is in one.
+    config_etcd: Option<&'r EtcdSettings>,
 }
 
 /// What says where requests go, and what of that somebody is told of.
@@ -154,18 +162,23 @@ struct Traffic {
 }
 
 impl Reader<'_> {
-    fn settings(mut self, root: &Value<'_>) -> Result<Settings, Mistakes> {
+    fn settings(self, root: &Value<'_>) -> Result<Settings, Mistakes> {
         let mut fields = root.fields()?;
         let store_value = fields.value("store");
         let store = store_value.and_then(|value| fields.keep(store::store(&value)));
+        let config_store = fields.optional("config_store", |value| {
+            self.config_store(value, store.as_ref())
+        });
         // A store with a mistake of its own is not one that is missing.
         let is_read = fields.is_right();
-        self.has_redis = !is_read || store.as_ref().is_some_and(|store| store.redis.is_some());
-        let node = fields.required("node", |node| self.node(node));
-        self.has_zone = node.as_ref().is_none_or(|node| node.zone.is_some());
-        let config_store = fields.optional("config_store", |value| {
-            store::config_store(value, store.as_ref())
-        });
+        let mut reader = Reader {
+            has_redis: !is_read || store.as_ref().is_some_and(|store| store.redis.is_some()),
+            config_etcd: config_store.as_ref().and_then(ConfigStoreSettings::etcd),
+            ..self
+        };
+        let node = fields.required("node", |node| reader.node(node));
+        reader.has_zone = node.as_ref().is_none_or(|node| node.zone.is_some());
+        reader.has_register = node.as_ref().is_none_or(|node| node.register.is_some());
         if config_store.is_some() {
             for key in ["clusters", "routes", "alerts"] {
                 if let Some(value) = fields.value(key) {
@@ -175,7 +188,7 @@ impl Reader<'_> {
         }
         let traffic = match config_store {
             Some(_) => Traffic::default(),
-            None => self.traffic(&mut fields),
+            None => reader.traffic(&mut fields),
         };
         let settings = node.map(|node| Settings {
             node,

@@ -2,12 +2,17 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::Reader;
+use super::{EtcdSettings, Reader};
 use crate::{
     discover::listing::address,
     endpoint::Address,
-    yaml::{Fields, Mistakes, Value, duration, number, positive_duration, socket_addr, text},
+    yaml::{
+        Fields, Mistakes, Value, duration, number, one_of, positive_duration, socket_addr, text,
+    },
 };
+
+/// What the keys of nodes in etcd begin with where nothing is said.
+const PREFIX: &str = "/services/";
 
 /// A record that lives shorter dies of a pause.
 const LEAST_TTL: Duration = Duration::from_secs(1);
@@ -48,17 +53,39 @@ pub struct NodeSettings {
 ///
 /// # Defaults
 ///
+/// - `place`: the Redis of `store`, else the etcd of `config_store`
 /// - `advertise`: where it listens
 /// - `ttl`: 10 s
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegisterSettings {
+    /// Where the nodes are registered.
+    pub place: RegisterPlace,
     /// The service whose instances the nodes are.
     pub service: String,
     /// Where the others reach it.
     pub advertise: Option<Address>,
     /// How long it is known after it fell silent.
     pub ttl: Duration,
+}
+
+/// A registry.
+///
+/// # Defaults
+///
+/// - `prefix`: `/services/`
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegisterPlace {
+    /// The Redis that the nodes share.
+    Redis,
+    /// An etcd.
+    Etcd {
+        /// Where it is.
+        etcd: EtcdSettings,
+        /// What keys begin with, before the service.
+        prefix: String,
+    },
 }
 
 /// A text that is not printed.
@@ -122,11 +149,40 @@ impl Reader<'_> {
         listen: Option<SocketAddr>,
     ) -> Result<RegisterSettings, Mistakes> {
         let mut fields = value.fields()?;
-        if !self.has_redis {
-            fields.keep::<()>(Err(
-                value.wrong("expected store with type redis beside node, found none")
-            ));
+        #[derive(Clone, Copy)]
+        enum Kind {
+            Etcd,
+            Redis,
         }
+        let kinds = one_of(&[("etcd", Kind::Etcd), ("redis", Kind::Redis)]);
+        let kind = match fields.value("type") {
+            Some(value) => match fields.keep(kinds(&value)) {
+                Some(kind) => kind,
+                // Which other keys are known depends on the type.
+                None => return fields.abandon(None),
+            },
+            None if !self.has_redis && self.config_etcd.is_some() => Kind::Etcd,
+            None => Kind::Redis,
+        };
+        let place = match kind {
+            Kind::Redis if self.has_redis => Some(RegisterPlace::Redis),
+            Kind::Redis => fields.keep(Err(value.wrong(
+                "expected store with type redis or config_store with type etcd beside node, or \
+                 type: etcd in it, found neither",
+            ))),
+            Kind::Etcd => {
+                // Those of the configuration, unless others are named.
+                let mut keys = value.entries()?.into_iter();
+                let is_named = keys.any(|(key, _)| key == "endpoints");
+                let etcd = match self.config_etcd.filter(|_| !is_named) {
+                    Some(etcd) => Some(etcd.clone()),
+                    None => self.etcd(&mut fields),
+                };
+                let prefix = fields.optional("prefix", text);
+                let prefix = prefix.unwrap_or_else(|| PREFIX.to_owned());
+                etcd.map(|etcd| RegisterPlace::Etcd { etcd, prefix })
+            }
+        };
         let service = fields.required("service", text);
         let advertised = fields.value("advertise");
         let advertise = advertised
@@ -144,7 +200,8 @@ impl Reader<'_> {
             }
             Ok(ttl)
         });
-        let register = service.map(|service| RegisterSettings {
+        let register = service.zip(place).map(|(service, place)| RegisterSettings {
+            place,
             service,
             advertise,
             ttl: ttl.unwrap_or(Duration::from_secs(10)),

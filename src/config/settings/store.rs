@@ -7,7 +7,7 @@ use crate::{
     yaml::{Fields, Mistakes, Value, one_of, positive_duration, size, text},
 };
 
-use super::{EtcdSettings, Secret, etcd::etcd};
+use super::{EtcdSettings, Reader, Secret};
 
 /// How long a decision waits where nothing is said.
 const TIMEOUT: Duration = Duration::from_millis(10);
@@ -109,6 +109,14 @@ pub enum ConfigPlace {
 }
 
 impl ConfigStoreSettings {
+    /// The etcd that it is in, if it is in one.
+    pub(in crate::config) fn etcd(&self) -> Option<&EtcdSettings> {
+        match &self.place {
+            ConfigPlace::Etcd(etcd) => Some(etcd),
+            ConfigPlace::Redis(_) => None,
+        }
+    }
+
     /// What it is called in messages.
     pub(in crate::config) fn name(&self) -> String {
         match &self.place {
@@ -177,41 +185,44 @@ fn namespace(value: &Value<'_>) -> Result<String, Mistakes> {
     Err(value.expected("visible ASCII characters without braces"))
 }
 
-pub(super) fn config_store(
-    value: &Value<'_>,
-    store: Option<&StoreSettings>,
-) -> Result<ConfigStoreSettings, Mistakes> {
-    let mut fields = value.fields()?;
-    #[derive(Clone, Copy)]
-    enum Kind {
-        Etcd,
-        Redis,
-    }
-    let kinds = one_of(&[("etcd", Kind::Etcd), ("redis", Kind::Redis)]);
-    let place = match fields.required("type", kinds) {
-        // Which other keys are known depends on the type.
-        None => return fields.abandon(None),
-        Some(Kind::Etcd) => etcd(&mut fields).map(ConfigPlace::Etcd),
-        Some(Kind::Redis) => {
-            let url = fields.value("url");
-            let redis = match (url, store.and_then(|store| store.redis.as_ref())) {
-                (Some(url), _) => fields.keep(redis_url(&url)).map(|url| RedisSettings {
-                    url,
-                    namespace: String::new(),
-                    timeout: TIMEOUT,
-                }),
-                (None, Some(redis)) => Some(redis.clone()),
-                (None, None) => fields.keep(Err(value.wrong(
-                    "expected url in it, or store with type redis beside it, found neither",
-                ))),
-            };
-            redis.map(ConfigPlace::Redis)
+impl Reader<'_> {
+    pub(super) fn config_store(
+        self,
+        value: &Value<'_>,
+        store: Option<&StoreSettings>,
+    ) -> Result<ConfigStoreSettings, Mistakes> {
+        let mut fields = value.fields()?;
+        #[derive(Clone, Copy)]
+        enum Kind {
+            Etcd,
+            Redis,
         }
-    };
-    let key = fields.optional("key", text);
-    let settings = place.map(|place| ConfigStoreSettings {
-        place,
-        key: key.unwrap_or_else(|| CONFIG_KEY.to_owned()),
-    });
-    fields.finish(settings)
+        let kinds = one_of(&[("etcd", Kind::Etcd), ("redis", Kind::Redis)]);
+        let place = match fields.required("type", kinds) {
+            // Which other keys are known depends on the type.
+            None => return fields.abandon(None),
+            Some(Kind::Etcd) => self.etcd(&mut fields).map(ConfigPlace::Etcd),
+            Some(Kind::Redis) => {
+                let url = fields.value("url");
+                let redis = match (url, store.and_then(|store| store.redis.as_ref())) {
+                    (Some(url), _) => fields.keep(redis_url(&url)).map(|url| RedisSettings {
+                        url,
+                        namespace: String::new(),
+                        timeout: TIMEOUT,
+                    }),
+                    (None, Some(redis)) => Some(redis.clone()),
+                    (None, None) => fields.keep(Err(value.wrong(
+                        "expected url in it, or store with type redis beside it, found neither",
+                    ))),
+                };
+                redis.map(ConfigPlace::Redis)
+            }
+        };
+        let key = fields.optional("key", text);
+        let settings = place.map(|place| ConfigStoreSettings {
+            place,
+            key: key.unwrap_or_else(|| CONFIG_KEY.to_owned()),
+        });
+        fields.finish(settings)
+    }
 }

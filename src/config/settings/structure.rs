@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize};
 use super::Reader;
 use crate::{
     cluster::{Subset, SubsetFallback, Subsets},
-    yaml::{Data, Mistakes, Value, boolean, number, text},
+    yaml::{Data, Mistakes, Value, boolean, number, one_of, text},
 };
 
 /// More nodes than this are no gateway.
@@ -19,25 +19,63 @@ const MOST_ENDPOINTS: usize = 1_000_000;
 /// # Defaults
 ///
 /// - `min_endpoints`: 6
-/// - `nodes`: none, which is not known
+/// - `nodes`: not known
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ZoneSettings {
     /// How many endpoints a priority has at least for zones to count.
     pub min_endpoints: usize,
     /// How many nodes there are in each zone.
-    pub nodes: BTreeMap<String, u32>,
+    pub nodes: ZoneNodes,
+}
+
+/// How many nodes there are in each zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ZoneNodes {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// So many.
+    Counted(BTreeMap<String, u32>),
+    /// As many as are registered: `nodes: registered`.
+    Registered,
+}
+
+/// How many of the endpoints of a large set this node talks to, and which.
+///
+/// # Defaults
+///
+/// - `by`: the name of the node
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SubsetSettings {
+    /// How many at least.
+    pub size: NonZeroUsize,
+    /// What chooses them.
+    pub by: SubsetBy,
+}
+
+/// What chooses the endpoints that a node talks to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SubsetBy {
+    /// The name of the node.
+    #[default]
+    Name,
+    /// The place of the node among all that are registered.
+    Position,
 }
 
 impl Reader<'_> {
     /// `true`, `false` or how.
     pub(super) fn zone_aware(self, value: &Value<'_>) -> Result<Option<ZoneSettings>, Mistakes> {
         let zones = if matches!(value.data(), Data::Mapping(_)) {
-            Some(zones(value)?)
+            Some(self.zones(value)?)
         } else {
-            boolean(value)?.then(|| ZoneSettings {
+            boolean(value)?.then_some(ZoneSettings {
                 min_endpoints: 6,
-                nodes: BTreeMap::new(),
+                nodes: ZoneNodes::Unknown,
             })
         };
         if zones.is_some() && !self.has_zone {
@@ -45,22 +83,59 @@ impl Reader<'_> {
         }
         Ok(zones)
     }
+
+    fn zones(self, value: &Value<'_>) -> Result<ZoneSettings, Mistakes> {
+        let mut fields = value.fields()?;
+        let min_endpoints = fields.optional("min_endpoints", number(1..=MOST_ENDPOINTS));
+        let nodes = fields.optional("nodes", |nodes| {
+            if matches!(nodes.scalar(), Some(("registered", _))) {
+                self.is_registered(nodes)?;
+                return Ok(ZoneNodes::Registered);
+            }
+            let counts =
+                nodes.map(|zone, count| Ok((zone.to_owned(), number(0..=MOST_NODES)(count)?)));
+            counts.map(|counts| ZoneNodes::Counted(counts.into_iter().collect()))
+        });
+        fields.finish(Some(ZoneSettings {
+            min_endpoints: min_endpoints.unwrap_or(6),
+            nodes: nodes.unwrap_or_default(),
+        }))
+    }
+
+    /// How many endpoints of a large set this node talks to: a number, or how many and which.
+    pub(super) fn subset_size(self, value: &Value<'_>) -> Result<SubsetSettings, Mistakes> {
+        if !matches!(value.data(), Data::Mapping(_)) {
+            return Ok(SubsetSettings {
+                size: size(value)?,
+                by: SubsetBy::Name,
+            });
+        }
+        let mut fields = value.fields()?;
+        let size = fields.required("size", size);
+        let known = one_of(&[("name", SubsetBy::Name), ("position", SubsetBy::Position)]);
+        let by = fields.optional("by", |value| {
+            let by = known(value)?;
+            if by == SubsetBy::Position {
+                self.is_registered(value)?;
+            }
+            Ok(by)
+        });
+        fields.finish(size.map(|size| SubsetSettings {
+            size,
+            by: by.unwrap_or_default(),
+        }))
+    }
+
+    /// Whether the node is one of several that know of each other.
+    fn is_registered(self, value: &Value<'_>) -> Result<(), Mistakes> {
+        match self.has_register {
+            true => Ok(()),
+            false => Err(value.wrong("expected register in node, found none")),
+        }
+    }
 }
 
-fn zones(value: &Value<'_>) -> Result<ZoneSettings, Mistakes> {
-    let mut fields = value.fields()?;
-    let min_endpoints = fields.optional("min_endpoints", number(1..=MOST_ENDPOINTS));
-    let nodes = fields.optional("nodes", |nodes| {
-        nodes.map(|zone, count| Ok((zone.to_owned(), number(0..=MOST_NODES)(count)?)))
-    });
-    fields.finish(Some(ZoneSettings {
-        min_endpoints: min_endpoints.unwrap_or(6),
-        nodes: nodes.unwrap_or_default().into_iter().collect(),
-    }))
-}
-
-/// How many endpoints of a large set this node talks to.
-pub(super) fn subset_size(value: &Value<'_>) -> Result<NonZeroUsize, Mistakes> {
+fn size(value: &Value<'_>) -> Result<NonZeroUsize, Mistakes> {
     let size = number(1..=MOST_ENDPOINTS)(value)?;
     NonZeroUsize::new(size).ok_or_else(|| value.expected("a number of at least 1"))
 }

@@ -110,6 +110,7 @@ routes:
       tags_header: Surrogate-Key
       max_staleness: 250ms
       on_partition: { serve_stale: 30s }
+      audit: 0.1%
       sort_query: true
       drop_query: [gclid, "utm_*"]
   - match: {}
@@ -208,6 +209,7 @@ fn a_file_with_every_key_is_read() {
             drain: Duration::from_secs(5),
             snapshot_dir: Some("etc/state".into()),
             register: Some(RegisterSettings {
+                place: RegisterPlace::Redis,
                 service: "api-gateway".into(),
                 advertise: Some("gateway-1.internal:80".parse().unwrap()),
                 ttl: Duration::from_secs(5),
@@ -287,7 +289,7 @@ fn a_file_with_every_key_is_read() {
             slow_start: Some(Duration::from_secs(30)),
             zones: Some(ZoneSettings {
                 min_endpoints: 4,
-                nodes: [("a".into(), 3), ("b".into(), 2)].into(),
+                nodes: ZoneNodes::Counted([("a".into(), 3), ("b".into(), 2)].into()),
             }),
             subsets: Some(
                 Subsets::new()
@@ -297,7 +299,10 @@ fn a_file_with_every_key_is_read() {
                     .unwrap()
                     .fallback(SubsetFallback::Default(Subset::new([("version", "v1")])))
             ),
-            subset_size: NonZeroUsize::new(20),
+            subset_size: Some(SubsetSettings {
+                size: NonZeroUsize::new(20).unwrap(),
+                by: SubsetBy::Name,
+            }),
             protocol: Protocol::Http2,
             tls: Some(TlsSettings {
                 ca: Some("etc/ca.pem".into()),
@@ -396,6 +401,7 @@ fn a_file_with_every_key_is_read() {
                     tags_header: Some(HeaderName::from_static("surrogate-key")),
                     max_staleness: Duration::from_millis(250),
                     on_partition: Partition::ServeStale(Duration::from_secs(30)),
+                    audit: Percent::new(0.1),
                     query: QueryRules::new().sort().drop("gclid").drop("utm_*"),
                 }),
             },
@@ -703,7 +709,7 @@ nodes: {}
             "gateway.yaml:5: clusters.users.discovery: expected a mapping, found nothing",
             "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"; did you mean \"http1\"?",
             "gateway.yaml:8: node.listen: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"here\"",
-            "gateway.yaml:9: nodes: expected one of store, node, config_store, clusters, routes, alerts, found the unknown key \"nodes\"; did you mean \"node\"?",
+            "gateway.yaml:9: nodes: expected one of store, config_store, node, clusters, routes, alerts, found the unknown key \"nodes\"; did you mean \"node\"?",
         ]
     );
     assert_eq!(
@@ -1080,10 +1086,10 @@ fn discovery_is_checked() {
             ],
         ),
         (
-            "type: etcd\n      endpoints: ['127.0.0.1:2379', 'https://e:1']\n      prefix: ''\n      user: u",
+            "type: etcd\n      endpoints: ['127.0.0.1:2379', 'ftp://e:1']\n      prefix: ''\n      user: u",
             vec![
                 "gateway.yaml:6: clusters.users.discovery.endpoints[0]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"127.0.0.1:2379\"",
-                "gateway.yaml:6: clusters.users.discovery.endpoints[1]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"https://e:1\"",
+                "gateway.yaml:6: clusters.users.discovery.endpoints[1]: expected the URL of an etcd server, such as http://127.0.0.1:2379, found the quoted \"ftp://e:1\"",
                 "gateway.yaml:7: clusters.users.discovery.prefix: expected a text, found the quoted \"\"",
                 "gateway.yaml:8: clusters.users.discovery.user: expected password beside it, found none",
             ],
@@ -1140,8 +1146,16 @@ fn endpoints_from_dns_are_read() {
     };
     assert_eq!(prefix, "/s/");
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(etcd.tls, None);
     let (user, password) = etcd.user.unwrap();
     assert_eq!((user.as_str(), password.reveal()), ("u", "p"));
+    let etcd = "endpoints: ['https://e:1'], prefix: /s/, tls: { ca: ca.pem, server_name: etcd }";
+    let DiscoverySettings::Etcd { etcd, .. } = discovery(&format!("type: etcd, {etcd}")) else {
+        panic!("another type");
+    };
+    let tls = etcd.tls.unwrap();
+    assert_eq!(tls.ca.unwrap().path, Path::new("etc/ca.pem"));
+    assert_eq!(tls.server_name.as_deref(), Some("etcd"));
     let same = discovery("port: 9001, name: users.internal, type: dns, max_ttl: 30s");
     assert_eq!(same, least);
     let slow = discovery("type: dns, name: users.internal, port: 9001, min_ttl: 5m");
@@ -1321,7 +1335,7 @@ fn caches_are_checked() {
         (
             "{ ttl: 5s }",
             "ttl",
-            "expected one of default_ttl, max_object, tags_header, max_staleness, on_partition, sort_query, drop_query, found the unknown key \"ttl\"",
+            "expected one of default_ttl, max_object, tags_header, max_staleness, on_partition, audit, sort_query, drop_query, found the unknown key \"ttl\"",
         ),
     ] {
         let mistake = format!("gateway.yaml:8: routes[0].cache.{key}: {mistake}");
@@ -1500,7 +1514,7 @@ fn what_is_not_built_yet_is_refused_as_unknown() {
     let minimal = "node: { listen: 127.0.0.1:0 }\n";
     for key in ["listeners", "plugins"] {
         let mistake = format!(
-            "gateway.yaml:2: {key}: expected one of store, node, config_store, clusters, routes, alerts, found the unknown key \"{key}\""
+            "gateway.yaml:2: {key}: expected one of store, config_store, node, clusters, routes, alerts, found the unknown key \"{key}\""
         );
         assert_eq!(refused(&format!("{minimal}{key}: {{}}\n")), [mistake]);
     }
@@ -1545,7 +1559,7 @@ fn no_key_is_ignored() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 103);
+    assert_eq!(tried, 104);
 }
 
 proptest! {
@@ -1726,6 +1740,77 @@ fn a_node_registers_in_the_redis_that_nodes_share() {
 }
 
 #[test]
+fn a_node_registers_in_an_etcd() {
+    let node = |register: &str, rest: &str| {
+        let text = format!("node: {{ listen: 127.0.0.1:80, register: {register} }}\n{rest}");
+        parse(&text).unwrap().node.register.unwrap().place
+    };
+    let redis = "store: { type: redis, url: \"redis://127.0.0.1\" }\n";
+    let parts = |place| match place {
+        RegisterPlace::Etcd { etcd, prefix } => (etcd.endpoints, prefix),
+        RegisterPlace::Redis => panic!("another place"),
+    };
+    let of_config = || vec!["http://127.0.0.1:2379".to_owned()];
+    let default = || "/services/".to_owned();
+    // That of the configuration, where there is no Redis or it is named.
+    let place = parts(node("{ service: gw }", ETCD_CONFIG));
+    assert_eq!(place, (of_config(), default()));
+    let both = format!("{redis}{ETCD_CONFIG}");
+    let place = node("{ service: gw }", &both);
+    assert_eq!(place, RegisterPlace::Redis);
+    let place = parts(node("{ service: gw, type: etcd, prefix: /gw/ }", &both));
+    assert_eq!(place, (of_config(), "/gw/".to_owned()));
+    // One of its own.
+    let own = "{ service: gw, type: etcd, endpoints: ['http://e:1'] }";
+    assert_eq!(
+        parts(node(own, &both)),
+        (vec!["http://e:1".into()], default())
+    );
+    for (register, mistake) in [
+        (
+            "{ service: gw, type: etcd }",
+            ".endpoints: expected a list, found nothing",
+        ),
+        (
+            "{ service: gw, type: etcd, endpoints: ['http://e:1'], tls: {} }",
+            ".tls: expected https in endpoints beside it, found none",
+        ),
+        (
+            "{ service: gw, type: consul, endpoints: [] }",
+            ".type: expected one of etcd, redis, found \"consul\"",
+        ),
+    ] {
+        let text = format!("node: {{ listen: 127.0.0.1:80, register: {register} }}\n");
+        let mistake = format!("gateway.yaml:1: node.register{mistake}");
+        assert_eq!(refused(&text), [mistake]);
+    }
+}
+
+#[test]
+fn who_is_registered_may_count() {
+    let cluster = "zone_aware: { nodes: registered }, subset_size: { size: 20, by: position }";
+    let text = |register: &str| {
+        format!(
+            "node: {{ listen: 127.0.0.1:80, zone: a{register} }}\nstore: {{ type: redis, url: \"redis://127.0.0.1\" }}\n\
+             clusters: {{ a: {{ discovery: {{ type: static, endpoints: [] }}, {cluster} }} }}\n"
+        )
+    };
+    let settings = parse(&text(", register: { service: gw }")).unwrap();
+    let cluster = &settings.clusters["a"];
+    let zones = cluster.zones.as_ref().unwrap();
+    assert_eq!(zones.nodes, ZoneNodes::Registered);
+    assert_eq!(cluster.subset_size.unwrap().by, SubsetBy::Position);
+    let at = "gateway.yaml:3: clusters.a";
+    assert_eq!(
+        refused(&text("")),
+        [
+            format!("{at}.zone_aware.nodes: expected register in node, found none"),
+            format!("{at}.subset_size.by: expected register in node, found none"),
+        ]
+    );
+}
+
+#[test]
 fn what_needs_a_redis_says_so() {
     let node = |register: &str, rest: &str| {
         refused(&format!(
@@ -1739,7 +1824,8 @@ fn what_needs_a_redis_says_so() {
             "{ service: gw, advertise: a:80 }",
             "",
             vec![format!(
-                "{at}: expected store with type redis beside node, found none"
+                "{at}: expected store with type redis or config_store with type etcd beside node, or \
+                 type: etcd in it, found neither"
             )],
         ),
         (

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{BackendError, Cursor, DiscoveryBackend, Guard, Listing, RawEvent, ServiceName};
 use crate::{
-    etcd::{Etcd, EtcdError, Noticed, Range, Watch},
+    etcd::{Etcd, EtcdError, Follow, Noticed, Range},
     time,
 };
 use entry::Prefix;
@@ -37,6 +37,9 @@ use entry::Prefix;
 /// one by one, by a client or because their lease is over, may leave the list empty; a list that is
 /// read and found empty may not, see [`Guard`]. A value that is no endpoint is refused, and the
 /// endpoint that the key was before stays.
+///
+/// Services in one folder, such as `/services/`, that one [`Etcd`] and its clones follow share one
+/// watch of that folder, unless reading is allowed beneath it alone.
 ///
 /// The list is read again from time to time, for two reasons: a server that vanished without a word
 /// is noticed, and the place to go on from does not fall behind where other keys change and their
@@ -158,10 +161,18 @@ impl Place {
     /// Whether a cluster that is at this revision has the same history. Another cluster counts by
     /// itself, and one that counts less was started over without its data.
     fn goes_on_at(self, cluster: u64, revision: i64) -> Result<(), BackendError> {
-        if self.cluster == cluster && self.revision <= revision {
-            return Ok(());
+        self.is_in(cluster)?;
+        match self.revision <= revision {
+            true => Ok(()),
+            false => Err(BackendError::CursorLost),
         }
-        Err(BackendError::CursorLost)
+    }
+
+    fn is_in(self, cluster: u64) -> Result<(), BackendError> {
+        match self.cluster == cluster {
+            true => Ok(()),
+            false => Err(BackendError::CursorLost),
+        }
     }
 
     fn cursor(self) -> Cursor {
@@ -184,7 +195,7 @@ enum Stage {
     Begin(Option<Cursor>),
     /// The changes after this place are watched.
     Watching {
-        watch: Watch,
+        watch: Follow,
         place: Place,
         reread_at: Instant,
     },
@@ -214,40 +225,39 @@ impl Follower {
     }
 
     async fn begin(&mut self, from: Option<Cursor>) -> Result<(), BackendError> {
-        let place = match from {
+        let (watch, place, said) = match from {
             Some(cursor) => {
                 let place = Place::parse(&cursor).ok_or(BackendError::CursorLost)?;
-                self.said.push_back(RawEvent::Alive(Some(cursor)));
-                place
+                let watch = self.watch(Some(place.revision + 1)).await?;
+                let goes_on = place.goes_on_at(watch.cluster(), watch.revision());
+                goes_on.inspect_err(|_| watch.doubt())?;
+                (watch, place, RawEvent::Alive(Some(cursor)))
             }
             None => {
+                // What changes while the list is read is told by both.
+                let watch = self.watch(None).await?;
                 let range = self.list().await?;
                 let place = Place {
                     cluster: range.cluster,
                     revision: range.revision,
                 };
-                self.said.push_back(self.reset(&range));
                 place
+                    .is_in(watch.cluster())
+                    .inspect_err(|_| watch.doubt())?;
+                (watch, place, self.reset(&range))
             }
         };
-        let watch = self.watch(place).await;
-        if watch.is_err() {
-            // It would tell that the connection stands.
-            self.said.clear();
-        }
+        self.said.push_back(said);
         self.stage = Stage::Watching {
-            watch: watch?,
+            watch,
             place,
             reread_at: time::after(time::now(), self.reread),
         };
         Ok(())
     }
 
-    async fn watch(&self, place: Place) -> Result<Watch, BackendError> {
-        let watch = self.etcd.watch(self.prefix.as_bytes(), place.revision + 1);
-        let watch = watch.await?;
-        place.goes_on_at(watch.cluster(), watch.revision())?;
-        Ok(watch)
+    async fn watch(&self, from: Option<i64>) -> Result<Follow, BackendError> {
+        Ok(self.etcd.follow(self.prefix.as_bytes(), from).await?)
     }
 
     async fn follow(&mut self) -> Result<(), BackendError> {
@@ -281,7 +291,11 @@ impl Follower {
     }
 
     async fn read_again(&mut self) -> Result<(), BackendError> {
-        let range = self.list().await?;
+        let range = self.list().await;
+        if let (Stage::Watching { watch, .. }, Err(_)) = (&self.stage, &range) {
+            watch.doubt();
+        }
+        let range = range?;
         let reset = self.reset(&range);
         let Stage::Watching {
             place, reread_at, ..

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
 };
@@ -59,6 +60,39 @@ impl EtcdServer {
         server
     }
 
+    /// An empty one that speaks TLS with clients of its authority alone, by `ca.pem`, `name.pem` and
+    /// `name.key` of this folder. Of it, there is its address only.
+    pub(crate) async fn start_secured(certificates: &Path, name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = free();
+        let path = |name: String| certificates.join(name);
+        let mut command = command(&folder, &format!("https://{address}"));
+        command.arg("--client-cert-auth");
+        command.arg("--cert-file").arg(path(format!("{name}.pem")));
+        command.arg("--key-file").arg(path(format!("{name}.key")));
+        command
+            .arg("--trusted-ca-file")
+            .arg(path("ca.pem".to_owned()));
+        let server = Self {
+            process: command.spawn().unwrap(),
+            folder,
+            address,
+        };
+        until("etcd to listen", async || {
+            TcpStream::connect(address).await.is_ok()
+        })
+        .await;
+        server
+    }
+
+    /// A figure that it keeps of itself.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let (status, text) = super::get(self.address, "/metrics").await;
+        assert_eq!(status, 200);
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().parse().unwrap()
+    }
+
     /// Kills it and starts it over its data.
     pub(crate) async fn restart(&mut self) {
         self.stop();
@@ -86,8 +120,10 @@ impl EtcdServer {
 
     async fn answers(&self) {
         until("etcd to answer", async || {
-            let question = json!({ "key": encoded("k") });
-            self.try_ask("kv/range", &question).await.is_some()
+            let request = Request::get(format!("{}/health", self.url()));
+            let request = request.body(Full::<Bytes>::default()).unwrap();
+            let response = http_client().request(request).await;
+            response.is_ok_and(|response| response.status() == 200)
         })
         .await;
     }
@@ -95,6 +131,20 @@ impl EtcdServer {
     pub(crate) async fn put(&self, key: &str, value: &str) {
         let question = json!({ "key": encoded(key), "value": encoded(value) });
         self.ask("kv/put", &question).await;
+    }
+
+    /// The keys with this prefix.
+    pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
+        let mut end = prefix.to_owned();
+        // The next letter; prefixes end with a slash.
+        assert_eq!(end.pop(), Some('/'));
+        end.push('0');
+        let question = json!({ "key": encoded(prefix), "range_end": encoded(&end) });
+        let answer = self.ask("kv/range", &question).await;
+        let pairs = answer["kvs"].as_array().into_iter().flatten();
+        let key = |pair: &Value| BASE64_STANDARD.decode(pair["key"].as_str().unwrap());
+        let keys = pairs.map(|pair| String::from_utf8(key(pair).unwrap()).unwrap());
+        keys.collect()
     }
 
     pub(crate) async fn delete(&self, key: &str) {
@@ -148,23 +198,22 @@ fn free() -> SocketAddr {
 
 fn run(folder: &TempDir, address: SocketAddr) -> Child {
     let url = format!("http://{address}");
-    Command::new("etcd")
+    command(folder, &url).spawn().unwrap()
+}
+
+fn command(folder: &TempDir, url: &str) -> Command {
+    let mut command = Command::new("etcd");
+    command
         .arg("--data-dir")
         .arg(folder.path())
-        .args([
-            "--listen-client-urls",
-            &url,
-            "--advertise-client-urls",
-            &url,
-        ])
+        .args(["--listen-client-urls", url, "--advertise-client-urls", url])
         .args(["--listen-peer-urls", "http://127.0.0.1:0"])
         // What tells one cluster from another.
         .arg("--initial-cluster-token")
         .arg(folder.path())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    command
 }
 
 /// A way to a server that can be cut.

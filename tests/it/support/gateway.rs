@@ -131,7 +131,8 @@ pub(crate) fn http_client() -> Client<HttpConnector, Full<Bytes>> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-async fn json(address: SocketAddr, path: &str) -> Value {
+/// A JSON page of an admin address.
+pub(crate) async fn json(address: SocketAddr, path: &str) -> Value {
     let (status, text) = get(address, path).await;
     assert_eq!(status, 200, "{text}");
     serde_json::from_str(&text).unwrap()

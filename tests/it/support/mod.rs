@@ -6,8 +6,11 @@ pub(crate) mod bucket;
 pub(crate) mod dns;
 pub(crate) mod etcd;
 mod gateway;
+mod load;
+mod process;
 pub(crate) mod redis;
 pub(crate) mod site;
+pub(crate) mod steps;
 mod wire;
 
 use std::{process::Command, time::Duration};
@@ -15,7 +18,9 @@ use std::{process::Command, time::Duration};
 use bytes::Bytes;
 
 pub(crate) use backend::{Backend, BoxBody, full, nobody};
-pub(crate) use gateway::{Gateway, get, http_client, one_cluster};
+pub(crate) use gateway::{Gateway, get, http_client, json, one_cluster};
+pub(crate) use load::Load;
+pub(crate) use process::Process;
 pub(crate) use wire::{Head, Message, Wire};
 
 /// How long a test waits for what must come. No test is decided by a shorter time.

@@ -188,17 +188,15 @@ impl RedisServer {
     }
 }
 
-/// An address that nobody has, out of the range that the system gives away, as is the one that a
-/// node of a cluster has for others: 10,000 above it.
+/// An address that nobody has, out of the range that the system gives away. The port that is 10,000
+/// higher is free, too: a server of a cluster talks to the others there.
 fn free_address() -> SocketAddr {
     loop {
-        let port = fastrand::u16(12_000..22_000);
-        let both = [port, port + 10_000].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        if both
-            .iter()
-            .all(|address| TcpListener::bind(address).is_ok())
-        {
-            return both[0];
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(12_000..22_000)));
+        let mut bus = address;
+        bus.set_port(address.port() + 10_000);
+        if TcpListener::bind(address).is_ok() && TcpListener::bind(bus).is_ok() {
+            return address;
         }
     }
 }

@@ -3,17 +3,21 @@
 //! The scripts beside this file do what [`Shard`](super::shard::Shard) does, each in one step. Every
 //! one of them first asks the server who it is: a server on which the numbers were not made has
 //! them from a replication, or from a file, that may lack the last ones, and takes a new epoch
-//! before it does anything else. That costs it 4 us, and no connection can be used without it.
+//! before it does anything else. Reads have it [said to them](own) instead, as far as they can.
+
+mod large;
+mod own;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use fred::types::Value;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
 
+use self::{large::Large, own::Own};
 use super::{
-    Found, Invalidated, Lease, Meta, Node, Nodes, Put, Read, Seen, Stored, Unavailable,
+    Found, Invalidated, Lease, Meta, Node, Nodes, Put, Read, Seen, Stored, Unavailable, more,
     sealed::Level2,
 };
 use crate::{
@@ -24,23 +28,33 @@ use crate::{
         version::{Epoch, News, Purge, Stamp},
     },
     redis::{Argument, Connection, Notice, RedisError, Script, Subscription},
+    time,
 };
 
-/// Bodies up to so many bytes are in the entry; larger ones are got without a script.
-const MOST_INLINE: usize = 16 << 10;
+/// Bodies up to so many bytes come with the entry. To take one through a script costs the server more
+/// the longer it is, and to ask beside the script costs the client as much as a whole command.
+const MOST_INLINE: usize = 4 << 10;
+/// The fields that a body is in.
+const INLINE: &str = "body";
+const LARGE: &str = "large";
 /// Over how many slots a cluster spreads the cache.
 const SHARDS: u16 = 16;
-/// How many characters an id has.
-const ID_LENGTH: usize = 16;
+/// What a read says first.
+const FOUND: u64 = 1;
+const FILL: u64 = 2;
 
 macro_rules! script {
     ($file:literal) => {
         Script::new(concat!(
+            "local RUN = ''\n",
             include_str!("state.lua"),
             include_str!(concat!($file, ".lua"))
         ))
     };
 }
+
+/// What a script that reads is made of, beside who the server is.
+const READ: &str = concat!(include_str!("state.lua"), include_str!("read.lua"));
 
 /// Level 2 in Redis: alone, behind Sentinel, or a cluster. Clones share state.
 ///
@@ -60,7 +74,12 @@ pub struct Redis {
 struct Shared {
     connection: Connection,
     namespace: String,
+    /// What the keys of each shard begin with.
+    prefixes: Vec<String>,
     scripts: Scripts,
+    /// By shard.
+    own: Vec<Own>,
+    large: Large,
     hints: Vec<watch::Sender<u64>>,
 }
 
@@ -74,6 +93,8 @@ struct Scripts {
     nodes: Script,
     forget: Script,
     trim: Script,
+    holds: Script,
+    server: Script,
 }
 
 impl Redis {
@@ -99,6 +120,11 @@ impl Redis {
         Self {
             shared: Arc::new(Shared {
                 connection,
+                prefixes: (0..shards)
+                    .map(|shard| format!("{{{namespace}:{shard}}}:"))
+                    .collect(),
+                own: (0..shards).map(|_| Own::default()).collect(),
+                large: Large::new(),
                 namespace,
                 scripts: Scripts {
                     read: script!("read"),
@@ -109,6 +135,8 @@ impl Redis {
                     nodes: script!("nodes"),
                     forget: script!("forget"),
                     trim: script!("trim"),
+                    holds: script!("holds"),
+                    server: Script::new(include_str!("server.lua")),
                 },
                 hints,
             }),
@@ -116,17 +144,26 @@ impl Redis {
     }
 
     fn name(&self, shard: u16, rest: &str) -> Argument {
-        format!("{{{}:{shard}}}:{rest}", self.shared.namespace).into()
+        [self.prefix(shard), rest].concat().into()
     }
 
-    fn key(&self, shard: u16, kind: char, key: &Key) -> Argument {
+    fn prefix(&self, shard: u16) -> &str {
+        &self.shared.prefixes[usize::from(shard)]
+    }
+
+    fn key(&self, shard: u16, kind: &str, key: &Key) -> Argument {
         let (primary, variant) = (key.primary(), key.variant_name());
-        let namespace = &self.shared.namespace;
-        format!(
-            "{{{namespace}:{shard}}}:{kind}:{}:{primary}{variant}",
-            primary.len()
-        )
-        .into()
+        let length = primary.len().to_string();
+        let parts = [
+            self.prefix(shard),
+            kind,
+            ":",
+            &length,
+            ":",
+            primary,
+            variant,
+        ];
+        parts.concat().into()
     }
 
     async fn run(
@@ -148,8 +185,8 @@ impl Redis {
     ) -> Result<Read, Unavailable> {
         let keys = vec![
             self.name(shard, "S"),
-            self.key(shard, 'm', key),
-            self.key(shard, 'l', key),
+            self.key(shard, "m", key),
+            self.key(shard, "l", key),
         ];
         let arguments = vec![
             random(),
@@ -157,48 +194,130 @@ impl Redis {
             millis(lease.span).max(1).into(),
             unfit.map_or_else(|| "".into(), id),
         ];
-        let mut answer = self.run(&self.shared.scripts.read, keys, arguments).await?;
-        let kind = answer.bytes()?;
-        if kind == "found" {
-            let (mut found, is_inline) = answer.found()?;
-            if !is_inline {
-                let body = self.shared.connection.value(self.key(shard, 'b', key));
-                let body = body.await.map_err(Unavailable::new)?;
-                let Some(body) = body_of(found.id, body) else {
-                    // Evicted, or already that of the next entry.
-                    let unfit = Some(found.id);
-                    return Box::pin(self.read_entry(shard, key, lease, unfit)).await;
+        let asked = self.ask_to_read(shard, keys, arguments);
+        let (asked, large) = if unfit.is_none() && self.shared.large.has(key) {
+            let both = futures_util::future::join(asked, self.large_entry(shard, key));
+            let (asked, large) = Box::pin(both).await;
+            (asked, Some(large))
+        } else {
+            (asked.await, None)
+        };
+        let mut answer = asked?;
+        let kind = answer.number()?;
+        if kind == FOUND {
+            let (mut found, has_body) = answer.found()?;
+            if !has_body {
+                self.shared.large.note(key);
+                let large = match large {
+                    Some(large) => large,
+                    None => Box::pin(self.large_entry(shard, key)).await,
                 };
-                found.encoded.body = body;
+                match large? {
+                    Some((id, body)) if id == found.id => found.encoded.body = body,
+                    // Evicted, or already the next entry.
+                    _ => {
+                        let unfit = Some(found.id);
+                        return Box::pin(self.read_entry(shard, key, lease, unfit)).await;
+                    }
+                }
             }
             return Ok(Read::Found(found));
         }
         let stamp = answer.stamp()?;
-        if kind == "fill" {
+        if kind == FILL {
             return Ok(Read::Fill { stamp });
         }
         let left = Duration::from_millis(answer.number()?);
         Ok(Read::Wait { stamp, left })
     }
 
+    /// The id and the body of an entry whose body is not taken through a script.
+    async fn large_entry(
+        &self,
+        shard: u16,
+        key: &Key,
+    ) -> Result<Option<(u64, Bytes)>, Unavailable> {
+        let fields = self
+            .shared
+            .connection
+            .fields(self.key(shard, "m", key), ["entry", LARGE]);
+        let mut answer = Answer::new(fields.await.map_err(Unavailable::new)?);
+        let entry = answer.next()?.into_bytes();
+        let body = answer.next()?.into_bytes();
+        Ok(entry.zip(body).and_then(|(mut entry, body)| {
+            let id = entry.try_get_u64().ok()?;
+            Some((id, in_own_memory(&body)))
+        }))
+    }
+
+    /// Reads by the script that was made for the server, where there is one.
+    async fn ask_to_read(
+        &self,
+        shard: u16,
+        keys: Vec<Argument>,
+        arguments: Vec<Argument>,
+    ) -> Result<Answer, Unavailable> {
+        let own = &self.shared.own[usize::from(shard)];
+        if let Some(script) = own.script() {
+            let connection = &self.shared.connection;
+            let answer = connection.run_known(&script, &keys, &arguments).await;
+            if let Some(answer) = answer.map_err(Unavailable::new)? {
+                return Ok(Answer::new(answer));
+            }
+            own.forget(&script);
+        } else if own.is_due(time::now()) {
+            let this = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = this.make_own(shard).await {
+                    tracing::debug!(shard, %error, "no script for the server");
+                }
+            });
+        }
+        // Boxed, as each call that a future may make takes kilobytes of it, and nearly all reads are
+        // made by the way above.
+        Box::pin(self.run(&self.shared.scripts.read, keys, arguments)).await
+    }
+
+    /// Makes a script for the server, and keeps it if it is right.
+    async fn make_own(&self, shard: u16) -> Result<(), Unavailable> {
+        let keys = vec![self.name(shard, "S")];
+        let server = &self.shared.scripts.server;
+        let mut answer = self.run(server, keys.clone(), Vec::new()).await?;
+        let (run, version) = (answer.text()?, answer.text()?);
+        let Some(text) = own::text(&run, &version, fastrand::u64(..), READ) else {
+            return Ok(());
+        };
+        let script = Script::written(text);
+        let arguments = vec!["".into(), "".into(), "".into(), "".into(), "?".into()];
+        let connection = &self.shared.connection;
+        // What answers may be another server than the one that said who it was.
+        let is_right = connection.run_text(&script, &keys, &arguments).await;
+        if is_right.map_err(Unavailable::new)?.as_u64() == Some(1) {
+            self.shared.own[usize::from(shard)].keep(script);
+        }
+        Ok(())
+    }
+
     async fn store_entry(&self, shard: u16, key: &Key, put: Put) -> Result<Stored, Unavailable> {
         let keys = vec![
             self.name(shard, "S"),
-            self.key(shard, 'm', key),
-            self.key(shard, 'b', key),
-            self.key(shard, 'l', key),
+            self.key(shard, "m", key),
+            self.key(shard, "l", key),
         ];
-        let is_inline = put.encoded.body.len() <= MOST_INLINE;
+        let field = if put.encoded.body.len() <= MOST_INLINE {
+            INLINE
+        } else {
+            LARGE
+        };
         let mut arguments = vec![
             random(),
             id(put.id),
             epoch(put.stamp.epoch),
             put.stamp.sequence.into(),
-            meta(put.meta).into(),
             millis(put.meta.keep).max(1).into(),
-            put.encoded.head.into(),
+            entry(&put, key).into(),
             put.encoded.body.into(),
-            if is_inline { "1" } else { "0" }.into(),
+            field.into(),
             id(put.holder),
         ];
         arguments.extend(put.scopes.iter().map(scope));
@@ -331,7 +450,7 @@ impl Level2 for Redis {
         key: &'a Key,
         holder: u64,
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
-        let keys = vec![self.key(shard, 'l', key)];
+        let keys = vec![self.key(shard, "l", key)];
         let done = async move {
             self.run(&self.shared.scripts.release, keys, vec![id(holder)])
                 .await?;
@@ -379,6 +498,28 @@ impl Level2 for Redis {
             Ok(())
         };
         done.boxed()
+    }
+
+    fn taken<'a>(
+        &'a self,
+        shard: u16,
+        stamp: Stamp,
+        scopes: &'a [Scope],
+    ) -> BoxFuture<'a, Result<Option<Purge>, Unavailable>> {
+        let keys = vec![self.name(shard, "S")];
+        let mut arguments = vec![random(), epoch(stamp.epoch), stamp.sequence.into()];
+        arguments.extend(scopes.iter().map(scope));
+        let taken = async move {
+            let script = &self.shared.scripts.holds;
+            let answer = self.shared.connection.run(script, keys, arguments).await;
+            match answer.map_err(Unavailable::new)?.as_u64() {
+                Some(2) => Ok(None),
+                Some(1) => Ok(Some(Purge::Soft)),
+                Some(0) => Ok(Some(Purge::Hard)),
+                _ => Err(unexpected()),
+            }
+        };
+        taken.boxed()
     }
 
     fn hints(&self, shard: u16) -> watch::Receiver<u64> {
@@ -443,10 +584,6 @@ impl Answer {
         self.next()?.as_u64().ok_or_else(unexpected)
     }
 
-    fn bytes(&mut self) -> Result<Bytes, Unavailable> {
-        self.next()?.into_bytes().ok_or_else(unexpected)
-    }
-
     fn text(&mut self) -> Result<String, Unavailable> {
         self.next()?.into_string().ok_or_else(unexpected)
     }
@@ -470,46 +607,31 @@ impl Answer {
         Ok(Self::new(self.next()?))
     }
 
+    fn bytes(&mut self) -> Result<Bytes, Unavailable> {
+        self.next()?.into_bytes().ok_or_else(unexpected)
+    }
+
     /// An entry, and whether its body is with it.
     fn found(&mut self) -> Result<(Found, bool), Unavailable> {
-        let id = self.hexadecimal()?;
-        let stamp = self.stamp()?;
         let is_purged = self.number()? == 1;
         let left = Duration::from_millis(self.number()?);
-        let meta = parse_meta(&self.text()?).ok_or_else(unexpected)?;
-        let head = self.bytes()?;
-        let body = self.next()?;
-        let mut listed = self.list()?;
-        let mut scopes = Vec::with_capacity(listed.left());
-        while listed.left() > 0 {
-            scopes.push(Scope::parse(&listed.text()?).ok_or_else(unexpected)?);
-        }
-        let is_inline = !body.is_null();
-        let found = Found {
-            id,
-            stamp,
-            scopes,
-            is_purged,
-            meta,
-            age: meta.keep.saturating_sub(left),
-            encoded: Encoded {
-                head,
-                body: body.into_bytes().unwrap_or_default(),
-            },
-        };
-        Ok((found, is_inline))
+        let mut found = parse_entry(self.bytes()?).ok_or_else(unexpected)?;
+        found.is_purged = is_purged;
+        found.age = found.meta.keep.saturating_sub(left);
+        let body = self.next()?.into_bytes();
+        let has_body = body.is_some();
+        found.encoded.body = body.as_ref().map(in_own_memory).unwrap_or_default();
+        Ok((found, has_body))
     }
+}
+
+/// What comes is a part of the buffer that it was read into, which it would keep.
+fn in_own_memory(body: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(body)
 }
 
 fn unexpected() -> Unavailable {
     Unavailable::new(RedisError::Unexpected)
-}
-
-/// The body of an entry, if it is that of this one.
-fn body_of(id: u64, body: Value) -> Option<Bytes> {
-    let mut body = body.into_bytes().filter(|body| body.len() >= ID_LENGTH)?;
-    let owner = body.split_to(ID_LENGTH);
-    (owner == format!("{id:016x}").as_bytes()).then_some(body)
 }
 
 /// What a new epoch is made of.
@@ -545,21 +667,74 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).map_or(1 << 40, |millis| millis.min(1 << 40))
 }
 
-fn meta(meta: Meta) -> String {
-    let [age, fresh, keep, took] = [meta.age, meta.fresh, meta.keep, meta.took].map(millis);
-    format!("{}:{age}:{fresh}:{keep}:{took}", meta.version)
+/// What only nodes read of an entry: all but its body.
+fn entry(put: &Put, key: &Key) -> Bytes {
+    let head = &put.encoded.head;
+    let mut entry = BytesMut::with_capacity(128 + head.len());
+    entry.put_u64(put.id);
+    entry.put_u64(put.stamp.epoch.0);
+    entry.put_u64(put.stamp.sequence);
+    entry.put_u8(put.meta.version);
+    let Meta {
+        age,
+        fresh,
+        keep,
+        took,
+        ..
+    } = put.meta;
+    for span in [age, fresh, keep, took] {
+        entry.put_u64(millis(span));
+    }
+    for scope in more(key, &put.scopes) {
+        let text = scope.as_str().as_bytes();
+        entry.put_u32(u32::try_from(text.len()).expect("a scope is shorter than 4 GiB"));
+        entry.put_slice(text);
+    }
+    // No scope is empty.
+    entry.put_u32(0);
+    entry.put_slice(head);
+    entry.freeze()
 }
 
-fn parse_meta(text: &str) -> Option<Meta> {
-    let mut parts = text.split(':');
-    let version = parts.next()?.parse().ok()?;
-    let mut span = || parts.next()?.parse().ok().map(Duration::from_millis);
-    Some(Meta {
+/// What [`entry`] wrote, without what changes while it is stored.
+fn parse_entry(mut entry: Bytes) -> Option<Found> {
+    let id = entry.try_get_u64().ok()?;
+    let stamp = Stamp {
+        epoch: Epoch(entry.try_get_u64().ok()?),
+        sequence: entry.try_get_u64().ok()?,
+    };
+    let version = entry.try_get_u8().ok()?;
+    let mut span = || entry.try_get_u64().ok().map(Duration::from_millis);
+    let meta = Meta {
         version,
         age: span()?,
         fresh: span()?,
         keep: span()?,
         took: span()?,
+    };
+    let mut scopes = Vec::new();
+    loop {
+        let length = usize::try_from(entry.try_get_u32().ok()?).ok()?;
+        if length == 0 {
+            break;
+        }
+        if length > entry.remaining() {
+            return None;
+        }
+        let text = entry.split_to(length);
+        scopes.push(Scope::parse(str::from_utf8(&text).ok()?)?);
+    }
+    Some(Found {
+        id,
+        stamp,
+        scopes: scopes.into(),
+        is_purged: false,
+        meta,
+        age: Duration::ZERO,
+        encoded: Encoded {
+            head: entry,
+            body: Bytes::new(),
+        },
     })
 }
 

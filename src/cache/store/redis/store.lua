@@ -1,30 +1,23 @@
--- KEYS: S, entry, body, lease. ARGV: random, id, epoch, f, meta, milliseconds to keep, head, body,
--- whether the body is in the entry, holder of the lease, scopes...
-local epoch, floor = state()
-if redis.call('GET', KEYS[4]) == ARGV[10] then
-  redis.call('DEL', KEYS[4])
+-- KEYS: S, entry, lease. ARGV: random, id, epoch, f, milliseconds to keep, entry, body, the field that
+-- the body is in, holder of the lease, scopes...
+local epoch, _, head = state()
+if redis.call('GET', KEYS[3]) == ARGV[9] then
+  redis.call('DEL', KEYS[3])
 end
 local f = tonumber(ARGV[4])
-local scopes = {}
-for i = 11, #ARGV do
-  scopes[i - 10] = ARGV[i]
-end
-if epoch ~= ARGV[3] or validity(f, floor, scopes) < 2 then
+-- What a read checks, as it is then: the id, f, and the members that decide.
+local check = append_names({ ARGV[2], f }, head, 10)
+if epoch ~= ARGV[3] or validity(f, check, 3) < 2 then
   return 0
 end
-local old = redis.call('HMGET', KEYS[2], 'epoch', 'f')
-if old[1] == epoch and tonumber(old[2]) > f then
-  return 0
+local old = redis.call('HGET', KEYS[2], 'check')
+if old then
+  old = cmsgpack.unpack(old)
+  if old[3] == head and old[2] > f then
+    return 0
+  end
 end
-redis.call('DEL', KEYS[2], KEYS[3])
-redis.call('HSET', KEYS[2], 'id', ARGV[2], 'epoch', epoch, 'f', ARGV[4], 'meta', ARGV[5],
-  'head', ARGV[7], 'scopes', cmsgpack.pack(scopes))
-if ARGV[9] == '1' then
-  redis.call('HSET', KEYS[2], 'body', ARGV[8])
-else
-  -- The id tells whose body it is.
-  redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[6])
-  redis.call('APPEND', KEYS[3], ARGV[8])
-end
-redis.call('PEXPIRE', KEYS[2], ARGV[6])
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[2], 'check', cmsgpack.pack(check), 'entry', ARGV[6], ARGV[8], ARGV[7])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return 1

@@ -21,6 +21,11 @@ use server::RedisServer;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// So far back is what was filled, applied or forgotten; or it is of another epoch, or of a number
+/// that there is not yet.
+const OTHER_EPOCH: u64 = 4;
+const AHEAD: u64 = 5;
+
 #[derive(Clone, Debug)]
 enum Step {
     Read {
@@ -48,6 +53,10 @@ enum Step {
         back: u64,
         knows: bool,
     },
+    Taken {
+        scopes: Vec<u8>,
+        back: u64,
+    },
     Nodes,
     Forget {
         at: usize,
@@ -61,7 +70,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let (key, holder) = (0..2_u8, 1..3_u64);
     let scopes = vec(0..3_u8, 1..3);
-    let back = 0..4_u64;
+    let back = 0..=OTHER_EPOCH;
     let purge = prop_oneof![Just(Purge::Hard), Just(Purge::Soft)];
     let size = prop_oneof![Just(0_usize), Just(5), Just(20_000)];
     prop_oneof![
@@ -72,11 +81,12 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         1 => (key, holder.clone()).prop_map(|(key, holder)| Step::Release { key, holder }),
         3 => (scopes, purge).prop_map(|(scopes, purge)| Step::Invalidate { scopes, purge }),
-        2 => (holder, back.clone(), any::<bool>())
+        2 => (holder, back, any::<bool>())
             .prop_map(|(node, back, knows)| Step::News { node, back, knows }),
+        2 => (vec(0..3_u8, 1..3), 0..=AHEAD).prop_map(|(scopes, back)| Step::Taken { scopes, back }),
         1 => Just(Step::Nodes),
         1 => (0..3_usize, any::<bool>()).prop_map(|(at, late)| Step::Forget { at, late }),
-        1 => back.prop_map(|back| Step::Trim { back }),
+        1 => (0..=AHEAD).prop_map(|back| Step::Trim { back }),
     ]
 }
 
@@ -124,11 +134,13 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
     let mut last = None;
     for (number, step) in steps.iter().enumerate() {
         let at = |back: u64| {
-            let stamp = shard.stamp();
-            Stamp {
-                sequence: stamp.sequence.saturating_sub(back),
-                ..stamp
+            let mut stamp = shard.stamp();
+            match back {
+                OTHER_EPOCH => stamp.epoch = Epoch(!stamp.epoch.0),
+                AHEAD => stamp.sequence += 2,
+                _ => stamp.sequence = stamp.sequence.saturating_sub(back),
             }
+            stamp
         };
         let (expected, found) = match step {
             Step::Read {
@@ -195,6 +207,12 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
                 let found = redis.news(0, node).await.unwrap();
                 (sorted(shard.news(node)), sorted(found))
             }
+            Step::Taken { scopes: of, back } => {
+                let (of, stamp) = (scopes(of), at(*back));
+                let expected = shard.validity(stamp, of.iter().map(Scope::as_str));
+                let found = redis.taken(0, stamp, &of).await.unwrap();
+                (format!("{:?}", expected.taken()), format!("{found:?}"))
+            }
             Step::Nodes => {
                 let mut found = redis.nodes(0).await.unwrap();
                 found.seen.sort_by_key(|seen| seen.id);
@@ -255,7 +273,7 @@ fn scripts_do_what_the_shard_does() {
         runs.set(runs.get() + 1);
         runtime.block_on(async {
             let redis = Redis::new(connection.clone(), &format!("run{}", runs.get()));
-            compare(&redis, &steps, crate::time::now()).await
+            compare(&redis, &steps, time::now()).await
         })?;
     });
 }
@@ -303,7 +321,13 @@ async fn a_number_of_an_epoch_is_not_taken_in_another() {
                     ..stamp
                 },
                 scopes: scopes(&[0]),
-                meta: parse_meta("1:0:1000000:1000000:1").unwrap(),
+                meta: Meta {
+                    version: 1,
+                    age: Duration::ZERO,
+                    fresh: HOUR,
+                    keep: HOUR,
+                    took: Duration::ZERO,
+                },
                 encoded: Encoded::default(),
             };
             let is_last = *epoch == stamp.epoch;
@@ -318,22 +342,39 @@ fn what_is_kept_of_an_entry_comes_back() {
     let spans = [1, 2, 3, 4].map(Duration::from_millis);
     let [age, fresh, keep, took] = spans;
     let version = 9;
-    let kept = Meta {
+    let meta = Meta {
         version,
         age,
         fresh,
         keep,
         took,
     };
-    assert_eq!(parse_meta(&meta(kept)), Some(kept));
-    assert_eq!(parse_meta("1:2:3"), None);
-}
-
-#[test]
-fn the_body_of_another_entry_is_none() {
-    let body = |text: &'static str| Value::Bytes(Bytes::from_static(text.as_bytes()));
-    assert_eq!(body_of(10, body("000000000000000abody")).unwrap(), "body");
-    assert_eq!(body_of(11, body("000000000000000abody")), None);
-    assert_eq!(body_of(11, body("")), None);
-    assert_eq!(body_of(11, Value::Null), None);
+    let put = Put {
+        id: 5,
+        holder: 6,
+        stamp: Stamp {
+            epoch: Epoch(7),
+            sequence: 8,
+        },
+        scopes: vec![
+            Scope::key("https://example.com/"),
+            Scope::tag("t"),
+            Scope::all(),
+            Scope::host("h"),
+        ],
+        meta,
+        encoded: Encoded {
+            head: Bytes::from_static(b"head"),
+            body: Bytes::from_static(b"body"),
+        },
+    };
+    let text = entry(&put, &key(0));
+    let found = parse_entry(text.clone()).unwrap();
+    assert_eq!((found.id, found.stamp, found.meta), (5, put.stamp, meta));
+    assert_eq!(*found.scopes, [Scope::tag("t"), Scope::host("h")]);
+    assert_eq!(found.encoded.head, "head");
+    let without_head = text.len() - "head".len();
+    for length in 0..without_head {
+        assert!(parse_entry(text.slice(..length)).is_none(), "{length}");
+    }
 }

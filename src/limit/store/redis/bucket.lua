@@ -4,11 +4,9 @@
 --   the theoretical arrival time, its part, the generation, up to where it was healed,
 --   since when the bucket was not seen full, the epoch, the capacity that nodes hold in reserve
 --   since this epoch, and since the one before.
--- Parts are by the amount of the quota. A generation is a number of its own for each life of the
--- key, and after it how often the key was written.
+-- Parts are by the amount of the quota.
 local bucket = {}
 local EPOCH = 10000000
-local WRITES = 1073741824
 local epoch = math.floor(now / EPOCH)
 
 -- The time at which n more tokens have come.
@@ -80,7 +78,7 @@ local function load(k)
     k.part = math.min(k.part, k.a - 1)
   else
     k.missing = true
-    k.tat, k.part, k.gen, k.healed = now, 0, nonce * WRITES, now
+    k.tat, k.part, k.gen, k.healed = now, 0, nonce, now
     k.since, k.epoch, k.cur, k.prev = now, epoch, 0, 0
   end
   -- Who did not come back in time has spent what it held, as of when it should have.
@@ -106,21 +104,6 @@ local function load(k)
   end
 end
 
--- Whether the node has seen this life of the key, and nothing of it that was lost.
-local function knows(k)
-  if math.floor(k.known / WRITES) ~= math.floor(k.gen / WRITES) then
-    return false
-  end
-  local lost = (k.known - k.gen) % WRITES
-  if lost == 0 or lost > WRITES / 2 then
-    return true
-  end
-  -- A replica took over that had not heard the last of it: all nodes are to say what they know.
-  k.gen, k.dirty = nonce * WRITES, true
-  k.healed = k.healed == FAR and FAR or k.tat
-  return false
-end
-
 -- What the node knows of the key.
 local function account(k)
   if k.reset == 1 then
@@ -130,7 +113,7 @@ local function account(k)
   if k.known == 0 then
     return
   end
-  if knows(k) then
+  if knows(k, k.tat) then
     if k.size > 0 and k.of == k.epoch and k.cur >= k.size then
       k.claim = k.size
     elseif k.size > 0 and k.of == k.epoch - 1 and k.prev >= k.size then
@@ -220,8 +203,7 @@ local function save(k)
     redis.call('DEL', k.name)
     return
   end
-  local writes = k.gen % WRITES
-  k.gen = k.gen - writes + (writes + 1) % WRITES
+  wrote(k)
   keep(k, full, k.tat, k.part, k.gen, k.healed, k.since, k.epoch, k.cur, k.prev)
 end
 

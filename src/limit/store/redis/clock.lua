@@ -10,8 +10,31 @@ local function number()
   return tonumber(ARGV[read])
 end
 
--- The generation of keys that are new.
-local nonce = number()
+-- A generation is a number of its own for each life of a key, and after it how often the key was
+-- written. This is that of a new life.
+local WRITES = 1073741824
+local nonce = number() * WRITES
+
+-- Whether the node has seen this life of the key, and nothing of it that was lost. What a node has
+-- seen beyond the level is then to be heard of all nodes.
+local function knows(k, level)
+  if math.floor(k.known / WRITES) ~= math.floor(k.gen / WRITES) then
+    return false
+  end
+  local lost = (k.known - k.gen) % WRITES
+  if lost == 0 or lost > WRITES / 2 then
+    return true
+  end
+  -- A replica took over that had not heard the last of it.
+  k.gen, k.dirty = nonce, true
+  k.healed = k.healed == FAR and FAR or level
+  return false
+end
+
+local function wrote(k)
+  local writes = k.gen % WRITES
+  k.gen = k.gen - writes + (writes + 1) % WRITES
+end
 
 -- Says that more is there than others may think.
 local function publish(k)

@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -65,7 +65,42 @@ struct Pending {
 #[derive(Debug)]
 struct Waiter {
     asks: Vec<Ask>,
-    done: oneshot::Sender<Vec<Level>>,
+    done: oneshot::Sender<Grant>,
+}
+
+/// What was answered to one who asked. What was charged is put back when nobody takes it.
+#[derive(Debug)]
+pub(super) struct Grant {
+    levels: Vec<Level>,
+    /// What was charged, and when it was asked for.
+    charged: Vec<Ask>,
+    at: Instant,
+    store: Weak<Shared>,
+}
+
+impl Grant {
+    pub(super) fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    pub(super) fn take(mut self) -> Vec<Level> {
+        self.charged.clear();
+        std::mem::take(&mut self.levels)
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        let Some(shared) = self.store.upgrade() else {
+            return;
+        };
+        for ask in self.charged.drain(..).filter(|ask| ask.cost > 0) {
+            shared.table.with(ask.fingerprint, |entry| {
+                entry.give_back(ask.cost.into(), self.at);
+            });
+            shared.send(ask.fingerprint);
+        }
+    }
 }
 
 /// A call in the making, and what it needs to be understood.
@@ -99,7 +134,7 @@ impl Shard {
     }
 
     /// Asks. The levels come when they are known; never, when the call fails.
-    pub(super) fn ask(&self, asks: Vec<Ask>) -> oneshot::Receiver<Vec<Level>> {
+    pub(super) fn ask(&self, asks: Vec<Ask>) -> oneshot::Receiver<Grant> {
         let (done, levels) = oneshot::channel();
         self.pending.lock().waiters.push_back(Waiter { asks, done });
         self.wake.notify_one();
@@ -236,7 +271,7 @@ impl Load {
         }
     }
 
-    fn succeed(self, shared: &Shared, shard: &Shard, reply: &super::batch::Reply, trip: Trip) {
+    fn succeed(self, shared: &Arc<Shared>, shard: &Shard, reply: &super::batch::Reply, trip: Trip) {
         let mut booked = vec![0; self.keys.len()];
         for (group, grant) in self.batch.groups.iter().zip(&reply.grants) {
             if grant.booked > 0 {
@@ -271,18 +306,17 @@ impl Load {
                 if is_admitted {
                     shared.grant(&waiter.asks, &levels, trip.received);
                 }
-                if let Err(levels) = waiter.done.send(levels)
-                    && is_admitted
-                {
-                    // Nobody waits for it any more: what came late is put back.
-                    let asks = waiter.asks.iter().zip(&levels);
-                    for (ask, _) in asks.filter(|(_, level)| level.decision.admits()) {
-                        shared.table.with(ask.fingerprint, |entry| {
-                            entry.give_back(ask.cost.into(), trip.sent);
-                        });
-                        shard.send(ask.fingerprint);
-                    }
-                }
+                let charged = match is_admitted {
+                    true => charged(waiter.asks, &levels),
+                    false => Vec::new(),
+                };
+                // Who waits no more drops it, which puts it back.
+                drop(waiter.done.send(Grant {
+                    levels,
+                    charged,
+                    at: trip.sent,
+                    store: Arc::downgrade(shared),
+                }));
             }
         }
         shared.look_after(&self.keys);
@@ -301,6 +335,13 @@ impl Load {
             }
         }
     }
+}
+
+/// In shadow there are some that were not.
+fn charged(asks: Vec<Ask>, levels: &[Level]) -> Vec<Ask> {
+    let asks = asks.into_iter().zip(levels);
+    let charged = asks.filter(|(_, level)| level.decision.admits());
+    charged.map(|(ask, _)| ask).collect()
 }
 
 /// A key that is asked for twice has enough for each of them, and not for both.

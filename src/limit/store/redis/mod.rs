@@ -51,7 +51,7 @@ use tokio::sync::oneshot;
 
 use self::{
     account::{Alone, Party, Taken, Verdict},
-    courier::{Shard, carry},
+    courier::{Grant, Shard, carry},
     entry::Entry,
     line::{Line, Server},
     table::Table,
@@ -194,7 +194,7 @@ impl Redis {
             has_begun: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             said: AtomicU64::new(0),
-            holders: Mutex::default(),
+            holders: Mutex::new(HashSet::new()),
             errors: AtomicU64::new(0),
         });
         for (shard, number) in shared.shards.iter().zip(0..) {
@@ -290,6 +290,9 @@ impl Redis {
             answer
         });
         let answers = join_all(answers).await;
+        // From here on whoever has asked knows of it.
+        let answers = answers.into_iter().map(|answer| answer.map(Grant::take));
+        let answers: Vec<_> = answers.collect();
         let is_complete = answers.iter().all(Option::is_some);
         for ((_, positions), answer) in parts.iter().zip(&answers) {
             for (position, level) in positions.iter().zip(answer.iter().flatten()) {
@@ -324,13 +327,10 @@ impl Redis {
 }
 
 /// What was answered in time.
-async fn answer_by(
-    mut answer: oneshot::Receiver<Vec<Level>>,
-    deadline: Instant,
-) -> Option<Vec<Level>> {
+async fn answer_by(mut answer: oneshot::Receiver<Grant>, deadline: Instant) -> Option<Grant> {
     let sleep = std::pin::pin!(time::sleep_until(deadline));
     match select(&mut answer, sleep).await {
-        Either::Left((levels, _)) => levels.ok(),
+        Either::Left((grant, _)) => grant.ok(),
         Either::Right(_) => {
             answer.close();
             answer.try_recv().ok()
@@ -665,12 +665,16 @@ impl Store for Redis {
         let peek = async move {
             let shard = &store.shared.shards[store.shared.shard_of(ask.fingerprint)];
             let asked = (!shard.is_silent()).then(|| shard.ask(vec![ask.cost(0)]));
-            let levels = match asked {
+            let grant = match asked {
                 Some(asked) => answer_by(asked, time::after(time::now(), PATIENCE)).await,
                 None => None,
             };
-            let levels = levels.ok_or_else(unreachable_store)?;
-            let mut level = levels.first().copied().ok_or_else(unreachable_store)?;
+            let grant = grant.ok_or_else(unreachable_store)?;
+            let mut level = grant
+                .levels()
+                .first()
+                .copied()
+                .ok_or_else(unreachable_store)?;
             let held = |entry: &mut Entry| entry.held_by_others();
             let held = store.shared.table.with(ask.fingerprint, held).unwrap_or(0);
             let held = u32::try_from(held).unwrap_or(u32::MAX);

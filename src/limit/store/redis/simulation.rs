@@ -117,7 +117,12 @@ impl Simulation {
     }
 
     fn now(&self) -> u64 {
-        123_456_789_000 + units(time::now() - self.shared.begin)
+        self.time(time::now())
+    }
+
+    /// The time of the server.
+    pub(super) fn time(&self, now: Instant) -> u64 {
+        123_456_789_000 + units(now - self.shared.begin)
     }
 
     async fn awake(&self) {

@@ -305,7 +305,7 @@ impl Tally {
     /// Gives back what was charged in the window that still holds; for another one it is over.
     pub(super) fn give_back(&mut self, cost: u64, charged_at: Instant) {
         if let Some(sight) = self.sight
-            && charged_at >= self.older
+            && charged_at > self.older
         {
             self.give_to(cost, sight.taking.id);
         }

@@ -110,10 +110,11 @@ local function account(k)
     publish(k)
     return
   end
-  if k.known == 0 or k.known == k.gen or k.healed == FAR then
+  k.knows = k.known > 0 and knows(k, k.taken)
+  if k.known == 0 or k.knows or k.healed == FAR then
     return
   end
-  -- The key was lost since: what the node has seen of the window holds.
+  -- What the node has seen of the window holds.
   local same = k.mark == k.id
   if k.rule == FIXED then
     same = k.mark <= now and k.mark + k.length > now and k.hint > 0
@@ -161,7 +162,7 @@ end
 
 -- Nothing comes back of what was lost or reset since, nor of a window that is over.
 local function refund(k)
-  if k.refund == 0 or k.known ~= k.gen then
+  if k.refund == 0 or not k.knows then
     return
   end
   local left = free(k)
@@ -208,6 +209,7 @@ function window.close(k)
   local added = math.min(k.want, math.floor(free(k) / (2 * k.nodes)))
   window.charge(k, added)
   if k.dirty then
+    wrote(k)
     local last = k.rule == SLIDING and k.fin + k.length or k.fin
     keep(k, last, k.id, k.before, k.taken, k.gen, k.healed)
   end

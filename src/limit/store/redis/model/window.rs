@@ -1,6 +1,6 @@
 //! `window.lua` in Rust.
 
-use super::FAR;
+use super::{FAR, WRITES};
 use crate::limit::store::redis::{
     frame::{Frame, Kind, Taking},
     tally::{Answer, Statement},
@@ -23,6 +23,7 @@ pub(super) struct Key {
     state: State,
     end: u64,
     is_dirty: bool,
+    knows: bool,
 }
 
 impl Key {
@@ -38,7 +39,7 @@ impl Key {
             id: window.id,
             before: 0,
             taken: 0,
-            generation: new,
+            generation: new * WRITES,
             healed: 0,
         };
         let mut key = Self {
@@ -47,6 +48,7 @@ impl Key {
             state: value.unwrap_or(fresh),
             end: window.end,
             is_dirty: false,
+            knows: false,
         };
         key.roll(window, now);
         key.account(new, now);
@@ -88,11 +90,25 @@ impl Key {
         let (told, state) = (self.told, &mut self.state);
         if told.reset == 1 {
             (state.before, state.taken) = (0, 0);
-            (state.generation, state.healed) = (new, FAR);
+            (state.generation, state.healed) = (new * WRITES, FAR);
             self.is_dirty = true;
             return;
         }
-        if told.known == 0 || told.known == state.generation || state.healed == FAR {
+        if told.known == 0 {
+            return;
+        }
+        if told.known / WRITES == state.generation / WRITES {
+            let lost = told.known.wrapping_sub(state.generation) % WRITES;
+            self.knows = lost == 0 || lost > WRITES / 2;
+            if !self.knows {
+                state.generation = new * WRITES;
+                self.is_dirty = true;
+                if state.healed != FAR {
+                    state.healed = state.taken;
+                }
+            }
+        }
+        if self.knows || state.healed == FAR {
             return;
         }
         let same = match self.frame.kind {
@@ -157,7 +173,7 @@ impl Key {
 
     fn refund(&mut self) {
         let (told, state) = (self.told, &mut self.state);
-        if told.refund == 0 || told.known != state.generation {
+        if told.refund == 0 || !self.knows {
             return;
         }
         let is_sliding = matches!(self.frame.kind, Kind::Sliding { .. });
@@ -197,6 +213,13 @@ impl Key {
         let free = self.frame.free(self.taking(), now);
         let added = self.told.want.min(free / (2 * self.told.nodes));
         self.charge(added);
+        if self.is_dirty {
+            let (life, writes) = (
+                self.state.generation / WRITES,
+                self.state.generation % WRITES,
+            );
+            self.state.generation = life * WRITES + (writes + 1) % WRITES;
+        }
         let last = match self.frame.kind {
             Kind::Sliding { length, .. } => self.end + length,
             _ => self.end,
