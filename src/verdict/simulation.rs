@@ -77,6 +77,8 @@ struct Node {
     bucket: Instant,
     requests: (u64, u64),
     is_news: bool,
+    /// Whether something is to be reviewed before the next bucket ends.
+    is_rung: bool,
     trials: Vec<(usize, bool)>,
 }
 
@@ -141,6 +143,7 @@ impl Simulation {
                 bucket: start + offset,
                 requests: (0, 0),
                 is_news: false,
+                is_rung: false,
                 trials: Vec::new(),
             }
         };
@@ -270,6 +273,7 @@ impl Simulation {
             }
         } else {
             self.tally.failures += 1;
+            node.is_rung = true;
             node.counts[endpoint].bad += 1;
             let counts = node.counts[endpoint];
             node.keep(endpoint, counts, now);
@@ -292,7 +296,8 @@ impl Simulation {
                 health.end_bucket(node.counts[*endpoint]);
             }
         }
-        if node.healths.is_empty() {
+        let is_rung = std::mem::take(&mut node.is_rung);
+        if node.healths.is_empty() || !(is_bucket || is_rung) {
             return;
         }
         let look = if is_bucket { Look::Bucket } else { Look::Bell };
@@ -483,6 +488,7 @@ impl Node {
                 continue;
             };
             health.hear(advice.hearsay, counts, &self.oversight);
+            self.is_rung |= advice.hearsay != crate::health::Hearsay::None;
             health.pool(advice.pooled);
             match advice.trial {
                 Trial::Free => health.hold_trials(None),

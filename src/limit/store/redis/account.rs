@@ -75,6 +75,7 @@ pub(super) struct Account {
     charged_at: Option<Instant>,
     resets: bool,
     releases: bool,
+    yields: bool,
     is_asked: bool,
 }
 
@@ -166,6 +167,7 @@ impl Account {
             charged_at: None,
             resets: false,
             releases: false,
+            yields: false,
             is_asked: false,
         }
     }
@@ -204,8 +206,16 @@ impl Account {
         if cost == 1 && self.take_slot(now) {
             return (Verdict::Admit, Taken::Slot);
         }
-        if cost > 0 && self.sight.is_some() && self.most(now) + left < cost {
-            return (Verdict::Deny, Taken::Nothing);
+        if cost > 0 && self.sight.is_some() {
+            let most = self.most(now);
+            // What is missing there may be what is held here; or both together leave no room for it.
+            let size = self.reserve.size;
+            let is_missing = most < cost && cost <= most + left;
+            if size > 0 && (is_missing || cost + size > self.pace.capacity) {
+                self.yields = true;
+            } else if most + left < cost {
+                return (Verdict::Deny, Taken::Nothing);
+            }
         }
         (Verdict::Unknown, Taken::Nothing)
     }
@@ -413,6 +423,7 @@ impl Account {
         self.left(now);
         let at = party.at;
         let fair = self.pace.capacity / 4 / party.nodes.max(1);
+        self.releases |= std::mem::take(&mut self.yields) && self.reserve.size > 0;
         let want = self.attempts.steady(at).min(fair);
         let want = if want < 2 || self.releases { 0 } else { want };
         let age = self.charged_at.map_or(0, |charged_at| {

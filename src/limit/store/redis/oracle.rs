@@ -552,6 +552,72 @@ async fn what_is_held_ends_here_before_it_ends_there() {
     }
 }
 
+/// A node that is asked every few milliseconds, so that it holds a reserve.
+async fn warm_up(line: impl Line + 'static, one: Ask) -> Redis {
+    let store = Redis::over(Arc::new(line), 1);
+    ready(&store).await;
+    for _ in 0..100 {
+        decide(&store, &[one]).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    store
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_ends_has_spent_what_it_held_when_that_ends() {
+    let server = Simulation::new(2, || Fate::well(DELAY, DELAY));
+    let quota = Quota::per_second(100).burst(200);
+    let (one, pace) = (ask(1, quota), Pace::new(&quota));
+    drop(warm_up(server.clone(), one).await);
+    let held = server.held(one.fingerprint, pace);
+    assert!(held > 5, "{held}");
+    let other = Redis::over(Arc::new(server.clone()), 1);
+    ready(&other).await;
+    while server.held(one.fingerprint, pace) > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let begin = time::now();
+    let asked = (0..200).map(|_| other.decide(vec![one], Duration::ZERO, None));
+    let decided = join_all(asked).await;
+    let admitted = decided.iter().filter(|one| one.decision.admits()).count();
+    // A millisecond until that is seen, and what comes meanwhile.
+    let come = 100.0 * ((time::now() - begin).as_secs_f64() + 0.002);
+    assert!(
+        admitted as f64 <= 200.0 - held as f64 + come,
+        "{admitted} {held} {come}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_gets_what_its_node_holds_and_what_is_left_there() {
+    let server = Simulation::new(1, || Fate::well(DELAY, DELAY));
+    let one = ask(1, Quota::per_second(100).burst(40));
+    let store = warm_up(server, one).await;
+    let all = one.cost(40);
+    for attempt in 0.. {
+        if decide(&store, &[all]).await.0.admits() {
+            break;
+        }
+        assert!(attempt < 2000, "it waits for what it holds itself");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_good_is_not_given_back() {
+    let server = Simulation::new(1, || Fate::well(DELAY, DELAY));
+    let store = Redis::over(Arc::new(server), 1);
+    ready(&store).await;
+    let all = ask(1, Quota::per_second(10).burst(10)).cost(10);
+    let charged_at = time::now();
+    assert!(decide(&store, &[all]).await.0.admits());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(decide(&store, &[all]).await.0.admits());
+    store.settle(&all, 0, charged_at, time::now());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(store.peek(all).await.unwrap().remaining, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_shared_by_the_nodes_and_paid_for_after_it() {
     let server = Simulation::new(4, || Fate::well(DELAY, DELAY));
