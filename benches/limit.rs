@@ -1,15 +1,12 @@
 //! What a local decision costs, beside governor: one key, a hot set of keys, several limits, and
 //! two threads on one store.
 //!
-<<<<<<< HEAD
 //! What a limit adds to the whole proxy is counted in instructions, with and without one:
 //!
 //! ```console
 //! $ benches/profile/run --no-syscalls --cases "bare;bare, rate limit"
 //! ```
 //!
-=======
->>>>>>> oracle
 //! What limits that are shared cost is calls to their Redis, which it counts itself (`INFO
 //! commandstats`), for one key of four nodes:
 //!
@@ -25,15 +22,6 @@
 //!
 //! ```text
 //! cargo test --all-features --test it the_calls_of -- --ignored --nocapture
-<<<<<<< HEAD
-=======
-//! ```
-//!
-//! What a limit adds to the whole proxy is counted in instructions, with and without one:
-//!
-//! ```console
-//! $ benches/profile/run --no-syscalls --cases "bare;bare, rate limit"
->>>>>>> oracle
 //! ```
 
 use std::{
