@@ -639,8 +639,8 @@ fn large_clusters() {
         let report = tell(Size {
             nodes,
             endpoints,
-            busy: 5_000,
-            idle: 100,
+            busy: 1_000,
+            idle: 20,
             lost: 1,
             seed: 7,
         });

@@ -16,7 +16,7 @@ const WELL: u64 = 5;
 pub(super) const LONGEST_TRIAL: Duration = Duration::from_secs(10);
 
 /// How long a hold lasts that is looked at again every second.
-const HOLD: Duration = Duration::from_secs(3);
+const HOLD: Duration = Duration::from_secs(10);
 
 /// What a node remembers of one endpoint.
 #[derive(Debug, Default)]
