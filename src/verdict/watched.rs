@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Lead, Local, PATIENCE, Trial};
+use super::{Lead, Local, PATIENCE, Trial, talk::is_within};
 use crate::health::{Counts, Ejected, Probed, Verdict};
 
 /// So many trials in a row a node leaves to others.
@@ -11,6 +11,9 @@ const MOST_DEFERRED: u8 = 3;
 /// So many requests have to have ended well for a node to object, and of five no more than one
 /// badly.
 const WELL: u64 = 5;
+
+/// How old the last success may be of a node that goes on to object.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// How long a trial is waited for that another node has begun.
 pub(super) const LONGEST_TRIAL: Duration = Duration::from_secs(10);
@@ -30,6 +33,8 @@ pub(super) struct Watched {
     pub(super) accused: Option<Instant>,
     /// How requests had ended when the newest of them was considered first.
     since: (u32, Counts),
+    /// Whether this node objected to the voices before that one.
+    objected: bool,
     /// Since when somebody says ill of it.
     pub(super) contested: Option<Instant>,
     /// A trial of another node passed.
@@ -63,6 +68,7 @@ pub(super) struct Rival {
 impl Watched {
     /// Looks at what happened since the last time.
     pub(super) fn observe(&mut self, local: &Local, now: Instant) {
+        let objected = self.objects();
         let before = self.counts.replace(local.counts);
         if let Some(before) = before {
             if local.counts.good > before.good {
@@ -73,6 +79,8 @@ impl Watched {
             }
         }
         if self.since.0 != self.edition {
+            let is_fresh = self.succeeded.is_some_and(|at| is_within(at, FRESH, now));
+            self.objected = objected && is_fresh;
             self.since = (self.edition, local.counts);
         }
         let round = self.round();
@@ -91,10 +99,13 @@ impl Watched {
         }
     }
 
-    /// Whether requests go on to succeed here after somebody said ill of it.
+    /// Whether requests go on to succeed here after somebody said ill of it. Whoever objected to the
+    /// voices before goes on to object until a request fails: else those who say ill again and again
+    /// would be heard alone each time, until enough requests have ended.
     pub(super) fn objects(&self) -> bool {
         let ended = self.counts.unwrap_or_default().since(self.since.1);
-        self.edition > 0 && ended.good >= WELL && ended.good >= 4 * ended.bad
+        let goes_on = self.objected && ended.bad == 0;
+        self.edition > 0 && (goes_on || ended.good >= WELL && ended.good >= 4 * ended.bad)
     }
 
     /// The others say that it is well, or do not agree.
@@ -198,16 +209,23 @@ mod tests {
         watched
     }
 
-    fn look(watched: &mut Watched, ejected: Ejected, now: Instant) {
-        let local = Local {
+    fn local(now: Instant) -> Local {
+        Local {
             instance: Instance(1),
             counts: Counts::default(),
             recent: Counts::default(),
             probed: None,
-            ejected: Some(ejected),
+            ejected: None,
             quiet_until: None,
             joined: None,
             known: now,
+        }
+    }
+
+    fn look(watched: &mut Watched, ejected: Ejected, now: Instant) {
+        let local = Local {
+            ejected: Some(ejected),
+            ..local(now)
         };
         watched.observe(&local, now);
     }
@@ -218,6 +236,33 @@ mod tests {
             round,
             is_trying: false,
         }
+    }
+
+    #[test]
+    fn whoever_objected_goes_on_until_a_request_fails() {
+        let mut now = crate::time::now();
+        let mut one = Watched::default();
+        let mut counts = Counts::default();
+        let mut accused = |one: &mut Watched, good, bad| {
+            counts.good += good;
+            counts.bad += bad;
+            now += seconds(1);
+            let local = Local {
+                counts,
+                ejected: None,
+                ..local(now)
+            };
+            one.observe(&local, now);
+            one.objects()
+        };
+        one.edition = 1;
+        assert!(!accused(&mut one, 10, 0), "what was before is no objection");
+        assert!(accused(&mut one, WELL, 0));
+        one.edition = 2;
+        assert!(accused(&mut one, 0, 0));
+        assert!(!accused(&mut one, 0, 1));
+        one.edition = 3;
+        assert!(!accused(&mut one, 1, 0));
     }
 
     #[test]
