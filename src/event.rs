@@ -62,6 +62,15 @@ pub enum Event {
         /// How far it is.
         step: RecoveryStep,
     },
+    /// An endpoint is about to leave and takes no new requests, before discovery says so.
+    Draining {
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// Why, in words.
+        reason: Arc<str>,
+    },
+    /// An endpoint that was about to leave takes new requests again.
+    Resumed(Arc<Endpoint>),
     /// Discovery changed its state.
     Discovery(State),
 }

@@ -29,6 +29,11 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
     }
 }
 
+/// By this field of an answer, whatever its value, an endpoint says that it is to get no new requests:
+/// Envoy's name for it, which its health check filter sends and its router and health checker heed.
+pub(crate) const LEAVES: HeaderName =
+    HeaderName::from_static("x-envoy-immediate-health-check-fail");
+
 /// The value of a field. Several lines are one list (RFC 9110 section 5.3).
 pub(crate) fn field<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);

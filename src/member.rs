@@ -15,7 +15,9 @@ use crate::{
     attempt::Overdue,
     endpoint::Endpoint,
     error::TransportErrorKind,
-    health::{Admission, Counts, Ending, Health, LONGEST_QUIET, Oversight, Permit, Standing},
+    health::{
+        Admission, Counts, Ending, FAREWELL, Health, LONGEST_QUIET, Oversight, Permit, Standing,
+    },
     load::{Load, PENALTY, Totals},
     outcome::{Class, End, Fault, Head, Outcome},
     sync::Mutex,
@@ -398,6 +400,16 @@ impl Lease {
                 health, oversight, ..
             } = &*member.live;
             health.pass_trial(&permit, member.counts(), oversight);
+        }
+    }
+
+    /// The endpoint said in its answer that it is about to leave.
+    pub(crate) fn leaves(&self, now: Instant) {
+        if let Some(member) = &self.member {
+            let Live {
+                health, oversight, ..
+            } = &*member.live;
+            health.leaves(now, FAREWELL, oversight, now);
         }
     }
 

@@ -32,6 +32,7 @@ pub(super) fn checks(page: &mut Page, clusters: &[Cluster]) {
         for (result, count) in [
             ("pass", counts.passed),
             ("fail", counts.failed),
+            ("draining", counts.draining),
             ("inconclusive", counts.inconclusive),
         ] {
             let labels = [("service", &**cluster.name()), ("result", result)];

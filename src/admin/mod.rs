@@ -9,14 +9,15 @@
 //! | path | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process is alive |
-//! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining |
+//! | `GET /readyz` | 200 when requests are welcome, 503 while starting or draining, then with `x-envoy-immediate-health-check-fail` |
 //! | `GET /metrics` | Prometheus text format 0.0.4 |
 //! | `GET /clusters` | endpoints and discovery of each cluster, JSON: `health` is what is known of an endpoint, `picked` whether it takes new requests, `panic` whether a priority has too few usable ones and picks all |
 //! | `GET /limits/NAME/KEY` | what is left to a key, JSON; `DELETE` forgets what was taken. `*` where a limit has no key, a segment for each part where it has several |
 //! | `GET /nodes` | the nodes of the cluster that this one sees, itself included, JSON |
 //! | `GET /alerts` | what alert rules find bad now, JSON |
 //! | `GET /config` | the version in force and the last refusal, JSON |
-//! | `POST /drain` | 202, and the node drains |
+//! | `POST /drain` | 202, and the node drains; with `{"cluster", "endpoint"}` that endpoint does, here and at the other nodes; 404 when there is none |
+//! | `POST /resume` | 202, and the endpoint that `{"cluster", "endpoint"}` names takes requests again; 404 when there is none |
 //! | `POST /suspect` | 202, and the endpoint that `{"cluster", "endpoint"}` names is probed, here and by the nodes in charge of it; 404 when there is none, 409 when the cluster has no checks |
 //! | `POST /cache/invalidate` | 200 once what a document names is invalidated, else 503 |
 //!

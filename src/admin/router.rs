@@ -18,7 +18,11 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{Admin, Readiness};
-use crate::cluster::NotSuspected;
+use crate::{
+    cluster::{Cluster, NoSuchEndpoint, NotSuspected},
+    endpoint::EndpointId,
+    head::LEAVES,
+};
 
 pub(super) fn router(admin: Admin) -> Router {
     let guarded = Router::new()
@@ -31,6 +35,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/limits/{name}/", limit())
         .route("/limits/{name}/{*key}", limit())
         .route("/drain", post(drain))
+        .route("/resume", post(resume))
         .route("/suspect", post(suspect))
         .route("/cache/invalidate", post(super::cache::invalidate))
         .layer(middleware::from_fn_with_state(admin.clone(), authorize));
@@ -41,7 +46,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .fallback(async || {
             let text =
                 "not found; try /alerts, /clusters, /config, /healthz, /limits/NAME/KEY, /metrics, /nodes, /readyz, \
-                 POST /cache/invalidate, POST /drain, POST /suspect\n";
+                 POST /cache/invalidate, POST /drain, POST /resume, POST /suspect\n";
             (StatusCode::NOT_FOUND, text)
         })
         .with_state(admin)
@@ -52,7 +57,7 @@ fn limit() -> MethodRouter<Admin> {
 }
 
 async fn index() -> &'static str {
-    "GET /healthz /readyz /metrics /alerts /clusters /config /nodes /limits/NAME/KEY, POST /cache/invalidate /drain /suspect\n"
+    "GET /healthz /readyz /metrics /alerts /clusters /config /nodes /limits/NAME/KEY, POST /cache/invalidate /drain /resume /suspect\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -61,7 +66,12 @@ async fn readyz(State(admin): State<Admin>) -> Response {
         Readiness::Ready => StatusCode::OK,
         Readiness::Starting | Readiness::Draining => StatusCode::SERVICE_UNAVAILABLE,
     };
-    (status, format!("{}\n", readiness.as_str())).into_response()
+    let mut response = (status, format!("{}\n", readiness.as_str())).into_response();
+    if readiness == Readiness::Draining {
+        let headers = response.headers_mut();
+        headers.insert(LEAVES, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -99,25 +109,49 @@ async fn config(State(admin): State<Admin>) -> Response {
     }))
 }
 
-async fn drain(State(admin): State<Admin>) -> Response {
+/// Drains an endpoint where the body names one, and the node where there is none.
+async fn drain(State(admin): State<Admin>, body: Bytes) -> Response {
+    if !is_nothing(&body) {
+        return wish(&admin, &body, "draining\n", Cluster::drain);
+    }
     admin.set_readiness(Readiness::Draining);
     admin.shared.drain.send_replace(true);
     (StatusCode::ACCEPTED, "draining\n").into_response()
 }
 
+/// Gives an endpoint requests again.
+async fn resume(State(admin): State<Admin>, body: Bytes) -> Response {
+    wish(&admin, &body, "resuming\n", Cluster::resume)
+}
+
+/// Whether a body says nothing, as a client may that has to send one.
+fn is_nothing(body: &[u8]) -> bool {
+    matches!(body.trim_ascii(), b"" | b"{}" | b"null")
+}
+
+fn wish(
+    admin: &Admin,
+    body: &[u8],
+    done: &'static str,
+    wish: fn(&Cluster, &EndpointId) -> Result<(), NoSuchEndpoint>,
+) -> Response {
+    let (cluster, endpoint) = match named(admin, body) {
+        Ok(named) => named,
+        Err(response) => return *response,
+    };
+    match wish(&cluster, &endpoint) {
+        Ok(()) => (StatusCode::ACCEPTED, done).into_response(),
+        Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
+    }
+}
+
 /// Has an endpoint probed at once; what comes of it is the verdict of the probe.
 async fn suspect(State(admin): State<Admin>, body: Bytes) -> Response {
-    let Some((cluster, endpoint)) = names(&body) else {
-        let text =
-            "expected JSON such as {\"cluster\": \"users\", \"endpoint\": \"127.0.0.1:9001\"}\n";
-        return (StatusCode::BAD_REQUEST, text).into_response();
+    let (cluster, endpoint) = match named(&admin, &body) {
+        Ok(named) => named,
+        Err(response) => return *response,
     };
-    let clusters = admin.shared.clusters.load();
-    let found = clusters.iter().find(|found| **found.name() == *cluster);
-    let Some(found) = found else {
-        return (StatusCode::NOT_FOUND, format!("no cluster {cluster}\n")).into_response();
-    };
-    match found.suspect(&endpoint.into()) {
+    match cluster.suspect(&endpoint) {
         Ok(()) => (StatusCode::ACCEPTED, "probing\n").into_response(),
         Err(error) => {
             let status = match error {
@@ -125,6 +159,24 @@ async fn suspect(State(admin): State<Admin>, body: Bytes) -> Response {
                 _ => StatusCode::NOT_FOUND,
             };
             (status, format!("{error}\n")).into_response()
+        }
+    }
+}
+
+/// The cluster that a body names, and the name of its endpoint.
+fn named(admin: &Admin, body: &[u8]) -> Result<(Cluster, EndpointId), Box<Response>> {
+    let Some((cluster, endpoint)) = names(body) else {
+        let text =
+            "expected JSON such as {\"cluster\": \"users\", \"endpoint\": \"127.0.0.1:9001\"}\n";
+        return Err(Box::new((StatusCode::BAD_REQUEST, text).into_response()));
+    };
+    let clusters = admin.shared.clusters.load();
+    let found = clusters.iter().find(|found| **found.name() == *cluster);
+    match found {
+        Some(found) => Ok((found.clone(), endpoint.into())),
+        None => {
+            let text = format!("no cluster {cluster}\n");
+            Err(Box::new((StatusCode::NOT_FOUND, text).into_response()))
         }
     }
 }

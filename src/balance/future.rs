@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 use super::{body::ResponseBody, layer::LoadReports, service::Refused};
 use crate::{
     error::{TransportError, TransportErrorKind},
+    head::LEAVES,
     member::Lease,
     outcome::{Class, Classifier, End},
     refusal::Dialect,
@@ -97,6 +98,7 @@ where
                     Ok(mut response) => {
                         let now = time::now();
                         load_report(response.headers_mut(), &lease, *reports, now);
+                        leave(response.headers_mut(), &lease, now);
                         let status = response.status();
                         let classifier = classifier.take();
                         if let Some(said) = said(&response, classifier.as_deref()) {
@@ -145,6 +147,13 @@ fn load_report(headers: &mut HeaderMap, lease: &Lease, reports: LoadReports, now
     }
     if matches!(reports, LoadReports::Remove) {
         headers.remove(&LOAD_REPORT);
+    }
+}
+
+/// Hears that the endpoint is about to leave. That is no word about this node, nor for the client.
+fn leave(headers: &mut HeaderMap, lease: &Lease, now: Instant) {
+    if headers.remove(&LEAVES).is_some() {
+        lease.leaves(now);
     }
 }
 

@@ -15,6 +15,7 @@ use tower::Service;
 use super::{Finding, system};
 use crate::{
     error::{BoxError, TransportError, TransportErrorKind},
+    head::LEAVES,
     load::Totals,
     member::{Chosen, Member, Owner},
     time,
@@ -119,7 +120,12 @@ impl<S> Asker<S> {
             ready.map_err(|error| failed(&error.into()))?;
             let response = client.call(request).await;
             let response = response.map_err(|error| failed(&error.into()))?;
-            read(response).await
+            let leaves = response.headers().contains_key(&LEAVES);
+            let answer = read(response).await?;
+            match leaves {
+                true => Err(Finding::draining("it says that it leaves")),
+                false => Ok(answer),
+            }
         }
     }
 }

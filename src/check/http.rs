@@ -20,6 +20,9 @@ use crate::{error::BoxError, member::Member};
 
 /// Expects an answer to a GET request. It is read to its end, or to 64 KiB.
 ///
+/// An endpoint whose answer has the field `x-envoy-immediate-health-check-fail`, whatever its status,
+/// [drains](Finding::Draining).
+///
 /// # Defaults
 ///
 /// - `scheme`: `http`; say `https` where the client speaks TLS
@@ -27,12 +30,20 @@ use crate::{error::BoxError, member::Member};
 /// - `port`: that of the endpoint
 /// - `expect_status`: 200 to 299
 /// - `expect_body`: anything
+/// - `drain_status`: none
 #[derive(Clone, Debug)]
 pub struct HttpCheck<S> {
     asker: Asker<S>,
     path: PathAndQuery,
     host: Option<Authority>,
+    expected: Expected,
+}
+
+/// What the answer says of the endpoint.
+#[derive(Clone, Debug)]
+struct Expected {
     statuses: RangeInclusive<u16>,
+    leaving: Option<RangeInclusive<u16>>,
     prefix: Bytes,
 }
 
@@ -44,8 +55,11 @@ impl<S> HttpCheck<S> {
             asker: Asker::new(client),
             path,
             host: None,
-            statuses: 200..=299,
-            prefix: Bytes::new(),
+            expected: Expected {
+                statuses: 200..=299,
+                leaving: None,
+                prefix: Bytes::new(),
+            },
         }
     }
 
@@ -73,14 +87,22 @@ impl<S> HttpCheck<S> {
     /// Sets which statuses are well.
     #[must_use]
     pub fn expect_status(mut self, statuses: RangeInclusive<u16>) -> Self {
-        self.statuses = statuses;
+        self.expected.statuses = statuses;
+        self
+    }
+
+    /// Sets which statuses say that the endpoint is about to leave: it [drains](Finding::Draining),
+    /// as with HAProxy's `disable-on-404`. They come before those that are well.
+    #[must_use]
+    pub fn drain_status(mut self, statuses: RangeInclusive<u16>) -> Self {
+        self.expected.leaving = Some(statuses);
         self
     }
 
     /// Sets how the body has to begin.
     #[must_use]
     pub fn expect_body(mut self, prefix: impl Into<Bytes>) -> Self {
-        self.prefix = prefix.into();
+        self.expected.prefix = prefix.into();
         self
     }
 
@@ -104,18 +126,29 @@ where
 
     fn probe(&self, member: &Arc<Member>) -> BoxFuture<'static, Finding> {
         let asked = self.asker.ask(member, self.path.clone(), self.request());
-        let (statuses, prefix) = (self.statuses.clone(), self.prefix.clone());
+        let expected = self.expected.clone();
         Box::pin(async move {
             match asked.await {
-                Ok(answer) => judge(&answer, &statuses, &prefix),
+                Ok(answer) => judge(&answer, &expected),
                 Err(finding) => finding,
             }
         })
     }
 }
 
-fn judge(answer: &Answer, statuses: &RangeInclusive<u16>, prefix: &[u8]) -> Finding {
+fn judge(answer: &Answer, expected: &Expected) -> Finding {
+    let Expected {
+        statuses,
+        leaving,
+        prefix,
+    } = expected;
     let status = answer.status.as_u16();
+    if leaving
+        .as_ref()
+        .is_some_and(|leaving| leaving.contains(&status))
+    {
+        return Finding::draining(format!("status {status}"));
+    }
     if !statuses.contains(&status) {
         return Finding::fail(format!("status {status}"));
     }

@@ -86,10 +86,23 @@ pub(super) fn apply(
 /// The members that take new picks, neither draining nor of weight 0, by priority, with
 /// what they report as of now.
 pub(super) fn candidates(members: &[Arc<Member>], now: Instant) -> Vec<Vec<Candidate>> {
+    listed(members, |member| !member.health().is_draining(), now)
+}
+
+/// Those that take none because they are about to leave, though discovery does not say so.
+pub(super) fn leaving(members: &[Arc<Member>], now: Instant) -> Vec<Vec<Candidate>> {
+    listed(members, |member| member.health().is_draining(), now)
+}
+
+fn listed(
+    members: &[Arc<Member>],
+    is_meant: impl Fn(&Member) -> bool,
+    now: Instant,
+) -> Vec<Vec<Candidate>> {
     let mut tiers: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();
     for member in members {
         let endpoint = member.endpoint();
-        if endpoint.weight > 0 && !endpoint.draining {
+        if endpoint.weight > 0 && !endpoint.draining && is_meant(member) {
             let tier = tiers.entry(endpoint.priority).or_default();
             let mut candidate = Candidate::new(Arc::clone(member));
             candidate.reported = member.load().reported_weight(now);

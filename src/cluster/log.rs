@@ -85,6 +85,19 @@ pub(super) fn log(cluster: &str, event: &Event) {
                 "endpoint readmitted"
             );
         }
+        Event::Draining { endpoint, reason } => {
+            let endpoint = endpoint.id.as_str();
+            tracing::info!(event = "draining", cluster, endpoint, %reason, "endpoint drains");
+        }
+        Event::Resumed(endpoint) => {
+            let endpoint = endpoint.id.as_str();
+            tracing::info!(
+                event = "resumed",
+                cluster,
+                endpoint,
+                "endpoint takes requests again"
+            );
+        }
         Event::Health {
             endpoint,
             from,

@@ -37,6 +37,7 @@ mod aperture;
 mod apply;
 mod check;
 mod divided;
+mod drain;
 mod driver;
 mod levels;
 mod log;
@@ -64,6 +65,7 @@ pub use aperture::{Aperture, InvalidPosition, Position};
 pub use check::{Check, Checks};
 pub(crate) use divided::Scope;
 pub use divided::SubsetSize;
+pub use drain::NoSuchEndpoint;
 pub use probe::CheckCounts;
 pub use recover::{Recovering, RecoveryAction};
 pub use slow_start::SlowStart;
@@ -623,12 +625,19 @@ impl Shared {
             .iter()
             .filter_map(|member| Some((member, member.health().turn(&self.oversight, now)?)))
             .collect();
-        if !turns.is_empty() {
+        let drains: Vec<_> = members
+            .iter()
+            .filter_map(|member| Some((member, member.health().drain_turn(now)?)))
+            .collect();
+        if !turns.is_empty() || !drains.is_empty() {
             self.rebuild(&writer, now);
         }
         let step = self.ramp(&mut writer, now);
         for (member, turn) in turns {
             self.tell_turn(member, turn);
+        }
+        for (member, turn) in drains {
+            self.tell(drain::event(member, turn));
         }
         for member in members.iter() {
             if member.health().take_trial() {
@@ -648,7 +657,11 @@ impl Shared {
             .iter()
             .filter_map(|member| member.health().quiet_until(now))
             .min();
-        [look, quiet, step].into_iter().flatten().min()
+        let stays = members
+            .iter()
+            .filter_map(|member| member.health().drain_ends(now))
+            .min();
+        [look, quiet, stays, step].into_iter().flatten().min()
     }
 
     /// Returns when the next bucket of time ends.

@@ -62,7 +62,10 @@ pub(super) fn eject(
     }
     let open: Vec<_> = members
         .iter()
-        .filter(|member| member.endpoint().weight > 0 && !member.endpoint().draining)
+        .filter(|member| {
+            let endpoint = member.endpoint();
+            endpoint.weight > 0 && !endpoint.draining && !member.health().is_draining()
+        })
         .collect();
     let subjects: Vec<_> = open
         .iter()

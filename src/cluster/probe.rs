@@ -21,7 +21,7 @@ use tokio::{
 use super::{Cluster, Shared, check::Checks};
 use crate::{
     endpoint::EndpointId,
-    health::{Finding, Opinion, Probed, Schedule, Verdict},
+    health::{FAREWELL, Finding, Opinion, Probed, Schedule, Verdict},
     member::Member,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time,
@@ -91,6 +91,7 @@ struct Suspects {
 pub(super) struct Counters {
     passed: AtomicU64,
     failed: AtomicU64,
+    draining: AtomicU64,
     inconclusive: AtomicU64,
 }
 
@@ -102,6 +103,8 @@ pub struct CheckCounts {
     pub passed: u64,
     /// Probes that did not.
     pub failed: u64,
+    /// Probes by which the endpoint said that it is about to leave.
+    pub draining: u64,
     /// Probes that learnt nothing, by the fault of this side.
     pub inconclusive: u64,
 }
@@ -111,6 +114,7 @@ impl Counters {
         CheckCounts {
             passed: self.passed.load(Relaxed),
             failed: self.failed.load(Relaxed),
+            draining: self.draining.load(Relaxed),
             inconclusive: self.inconclusive.load(Relaxed),
         }
     }
@@ -119,6 +123,7 @@ impl Counters {
         let counter = match finding {
             Finding::Pass => &self.passed,
             Finding::Fail(_) => &self.failed,
+            Finding::Draining(_) => &self.draining,
             Finding::Inconclusive(_) => &self.inconclusive,
         };
         counter.fetch_add(1, Relaxed);
@@ -361,9 +366,19 @@ impl Round {
         if !matches!(finding, Finding::Inconclusive(_)) {
             watched.member.health().probed(Probed {
                 verdict: watched.opinion.into(),
-                has_passed: *finding == Finding::Pass,
+                has_passed: !matches!(finding, Finding::Fail(_)),
                 at: now,
             });
+        }
+        let (health, oversight) = (watched.member.health(), watched.member.oversight());
+        let started = watched.probe.as_ref().map(|probe| probe.started);
+        match (finding, started) {
+            (Finding::Draining(_), Some(started)) => {
+                let span = FAREWELL.max(3 * pace.interval);
+                health.leaves(started, span, oversight, now);
+            }
+            (Finding::Pass, Some(started)) => health.stays(started, oversight, now),
+            _ => {}
         }
         let next = match watched.probe.take() {
             Some(Probe {
@@ -407,7 +422,7 @@ impl Watched {
 fn reason(check: &str, finding: &Finding, progress: Option<String>) -> String {
     let found = match finding {
         Finding::Pass => "passed",
-        Finding::Fail(why) | Finding::Inconclusive(why) => why,
+        Finding::Fail(why) | Finding::Draining(why) | Finding::Inconclusive(why) => why,
     };
     match progress {
         Some(progress) => format!("{check} check: {found} ({progress})"),

@@ -231,7 +231,8 @@ async fn recover(
 }
 
 fn is_ill(member: &Member, now: Instant) -> bool {
-    !member.standing(now).is_usable() && !member.endpoint().draining
+    let is_leaving = member.endpoint().draining || member.health().is_draining();
+    !member.standing(now).is_usable() && !is_leaving
 }
 
 /// One endpoint that is unusable.

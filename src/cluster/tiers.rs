@@ -72,8 +72,29 @@ impl Tiers {
     }
 
     /// The pickers after these; a table over the same endpoints is not made anew.
+    ///
+    /// When nobody else is usable, those that are about to leave still work. It is a panic like any
+    /// other: it has the same name, and a threshold of 0 rules it out.
     pub(super) fn next(&self, members: &[Arc<Member>], rules: Rules<'_>, now: Instant) -> Self {
-        let mut candidates = apply::candidates(members, now);
+        let staying = self.over(apply::candidates(members, now), rules, now);
+        if staying.is_usable || rules.panic_threshold == Percent::new(0.0) {
+            return staying;
+        }
+        let leaving = apply::leaving(members, now);
+        let priorities = leaving.iter().filter_map(|priority| priority.first());
+        let priorities = priorities.map(|one| one.member.endpoint().priority);
+        let panicking = priorities.collect();
+        let leaving = self.over(leaving, rules, now);
+        if leaving.is_usable || staying.tiers.is_empty() {
+            return Self {
+                panicking,
+                ..leaving
+            };
+        }
+        staying
+    }
+
+    fn over(&self, mut candidates: Vec<Vec<Candidate>>, rules: Rules<'_>, now: Instant) -> Self {
         let mut is_ramping = false;
         if let Some(slow_start) = rules.slow_start {
             for candidate in candidates.iter_mut().flatten() {

@@ -25,6 +25,7 @@ pub(super) fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Ch
             path,
             host,
             expect_status,
+            drain_status,
             expect_body,
         } => {
             let client = check_client(health, settings.protocol, tls);
@@ -32,6 +33,9 @@ pub(super) fn checks(settings: &ClusterSettings, tls: Option<&Tls>) -> Option<Ch
                 .scheme(scheme)
                 .expect_status(expect_status.clone())
                 .expect_body(expect_body.clone());
+            if let Some(statuses) = drain_status {
+                check = check.drain_status(statuses.clone());
+            }
             if let Some(host) = host {
                 check = check.host(host.clone());
             }

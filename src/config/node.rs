@@ -303,7 +303,15 @@ impl Node {
         // One that is not taken by now is not wanted any more.
         drop(reloading);
         tracing::info!(event = "stop", "stopping: draining");
-        drain(&self.server, &self.state).await;
+        let until = time::after(time::now(), self.state.node.load().drain);
+        let monitor = &self.state.alerts.monitor;
+        let told = async || {
+            let left = until.saturating_duration_since(time::now());
+            monitor.settle(left).await;
+        };
+        // Whoever is told of alerts has the time that requests have, and what is left of it.
+        tokio::join!(drain(&self.server, &self.state), told());
+        told().await;
     }
 
     /// Loads the file again. One that cannot be used is refused, and the old one goes on.

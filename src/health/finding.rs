@@ -10,6 +10,9 @@ pub enum Finding {
     Pass,
     /// The endpoint is not well.
     Fail(Cow<'static, str>),
+    /// The endpoint says that it is about to leave: it gets no new requests for 30 s, or three
+    /// intervals where that is longer, unless it passes before. It changes no verdict.
+    Draining(Cow<'static, str>),
     /// Nothing was learnt of the endpoint: the fault is on this side. It changes no verdict.
     Inconclusive(Cow<'static, str>),
 }
@@ -18,6 +21,11 @@ impl Finding {
     /// A failure for this reason.
     pub fn fail(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Fail(reason.into())
+    }
+
+    /// An endpoint that is about to leave, as it says in this way.
+    pub fn draining(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Draining(reason.into())
     }
 
     /// A probe that says nothing, for this reason.
@@ -31,6 +39,7 @@ impl Finding {
         match self {
             Self::Pass => "pass",
             Self::Fail(_) => "fail",
+            Self::Draining(_) => "draining",
             Self::Inconclusive(_) => "inconclusive",
         }
     }

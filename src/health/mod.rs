@@ -15,6 +15,7 @@ mod bell;
 mod breaker;
 mod cause;
 mod detector;
+mod drain;
 mod finding;
 mod gate;
 mod gradient;
@@ -42,6 +43,8 @@ pub use breaker::{Breaker, Limits, Resource, Usage};
 pub use cause::Cause;
 use detector::Part;
 pub(crate) use detector::{Occasion, Subject, outliers};
+use drain::Drain;
+pub(crate) use drain::{DrainTold, DrainTurn, DrainWord, FAREWELL, Wish};
 pub use finding::Finding;
 use gate::Gate;
 pub(crate) use gate::Permit;
@@ -60,7 +63,7 @@ pub(crate) use window::{BUCKETS, Counts};
 
 use crate::{
     outcome::Fault,
-    sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
 };
 
 /// The longest `Retry-After` that is believed: 300 s, as linkerd has it.
@@ -82,6 +85,8 @@ pub struct Health {
     throttled: AtomicU64,
     /// What the other nodes say.
     told: Told,
+    /// Whether it is to get no new requests, as the writer saw it last.
+    is_draining: AtomicBool,
     record: Mutex<Record>,
 }
 
@@ -110,6 +115,8 @@ struct Record {
     pooled: Option<Counts>,
     /// A trial that nobody was told of.
     has_begun_trial: bool,
+    /// What is known of its leave.
+    drain: Drain,
 }
 
 /// What the probes of this node's own say of an endpoint.
@@ -159,6 +166,7 @@ impl Health {
             quiet_until: AtomicU64::new(0),
             throttled: AtomicU64::new(0),
             told: Told::new(),
+            is_draining: AtomicBool::new(false),
             record: Mutex::default(),
         }
     }
@@ -413,6 +421,68 @@ impl Health {
             is_own: record.cause.is_none_or(Cause::is_own),
             is_on_trial: self.gate.is_on_trial(),
         })
+    }
+}
+
+/// Whether it is about to leave.
+impl Health {
+    /// Why it takes no new requests though discovery lists it, in words; `None` when it takes some.
+    #[must_use]
+    pub fn draining(&self, now: Instant) -> Option<Arc<str>> {
+        let why = self.record.lock().drain.why(now)?;
+        Some(why.to_string().into())
+    }
+
+    /// Somebody wants it to leave, or to stay after all.
+    pub(crate) fn wish(&self, wish: Wish, oversight: &Oversight, now: Instant) {
+        self.drain(|drain| drain.ask(wish, now), oversight, now);
+    }
+
+    /// It said at `at` that it leaves, which holds for this span.
+    pub(crate) fn leaves(&self, at: Instant, span: Duration, oversight: &Oversight, now: Instant) {
+        self.drain(|drain| drain.answer(at, now + span), oversight, now);
+    }
+
+    /// A probe that began at this time found it well.
+    pub(crate) fn stays(&self, since: Instant, oversight: &Oversight, now: Instant) {
+        self.drain(|drain| drain.is_well(since), oversight, now);
+    }
+
+    /// Takes what the other nodes say of its leave.
+    pub(crate) fn hear_leave(&self, told: DrainTold, oversight: &Oversight, now: Instant) {
+        self.drain(|drain| drain.hear(told), oversight, now);
+    }
+
+    fn drain(&self, change: impl FnOnce(&mut Drain), oversight: &Oversight, now: Instant) {
+        let mut record = self.record.lock();
+        change(&mut record.drain);
+        let drains = record.drain.why(now).is_some();
+        drop(record);
+        if drains != self.is_draining() {
+            oversight.bell().ring();
+        }
+    }
+
+    /// What this node knows of its leave itself, and since when.
+    pub(crate) fn leave(&self, now: Instant) -> [Option<(DrainWord, Instant)>; 2] {
+        self.record.lock().drain.words(now)
+    }
+
+    /// Whether it takes no new requests, as the writer saw it last.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Relaxed)
+    }
+
+    /// Whether that changed since the last time, for the writer.
+    pub(crate) fn drain_turn(&self, now: Instant) -> Option<DrainTurn> {
+        let why = self.record.lock().drain.why(now);
+        let was_draining = self.is_draining.swap(why.is_some(), Relaxed);
+        (was_draining != why.is_some()).then(|| why.map_or(DrainTurn::Resumes, DrainTurn::Drains))
+    }
+
+    /// When it takes requests again, if nothing happens.
+    pub(crate) fn drain_ends(&self, now: Instant) -> Option<Instant> {
+        self.record.lock().drain.ends(now)
     }
 }
 

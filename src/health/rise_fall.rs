@@ -37,7 +37,7 @@ impl Opinion {
     pub(crate) fn after(self, finding: &Finding, thresholds: Thresholds) -> Self {
         let Thresholds { rise, fall } = thresholds;
         match (self, finding) {
-            (unchanged, Finding::Inconclusive(_)) => unchanged,
+            (unchanged, Finding::Inconclusive(_) | Finding::Draining(_)) => unchanged,
             (Self::Unknown | Self::Healthy { .. }, Finding::Pass) => Self::HEALTHY,
             (Self::Unknown | Self::Unhealthy { .. }, Finding::Fail(_)) => Self::UNHEALTHY,
             (Self::Healthy { failures }, Finding::Fail(_)) if failures + 1 >= fall.get() => {

@@ -1,8 +1,14 @@
 //! What stands between the rules and whoever is told: a queue, and patience.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    pin::pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use tokio::sync::mpsc;
+use futures_util::future::select;
+use tokio::sync::{mpsc, watch};
 
 use super::{Alert, Alerter, DeliveryError};
 use crate::{
@@ -21,6 +27,9 @@ const ATTEMPTS: u32 = 10;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// The longest of them when the process is about to end.
+const HURRIED_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long one attempt takes, at most.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -34,14 +43,39 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Channel {
     alerter: Arc<str>,
     queue: mpsc::Sender<Alert>,
-    counts: Arc<Counts>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct Shared {
     delivered: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
+    /// Alerts of which it is not known yet what becomes of them.
+    waiting: watch::Sender<usize>,
+    is_hurried: watch::Sender<bool>,
+}
+
+/// What a channel still has to tell, whether or not anybody can add to it.
+#[derive(Clone, Debug)]
+pub(super) struct Backlog(Weak<Shared>);
+
+impl Backlog {
+    /// Waits until all of it is told or given up, without long pauses between attempts.
+    pub(super) async fn settled(&self) {
+        let Some(shared) = self.0.upgrade() else {
+            return;
+        };
+        shared.is_hurried.send_replace(true);
+        let mut waiting = shared.waiting.subscribe();
+        // The sender is held here.
+        waiting.wait_for(|waiting| *waiting == 0).await.ok();
+    }
+
+    /// Whether there will never be anything more to tell.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 /// What became of the alerts of a channel.
@@ -65,13 +99,13 @@ impl Channel {
     #[must_use]
     pub fn new(alerter: impl Alerter) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let counts = Arc::new(Counts::default());
+        let shared = Arc::<Shared>::default();
         let name = Arc::from(alerter.name());
-        tokio::spawn(deliver(alerter, waiting, Arc::clone(&counts)));
+        tokio::spawn(deliver(alerter, waiting, Arc::clone(&shared)));
         Self {
             alerter: name,
             queue,
-            counts,
+            shared,
         }
     }
 
@@ -85,17 +119,20 @@ impl Channel {
     #[must_use]
     pub fn counts(&self) -> ChannelCounts {
         ChannelCounts {
-            delivered: self.counts.delivered.load(Relaxed),
-            failed: self.counts.failed.load(Relaxed),
-            dropped: self.counts.dropped.load(Relaxed),
+            delivered: self.shared.delivered.load(Relaxed),
+            failed: self.shared.failed.load(Relaxed),
+            dropped: self.shared.dropped.load(Relaxed),
         }
     }
 
     /// Tells it soon.
     pub fn tell(&self, alert: Alert) {
+        // Before somebody may have told it.
+        self.shared.waiting.send_modify(|waiting| *waiting += 1);
         if let Err(error) = self.queue.try_send(alert) {
             let alert = error.into_inner();
-            self.counts.dropped.fetch_add(1, Relaxed);
+            self.shared.waiting.send_modify(|waiting| *waiting -= 1);
+            self.shared.dropped.fetch_add(1, Relaxed);
             tracing::error!(
                 event = "alert_dropped",
                 alerter = &*self.alerter,
@@ -107,7 +144,11 @@ impl Channel {
 
     /// Whether both are clones of one.
     pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.counts, &other.counts)
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    pub(super) fn backlog(&self) -> Backlog {
+        Backlog(Arc::downgrade(&self.shared))
     }
 }
 
@@ -121,10 +162,10 @@ impl fmt::Debug for Channel {
 }
 
 /// Tells what waits until nobody can add to it any more.
-async fn deliver(alerter: impl Alerter, mut waiting: mpsc::Receiver<Alert>, counts: Arc<Counts>) {
+async fn deliver(alerter: impl Alerter, mut waiting: mpsc::Receiver<Alert>, shared: Arc<Shared>) {
     while let Some(alert) = waiting.recv().await {
-        let counter = match insist(&alerter, &alert).await {
-            Ok(()) => &counts.delivered,
+        let counter = match insist(&alerter, &alert, &shared.is_hurried).await {
+            Ok(()) => &shared.delivered,
             Err(error) => {
                 tracing::error!(
                     event = "alert_failed",
@@ -133,15 +174,20 @@ async fn deliver(alerter: impl Alerter, mut waiting: mpsc::Receiver<Alert>, coun
                     %error,
                     "nobody was told of an alert"
                 );
-                &counts.failed
+                &shared.failed
             }
         };
         counter.fetch_add(1, Relaxed);
+        shared.waiting.send_modify(|waiting| *waiting -= 1);
     }
 }
 
 /// Tells one alert until it is taken or refused, or its attempts are over.
-async fn insist(alerter: &impl Alerter, alert: &Alert) -> Result<(), DeliveryError> {
+async fn insist(
+    alerter: &impl Alerter,
+    alert: &Alert,
+    is_hurried: &watch::Sender<bool>,
+) -> Result<(), DeliveryError> {
     let mut pause = FIRST_PAUSE;
     for attempt in 1.. {
         let told = tokio::time::timeout(TIMEOUT, alerter.tell(alert)).await;
@@ -162,10 +208,22 @@ async fn insist(alerter: &impl Alerter, alert: &Alert) -> Result<(), DeliveryErr
         };
         let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
         let rest = jittered.max(asked.unwrap_or_default()).min(LONGEST_PAUSE);
-        time::sleep_until(time::after(time::now(), rest)).await;
+        pause_for(rest, is_hurried).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     Ok(())
+}
+
+/// Waits so long, or as long as there is time where the process is about to end.
+async fn pause_for(rest: Duration, is_hurried: &watch::Sender<bool>) {
+    let mut hurried = is_hurried.subscribe();
+    if *hurried.borrow_and_update() {
+        let rest = rest.min(HURRIED_PAUSE);
+        return time::sleep_until(time::after(time::now(), rest)).await;
+    }
+    let rested = pin!(time::sleep_until(time::after(time::now(), rest)));
+    let hurried = pin!(hurried.changed());
+    select(rested, hurried).await;
 }
 
 #[cfg(test)]
@@ -274,6 +332,31 @@ pub(super) mod tests {
             channel.tell(alert());
         }
         assert_eq!(channel.counts().dropped, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_no_time_tells_what_waits_without_long_pauses() {
+        let notes = Notes::default();
+        let failures = (0..8).map(|_| DeliveryError::unreachable("down"));
+        notes.failures.lock().extend(failures);
+        let channel = Channel::new(notes.clone());
+        let backlog = channel.backlog();
+        backlog.settled().await;
+        channel.shared.is_hurried.send_replace(false);
+        channel.tell(alert());
+        channel.tell(alert());
+        drop(channel);
+        // Six attempts take half a minute.
+        tokio::time::sleep(Duration::from_secs(35)).await;
+        assert_eq!(notes.told.lock().len(), 0);
+        let begun = time::now();
+        assert!(!backlog.is_over());
+        backlog.settled().await;
+        let waited = time::now() - begun;
+        assert_eq!(notes.told.lock().len(), 2);
+        assert!(waited < Duration::from_secs(3), "{waited:?}");
+        tokio::task::yield_now().await;
+        assert!(backlog.is_over());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 use super::{
     Alert, AlertState, Channel, ClusterMetrics, MetricsCollector, Rule, Severity,
     board::Notice,
+    channel::Backlog,
     collect::{self, Collected},
     desk::{Desk, WINDOW},
     rule::Lost,
@@ -60,6 +61,8 @@ pub(super) struct Shared {
     pub(super) desk: Mutex<Desk>,
     /// Of all rules, each once.
     channels: Mutex<Vec<Channel>>,
+    /// What those and all before them still have to tell.
+    backlogs: Mutex<Vec<Backlog>>,
     registries: Mutex<Vec<Source>>,
     stores: Mutex<Vec<Source>>,
     collector: Mutex<Option<Arc<dyn MetricsCollector>>>,
@@ -102,6 +105,7 @@ impl Monitor {
             node: Mutex::new(node.into()),
             desk: Mutex::default(),
             channels: Mutex::default(),
+            backlogs: Mutex::default(),
             registries: Mutex::default(),
             stores: Mutex::default(),
             collector: Mutex::default(),
@@ -131,7 +135,13 @@ impl Monitor {
                 channels.push(channel.clone());
             }
         }
-        *self.shared.channels.lock() = channels;
+        let mut backlogs = self.shared.backlogs.lock();
+        backlogs.retain(|backlog| !backlog.is_over());
+        let mut known = self.shared.channels.lock();
+        let is_new = |channel: &&Channel| !known.iter().any(|known| known.is(channel));
+        backlogs.extend(channels.iter().filter(is_new).map(Channel::backlog));
+        *known = channels;
+        drop((known, backlogs));
         self.shared.desk.lock().set_rules(rules);
     }
 
@@ -154,6 +164,21 @@ impl Monitor {
     #[must_use]
     pub fn metrics(&self) -> Vec<ClusterMetrics> {
         self.shared.desk.lock().metrics(WINDOW)
+    }
+
+    /// Waits until everybody knows what they are to be told, or was given up, or this much time is
+    /// over; from now on they are told without long pauses between attempts. It is for the end of a
+    /// process: what is still to be told is lost with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what waits goes on to be told.
+    pub async fn settle(&self, patience: Duration) {
+        let backlogs = self.shared.backlogs.lock().clone();
+        let settled = futures_util::future::join_all(backlogs.iter().map(Backlog::settled));
+        if tokio::time::timeout(patience, settled).await.is_err() {
+            tracing::warn!(event = "alerts_lost", "the time to tell of alerts is over");
+        }
     }
 
     /// What is bad now.

@@ -57,6 +57,9 @@ impl InstanceHealth {
         if member.endpoint().draining {
             return (Self::Draining, Some("discovery says so".into()));
         }
+        if let Some(reason) = member.health().draining(now) {
+            return (Self::Draining, Some(reason));
+        }
         let reason = member.reason(now);
         match member.standing(now) {
             Standing::Ejected => (Self::Ejected, reason),

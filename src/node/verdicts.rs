@@ -22,16 +22,18 @@ use tokio::{
 use super::{Membership, NodeState};
 use crate::{
     cluster::Cluster,
+    discover::State,
     endpoint::EndpointId,
     event::Event,
     failover::MinimumShare,
-    health::{Counts, Hearsay, Verdict},
+    health::{Counts, DrainTold, Hearsay, Verdict},
     member::Member,
     store::{Bus, BusEvent},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time,
     verdict::{
-        Advice, Council, Heard, Instance, Item, Lead, Local, Occasion, PERIOD, Rules, Topic, Trial,
+        Advice, Council, Heard, Instance, Item, Lead, Leaving, Local, Occasion, PERIOD, Rules,
+        Topic, Trial,
     },
 };
 
@@ -65,6 +67,8 @@ const SUSPICIONS: usize = 256;
 /// - The minimum of the retry budgets is one for all nodes.
 /// - A slow start begins when the first node sees an endpoint join.
 /// - What one node [suspects](Cluster::suspect) is probed at once by the nodes in charge.
+/// - An endpoint that is about to leave, because somebody [asked](Cluster::drain) a node for it or it
+///   said so to one, gets no new requests from any.
 ///
 /// What this node sees itself counts for more than what others say: a request that succeeds
 /// overrides them. Without the bus, or alone, it is a node that decides by itself. It stops when this
@@ -262,12 +266,14 @@ impl Drop for Verdicts {
 
 /// Nobody advises any more.
 fn release(cluster: &Cluster) {
+    let now = time::now();
     for member in cluster.snapshot().members().iter() {
         let health = member.health();
         health.hear(Hearsay::None, member.counts(), member.oversight());
         health.hold_trials(None);
         health.leave_probes(false);
         health.pool(None);
+        health.hear_leave(DrainTold::default(), member.oversight(), now);
     }
 }
 
@@ -450,6 +456,14 @@ impl Shared {
             followed.remember(&members, &locals);
             let advice = council.consider(*topic, &locals, rules, now);
             items.extend(council.speak(*topic, &locals, rules, occasion, now));
+            let leaving = leaving(&followed.cluster, &members, &locals, now);
+            for (member, told) in members
+                .iter()
+                .zip(council.consider_leaves(*topic, &leaving, now))
+            {
+                member.health().hear_leave(told, member.oversight(), now);
+            }
+            items.extend(council.speak_of_leaves(*topic, &leaving, occasion, now));
             advised.push((followed.cluster.clone(), members, advice, rules));
         }
         if occasion == Occasion::Period {
@@ -523,6 +537,23 @@ fn local(member: &Member, rules: Rules, now: Instant) -> Local {
         joined: member.joined(),
         known: health.known_since(),
     }
+}
+
+/// What this node knows itself of endpoints that are about to leave.
+fn leaving(
+    cluster: &Cluster,
+    members: &[Arc<Member>],
+    locals: &[Local],
+    now: Instant,
+) -> Vec<Leaving> {
+    let is_live = cluster.snapshot().discovery() == State::Live;
+    let all = members.iter().zip(locals);
+    all.map(|(member, local)| Leaving {
+        instance: local.instance,
+        words: member.health().leave(now),
+        is_listed: is_live && member.endpoint().draining,
+    })
+    .collect()
 }
 
 fn follow_advice(

@@ -9,12 +9,15 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Advice, HOLDS, Instance, Item, Local, Rules, Topic,
+    Advice, HOLDS, Instance, Item, Leaving, Local, Rules, Topic,
     nodes::Nodes,
     speech::Occasion,
     talk::{Circle, Origin, Talk},
 };
-use crate::store::{Envelope, Malformed};
+use crate::{
+    health::DrainTold,
+    store::{Envelope, Malformed},
+};
 
 /// Nodes whose words are kept, at most.
 const MOST_ORIGINS: usize = 1_024;
@@ -273,6 +276,35 @@ impl Council {
         };
         let talk = self.talks.entry(topic).or_default();
         talk.speak(topic, locals, rules, &circle, occasion, now)
+    }
+
+    /// What the others say of the leave of each of these endpoints, which are all of a cluster.
+    pub(crate) fn consider_leaves(
+        &mut self,
+        topic: Topic,
+        all: &[Leaving],
+        now: Instant,
+    ) -> Vec<DrainTold> {
+        let circle = Circle {
+            own: &self.own,
+            zone: self.zone.as_ref(),
+            live: &self.live,
+            nodes: &self.nodes,
+        };
+        let talk = self.talks.entry(topic).or_default();
+        talk.drains.consider(all, &circle, now)
+    }
+
+    /// What there is to say of their leave.
+    pub(crate) fn speak_of_leaves(
+        &mut self,
+        topic: Topic,
+        all: &[Leaving],
+        occasion: Occasion,
+        now: Instant,
+    ) -> Option<Item> {
+        let talk = self.talks.entry(topic).or_default();
+        talk.drains.speak(topic, all, occasion, now)
     }
 
     /// The messages that say this.

@@ -12,7 +12,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::{Instance, Topic};
 use crate::{
-    health::{Counts, Verdict},
+    health::{Counts, DrainWord, Verdict, Wish},
     store::{Envelope, Malformed},
 };
 
@@ -27,6 +27,12 @@ const REQUESTS: u8 = 5;
 const AGES: u8 = 6;
 const SUSPECT: u8 = 7;
 const LEAVING: u8 = 8;
+const DRAINS: u8 = 9;
+
+const DRAIN: u8 = 1;
+const RESUME: u8 = 2;
+const ANSWERED: u8 = 3;
+const LISTED: u8 = 4;
 
 /// One thing that a node says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +62,17 @@ pub(crate) enum Item {
     Suspect { topic: Topic, instance: Instance },
     /// The node goes.
     Leaving,
+    /// All that it knows itself of endpoints that are about to leave.
+    Drains { topic: Topic, all: Vec<Farewell> },
+}
+
+/// An endpoint that is about to leave, or after all is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Farewell {
+    pub(crate) instance: Instance,
+    pub(crate) word: DrainWord,
+    /// How long ago it was said.
+    pub(crate) age: Duration,
 }
 
 /// An ejection by what a node saw itself.
@@ -106,7 +123,8 @@ impl Item {
             | Self::Tally { topic, .. }
             | Self::Requests { topic, .. }
             | Self::Ages { topic, .. }
-            | Self::Suspect { topic, .. } => Some(*topic),
+            | Self::Suspect { topic, .. }
+            | Self::Drains { topic, .. } => Some(*topic),
             Self::Leaving => None,
         }
     }
@@ -170,6 +188,20 @@ impl Item {
                 SUSPECT
             }
             Self::Leaving => LEAVING,
+            Self::Drains { topic, all } => {
+                body.put_u64(topic.0);
+                for one in all {
+                    body.put_u64(one.instance.0);
+                    body.put_u8(match one.word {
+                        DrainWord::Wished(Wish::Drain) => DRAIN,
+                        DrainWord::Wished(Wish::Resume) => RESUME,
+                        DrainWord::Answered => ANSWERED,
+                        DrainWord::Listed => LISTED,
+                    });
+                    body.put_u32(millis(one.age));
+                }
+                DRAINS
+            }
         }
     }
 
@@ -203,7 +235,7 @@ impl Item {
                 return Err(Malformed::Torn);
             }
             let mut body = payload.split_to(length);
-            if (EJECTED..=LEAVING).contains(&tag) {
+            if (EJECTED..=DRAINS).contains(&tag) {
                 items.push(Self::body(tag, &mut body).ok_or(Malformed::Torn)?);
             }
         }
@@ -267,6 +299,10 @@ impl Item {
                     endpoints: body.try_get_u32().ok()?,
                 },
             },
+            DRAINS => Self::Drains {
+                topic,
+                all: entries(body, farewell)?.into_iter().flatten().collect(),
+            },
             _ => Self::Suspect {
                 topic,
                 instance: Instance(body.try_get_u64().ok()?),
@@ -280,6 +316,24 @@ fn spans(body: &mut Bytes) -> Option<Vec<(Instance, Duration)>> {
         let instance = Instance(body.try_get_u64().ok()?);
         Some((instance, span(body.try_get_u32().ok()?)))
     })
+}
+
+/// One of a kind that is not known yet says nothing.
+fn farewell(body: &mut Bytes) -> Option<Option<Farewell>> {
+    let instance = Instance(body.try_get_u64().ok()?);
+    let word = match body.try_get_u8().ok()? {
+        DRAIN => Some(DrainWord::Wished(Wish::Drain)),
+        RESUME => Some(DrainWord::Wished(Wish::Resume)),
+        ANSWERED => Some(DrainWord::Answered),
+        LISTED => Some(DrainWord::Listed),
+        _ => None,
+    };
+    let age = span(body.try_get_u32().ok()?);
+    Some(word.map(|word| Farewell {
+        instance,
+        word,
+        age,
+    }))
 }
 
 /// Entries to the end of a body; the bound of a message bounds them.
@@ -321,6 +375,18 @@ mod tests {
             },
             objects,
         });
+        let word = prop_oneof![
+            Just(DrainWord::Wished(Wish::Drain)),
+            Just(DrainWord::Wished(Wish::Resume)),
+            Just(DrainWord::Answered),
+            Just(DrainWord::Listed),
+        ];
+        let farewell = (any::<u64>(), word, any::<u32>());
+        let farewell = farewell.prop_map(|(instance, word, age)| Farewell {
+            instance: Instance(instance),
+            word,
+            age: span(age),
+        });
         let sum = (any::<u64>(), any::<u64>(), any::<u32>());
         let sum = sum.prop_map(|(requests, good, endpoints)| Sum {
             requests,
@@ -337,8 +403,11 @@ mod tests {
             (topic.clone(), proptest::collection::vec(tally, 0..20))
                 .prop_map(|(topic, some)| Item::Tally { topic, some }),
             (topic.clone(), sum).prop_map(|(topic, sum)| Item::Requests { topic, sum }),
-            (topic, instance).prop_map(|(topic, instance)| Item::Suspect { topic, instance }),
+            (topic.clone(), instance)
+                .prop_map(|(topic, instance)| Item::Suspect { topic, instance }),
             Just(Item::Leaving),
+            (topic, proptest::collection::vec(farewell, 0..20))
+                .prop_map(|(topic, all)| Item::Drains { topic, all }),
         ]
     }
 
@@ -366,5 +435,22 @@ mod tests {
         assert_eq!(Item::read(payload.freeze()).unwrap(), [Item::Leaving]);
         let torn = Bytes::from_static(&[LEAVING, 0, 0, 0, 9]);
         assert_eq!(Item::read(torn), Err(Malformed::Torn));
+        // Of an endpoint that leaves in a way that is not known yet, nothing is known.
+        let topic = Topic(7);
+        let word = DrainWord::Listed;
+        let all = [1, 2].map(|instance| Farewell {
+            instance: Instance(instance),
+            word,
+            age: Duration::ZERO,
+        });
+        let all = all.to_vec();
+        let mut payload = BytesMut::from(&*Item::payloads(&[Item::Drains { topic, all }])[0]);
+        // Tag and length, the cluster, the first endpoint.
+        payload[5 + 8 + 8] = 77;
+        let read = Item::read(payload.freeze()).unwrap();
+        assert!(
+            matches!(&read[..], [Item::Drains { all, .. }] if all.len() == 1),
+            "{read:?}"
+        );
     }
 }

@@ -16,11 +16,13 @@
 //! | requests | how many there were | the minimum of retry budgets is divided by them |
 //! | ages | how long ago endpoints joined | a slow start begins with the first sight of any node |
 //! | suspects | that somebody suspects an endpoint | who is in charge of it probes it at once |
+//! | drains | endpoints that somebody wants to leave, or to stay after all, that say themselves that they leave, or of which discovery has said so of late | they get no new requests. Of what people want, the last word counts, wherever it was said; what the endpoint said is over for a node whose own probe finds it well |
 //! | leaving | that the node goes | what it said is forgotten |
 //!
 //! This is the pure core; what listens and speaks is `node::Verdicts`.
 
 mod council;
+mod drains;
 mod item;
 mod local;
 mod nodes;
@@ -39,6 +41,7 @@ use std::time::Duration;
 use twox_hash::XxHash64;
 
 pub(crate) use council::{Council, Heard};
+pub(crate) use drains::Leaving;
 pub(crate) use item::Item;
 pub(crate) use local::{Advice, Lead, Local, Rules, Trial};
 pub(crate) use speech::Occasion;

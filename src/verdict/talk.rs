@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Advice, HOLDS, Instance, Lead, Local, Rules, Trial,
+    drains::Drains,
     item::{Ejection, Item, Sum, Tally},
     nodes::{Nodes, place},
     watched::{LONGEST_TRIAL, Rival, Watched},
@@ -37,7 +38,7 @@ pub(super) struct Circle<'c> {
 }
 
 impl Circle<'_> {
-    fn hears(&self, origin: &str) -> bool {
+    pub(super) fn hears(&self, origin: &str) -> bool {
         self.live.contains(origin)
     }
 }
@@ -81,6 +82,7 @@ pub(super) struct Talk {
     /// What this node said of its ejections last.
     pub(super) said: Vec<(Instance, u16, bool)>,
     pub(super) requests: u64,
+    pub(super) drains: Drains,
 }
 
 /// What came of a thing that was said.
@@ -176,6 +178,11 @@ impl Talk {
             Item::Suspect { instance, .. } => {
                 let is_known = self.watched.contains_key(&instance);
                 news.suspects.extend(is_known.then_some(instance));
+            }
+            Item::Drains { all, .. } => {
+                let is_known = |instance: &Instance| self.watched.contains_key(instance);
+                let drains = &mut self.drains;
+                news.is_urgent = drains.hear(&all, is_known, origin.name, until, now);
             }
             // It is about no cluster.
             Item::Leaving => {}
@@ -278,6 +285,7 @@ impl Talk {
             tallies.remove(origin);
         });
         self.sums.remove(origin);
+        self.drains.forget(origin);
     }
 
     /// Forgets what is over, and endpoints that are gone.

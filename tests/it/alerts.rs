@@ -1,6 +1,6 @@
 //! Alerts of a node: from requests to whoever is told, and over every change of the file.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -10,7 +10,7 @@ use tower_gateway::{
 };
 
 use crate::{
-    support::{Backend, Gateway, Message, get, nobody, redis::RedisServer, until},
+    support::{Backend, Gateway, Message, Process, get, nobody, redis::RedisServer, until},
     tls,
 };
 
@@ -435,4 +435,75 @@ alerts: [ {{ rule: low_healthy_instances, webhook: {{ url: \"https://{address}/a
         heard.starts_with("POST /alert HTTP/1.1") && heard.contains("\"resolved\"")
     };
     until("the end of it", is_heard).await;
+}
+
+#[tokio::test]
+async fn what_there_is_to_tell_at_the_end_is_told() {
+    if Process::serve_if_told().await {
+        return;
+    }
+    let backend = backend().await;
+    // It is busy until it is told otherwise.
+    let is_busy = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let busy = Arc::clone(&is_busy);
+    let receiver = Backend::answering(move |_: &Message| match busy.load(SeqCst) {
+        true => "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".into(),
+        false => TAKEN.into(),
+    })
+    .await;
+    let rules: String = ["one", "two", "three"]
+        .iter()
+        .map(|name| {
+            let url = format!("http://{}/", receiver.address);
+            format!("  - {{ rule: high_error_rate, name: {name}, webhook: \"{url}\" }}\n")
+        })
+        .collect();
+    let test = "alerts::what_there_is_to_tell_at_the_end_is_told";
+    let text = |address, admin| {
+        let text = file(&backend, &rules);
+        let node = format!("listen: \"{address}\", admin: \"{admin}\", drain: 15s");
+        text.replace("listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"", &node)
+    };
+    let mut node = Process::start(test, text).await;
+    for _ in 0..20 {
+        assert_eq!(get(node.address, "/fail").await.0, 500);
+    }
+    // By now the pauses between attempts are long.
+    until("attempts", async || told(&receiver).len() >= 3).await;
+    let before = told(&receiver).len();
+    is_busy.store(false, SeqCst);
+    node.terminate();
+    assert!(node.ended().await.success(), "{}", node.log());
+    let told = told(&receiver).split_off(before);
+    let mut names: Vec<_> = told.iter().map(|alert| alert["rule"].as_str()).collect();
+    names.dedup();
+    assert_eq!(names, [Some("one"), Some("two"), Some("three")]);
+    assert!(told.iter().all(|alert| alert["state"] == "firing"));
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_does_not_keep_a_node() {
+    if Process::serve_if_told().await {
+        return;
+    }
+    let backend = backend().await;
+    let receiver = Backend::raw(async |_, _| std::future::pending().await).await;
+    let rule = format!(
+        "  - {{ rule: high_error_rate, webhook: \"http://{}/\" }}",
+        receiver.address
+    );
+    let test = "alerts::a_receiver_that_hangs_does_not_keep_a_node";
+    let text = |address, admin| {
+        let node = format!("listen: \"{address}\", admin: \"{admin}\", drain: 1s");
+        let text = file(&backend, &rule);
+        text.replace("listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"", &node)
+    };
+    let mut node = Process::start(test, text).await;
+    for _ in 0..20 {
+        assert_eq!(get(node.address, "/fail").await.0, 500);
+    }
+    until("an attempt", async || receiver.connections() > 0).await;
+    node.terminate();
+    assert!(node.ended().await.success(), "{}", node.log());
+    assert!(node.log().contains("alerts_lost"), "{}", node.log());
 }

@@ -83,6 +83,35 @@ async fn http_turns_by_runs_over_one_connection() {
     assert_eq!(backend.connections(), 1);
 }
 
+/// An endpoint that is alone is used while it drains; it is back with the next probe that passes.
+#[tokio::test]
+async fn an_endpoint_says_by_its_answer_that_it_leaves() {
+    let status = Arc::new(AtomicU16::new(200));
+    let told = Arc::clone(&status);
+    let backend = Backend::answering(move |_| {
+        let (status, leaves) = match told.load(SeqCst) {
+            1 => (200, "x-envoy-immediate-health-check-fail: true\r\n"),
+            status => (status, ""),
+        };
+        format!("HTTP/1.1 {status} Status\r\n{leaves}content-length: 2\r\n\r\nok").into_bytes()
+    })
+    .await;
+    let health = format!("type: http, drain_status: 404, {FAST}");
+    let gateway = over(backend.address, &health).await;
+    for says in [404, 1] {
+        shows(&gateway, "healthy", "HTTP check: passed").await;
+        status.store(says, SeqCst);
+        shows(&gateway, "draining", "it says that it leaves").await;
+        assert_eq!(get(gateway.address, "/").await.1, "ok");
+        let (_, page) = get(gateway.admin, "/metrics").await;
+        let series = "tower_gateway_health_checks_total{service=\"web\",result=\"draining\"} ";
+        let count = page.lines().find_map(|line| line.strip_prefix(series));
+        assert_ne!(count, Some("0"), "{page}");
+        status.store(200, SeqCst);
+    }
+    shows(&gateway, "healthy", "HTTP check: passed").await;
+}
+
 #[tokio::test]
 async fn the_way_to_a_turn_is_told() {
     let status = Arc::new(AtomicU16::new(200));

@@ -35,6 +35,7 @@ mod http1;
 mod http2;
 mod kill;
 mod layers;
+mod leave;
 mod limit;
 mod limit_exact;
 mod limit_redis;

@@ -57,6 +57,8 @@ pub enum CheckSettings {
         host: Option<Authority>,
         /// Which statuses are well: 200 to 299 by default.
         expect_status: RangeInclusive<u16>,
+        /// Which statuses say that the endpoint is about to leave; none by default.
+        drain_status: Option<RangeInclusive<u16>>,
         /// How the body has to begin; nothing by default.
         expect_body: String,
     },
@@ -117,11 +119,13 @@ pub(super) fn health(value: &Value<'_>) -> Result<HealthSettings, Mistakes> {
 fn http(fields: &mut Fields<'_>) -> CheckSettings {
     let path = fields.optional("path", path);
     let expect_status = fields.optional("expect_status", statuses);
+    let drain_status = fields.optional("drain_status", statuses);
     let expect_body = fields.optional("expect_body", text);
     CheckSettings::Http {
         path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
         host: fields.optional("host", host),
         expect_status: expect_status.unwrap_or(200..=299),
+        drain_status,
         expect_body: expect_body.unwrap_or_default(),
     }
 }

@@ -1597,6 +1597,7 @@ fn checks_are_read() {
                 path: "/".parse().unwrap(),
                 host: None,
                 expect_status: 200..=299,
+                drain_status: None,
                 expect_body: String::new(),
             },
             port: None,
@@ -1609,11 +1610,12 @@ fn checks_are_read() {
         }
     );
     assert_eq!(
-        health("type: http, path: '/up?a=b', host: a.internal, expect_status: 200 - 404, expect_body: UP").check,
+        health("type: http, path: '/up?a=b', host: a.internal, expect_status: 200 - 404, drain_status: 404, expect_body: UP").check,
         CheckSettings::Http {
             path: "/up?a=b".parse().unwrap(),
             host: Some("a.internal".parse().unwrap()),
             expect_status: 200..=404,
+            drain_status: Some(404..=404),
             expect_body: "UP".into(),
         }
     );
@@ -1636,6 +1638,7 @@ fn checks_are_read() {
         ("http", "expect_status", status, "300-200"),
         ("http", "expect_status", status, "200-600"),
         ("http", "expect_status", status, "2xx"),
+        ("http", "drain_status", status, "gone"),
         ("tcp", "rise", count, "0"),
         ("tcp", "fall", count, "0"),
         ("tcp", "port", "a number from 1 to 65535", "0"),

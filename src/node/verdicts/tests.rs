@@ -600,3 +600,111 @@ async fn one_that_stops_to_share_decides_by_itself() {
     }
     assert!(probes.load(SeqCst) >= 16, "it probes all of them");
 }
+
+/// Whether each node gives an endpoint new requests.
+fn picks(nodes: &[Node], id: &str) -> Vec<bool> {
+    let candidates = nodes
+        .iter()
+        .map(|node| Arc::clone(&node.cluster.snapshot()));
+    candidates
+        .map(|snapshot| {
+            let mut candidates = snapshot.candidates();
+            candidates.any(|one| one.member.endpoint().id.as_str() == id)
+        })
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_drains_at_one_node_drains_at_all_until_any_of_them_wants_it_back() {
+    let site = Site::new();
+    let mut nodes = site.nodes(3, 3);
+    acquainted(&nodes).await;
+    nodes[0].cluster.drain(&"e1".into()).unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(picks(&nodes, "e1"), [false; 3]);
+    assert_eq!(picks(&nodes, "e0"), [true; 3]);
+    let now = time::now();
+    let reason = nodes[2].member("e1").health().draining(now);
+    assert_eq!(&*reason.unwrap(), "somebody asked another node for it");
+    sleep(seconds(600)).await;
+    assert_eq!(picks(&nodes, "e1"), [false; 3]);
+    nodes[2].cluster.resume(&"e1".into()).unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(picks(&nodes, "e1"), [true; 3]);
+    sleep(seconds(600)).await;
+    assert_eq!(picks(&nodes, "e1"), [true; 3]);
+
+    // Without the bus it is the node's own affair, and with it everybody's again.
+    nodes[0].cluster.drain(&"e2".into()).unwrap();
+    sleep(seconds(1)).await;
+    site.bus.set_down(true);
+    sleep(seconds(10)).await;
+    assert_eq!(picks(&nodes, "e2"), [false, true, true]);
+    site.bus.set_down(false);
+    sleep(seconds(10)).await;
+    assert_eq!(picks(&nodes, "e2"), [false; 3]);
+    // It ends with the node that was asked.
+    let first = nodes.remove(0);
+    first.verdicts.leave();
+    first.membership.leave().await;
+    assert_eq!(picks(&nodes, "e2"), [true; 2]);
+    // A node that stops to share forgets what others said.
+    nodes[0].cluster.drain(&"e1".into()).unwrap();
+    sleep(seconds(1)).await;
+    assert_eq!(picks(&nodes, "e1"), [false; 2]);
+    let Node {
+        verdicts, cluster, ..
+    } = nodes.remove(1);
+    drop(verdicts);
+    sleep(seconds(1)).await;
+    assert_eq!(cluster.snapshot().candidates().count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_endpoint_says_to_one_node_all_heed() {
+    let site = Site::new();
+    let nodes = site.nodes(3, 2);
+    acquainted(&nodes).await;
+    let member = nodes[1].member("e0");
+    member.lease(time::now()).leaves(time::now());
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(picks(&nodes, "e0"), [false; 3]);
+    sleep(seconds(28)).await;
+    assert_eq!(picks(&nodes, "e0"), [false; 3]);
+    sleep(seconds(4)).await;
+    assert_eq!(picks(&nodes, "e0"), [true; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_late_is_told_who_drains() {
+    let site = Site::new();
+    let follow = |number| {
+        let (lists, stream) = mpsc::unbounded_channel::<Vec<Endpoint>>();
+        let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(stream);
+        let discovery = Discovery::new(from_stream(stream)).debounce(Duration::ZERO);
+        let cluster = Cluster::new("users", RoundRobin::new(), discovery.watch(&"users".into()));
+        lists.send(Site::endpoints(2)).unwrap();
+        (site.node_over(number, cluster), lists)
+    };
+    let (first, first_lists) = follow(1);
+    let (second, second_lists) = follow(2);
+    let nodes = [first, second];
+    acquainted(&nodes).await;
+    sleep(seconds(6)).await;
+    let drained = || {
+        let mut endpoints = Site::endpoints(2);
+        endpoints[1].draining = true;
+        endpoints
+    };
+    first_lists.send(drained()).unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(picks(&nodes, "e1"), [false; 2]);
+    second_lists.send(drained()).unwrap();
+    sleep(seconds(60)).await;
+    assert_eq!(picks(&nodes, "e1"), [false; 2]);
+    for lists in [&first_lists, &second_lists] {
+        lists.send(Site::endpoints(2)).unwrap();
+    }
+    sleep(seconds(1)).await;
+    assert_eq!(picks(&nodes, "e1"), [true; 2]);
+}
