@@ -448,7 +448,7 @@ impl Shared {
                 .map(|member| local(member, rules, now))
                 .collect();
             followed.remember(&members, &locals);
-            let advice = council.consider(*topic, &locals, rules, now);
+            let advice = council.consider(*topic, &locals, rules, occasion, now);
             items.extend(council.speak(*topic, &locals, rules, occasion, now));
             advised.push((followed.cluster.clone(), members, advice, rules));
         }

@@ -24,6 +24,7 @@ mod council;
 mod item;
 mod local;
 mod nodes;
+mod rumour;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod simulation;
