@@ -454,7 +454,7 @@ impl Shared {
                 .map(|member| local(member, rules, now))
                 .collect();
             followed.remember(&members, &locals);
-            let advice = council.consider(*topic, &locals, rules, now);
+            let advice = council.consider(*topic, &locals, rules, occasion, now);
             items.extend(council.speak(*topic, &locals, rules, occasion, now));
             let leaving = leaving(&followed.cluster, &members, &locals, now);
             for (member, told) in members

@@ -99,7 +99,8 @@ impl Council {
             self.members = members;
             // Somebody may have come back with another zone.
             self.live.clear();
-            self.nodes = Nodes::new((&self.own, self.zone.as_ref()), std::iter::empty());
+            let alone = Nodes::new((&self.own, self.zone.as_ref()), std::iter::empty());
+            self.nodes = alone.after(&self.nodes);
         }
         self.origins
             .retain(|name, run| run.until > now || self.members.contains_key(name));
@@ -121,7 +122,8 @@ impl Council {
         if live != self.live {
             let others = self.members.iter().filter(|(name, _)| live.contains(*name));
             let others = others.map(|(name, zone)| (&**name, zone.as_ref()));
-            self.nodes = Nodes::new((&self.own, self.zone.as_ref()), others);
+            let nodes = Nodes::new((&self.own, self.zone.as_ref()), others);
+            self.nodes = nodes.after(&self.nodes);
             self.live = live;
         }
     }
@@ -240,12 +242,14 @@ impl Council {
         self.count(now);
     }
 
-    /// What to do about each of these endpoints, which are all of a cluster.
+    /// What to do about each of these endpoints, in their order. In each period they are all of the
+    /// cluster; between two, all at which something happened or of which something was said.
     pub(crate) fn consider(
         &mut self,
         topic: Topic,
         locals: &[Local],
         rules: Rules,
+        occasion: Occasion,
         now: Instant,
     ) -> Vec<Advice> {
         self.count(now);
@@ -256,10 +260,11 @@ impl Council {
             nodes: &self.nodes,
         };
         let talk = self.talks.entry(topic).or_default();
-        talk.consider(locals, rules, &circle, now)
+        talk.consider(locals, rules, &circle, occasion, now)
     }
 
-    /// What there is to say of these endpoints.
+    /// What there is to say of these endpoints, after they were considered. All that are ejected
+    /// are among them.
     pub(crate) fn speak(
         &mut self,
         topic: Topic,

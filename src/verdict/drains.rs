@@ -260,7 +260,7 @@ mod tests {
                 known: now,
             };
             let rules = Rules::default();
-            self.council.consider(topic, &[local], rules, now);
+            self.council.consider(topic, &[local], rules, occasion, now);
             let leaving = [Leaving {
                 instance: ENDPOINT,
                 words: self.health.leave(now),

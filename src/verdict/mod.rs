@@ -26,6 +26,7 @@ mod drains;
 mod item;
 mod local;
 mod nodes;
+mod rumour;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod simulation;

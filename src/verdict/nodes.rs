@@ -14,6 +14,8 @@ const PROBERS: usize = 2;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     nodes: Vec<Node>,
+    /// Tells one set of nodes from the next.
+    edition: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +52,21 @@ impl Nodes {
         let others = others.map(|(name, zone)| node(name, zone, false));
         Self {
             nodes: std::iter::once(own).chain(others).collect(),
+            edition: 0,
         }
+    }
+
+    /// The same as the next set after another one.
+    pub(super) fn after(self, before: &Self) -> Self {
+        Self {
+            edition: before.edition + 1,
+            ..self
+        }
+    }
+
+    /// Whatever follows from the nodes holds as long as this is the same.
+    pub(super) fn edition(&self) -> u64 {
+        self.edition
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,6 +1,9 @@
 //! What a node has to say of the endpoints of one cluster.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::{
     Instance, Local, Rules, Topic,
@@ -62,8 +65,10 @@ impl Talk {
             items.push(Item::Tally { topic, some: tally });
         }
         if occasion == Occasion::Period {
-            let sum = self.sum(locals);
-            items.push(Item::Requests { topic, sum });
+            items.push(Item::Requests {
+                topic,
+                sum: self.sum,
+            });
         }
         items
     }
@@ -90,21 +95,23 @@ impl Talk {
             });
         }
         all.truncate(MOST_ENTRIES);
-        let said: Vec<_> = all
+        let said: BTreeMap<_, _> = all
             .iter()
-            .map(|one| (one.instance, one.times, one.is_on_trial))
+            .map(|one| (one.instance, (one.times, one.is_on_trial)))
             .collect();
         let is_news = || {
-            let is_new = |one: &&(Instance, u16, bool)| !self.said.contains(one);
-            let is_gone = |(before, _, _): &(Instance, u16, bool)| {
-                !said.iter().any(|(instance, _, _)| instance == before)
-            };
+            let is_new = |(instance, one): &(&Instance, _)| self.said.get(*instance) != Some(*one);
+            let is_gone = |before: &Instance| !said.contains_key(before);
             // Of one that was let in, and of its trials, everybody has to know; one more that
             // ejected it can wait for the next period where enough have.
-            let matters = |(instance, times, is_on_trial): &(Instance, u16, bool)| {
-                *times > 1 || *is_on_trial || self.poll(*instance, circle).voices < ENOUGH
+            let matters = |(instance, (times, is_on_trial)): (&Instance, &(u16, bool))| {
+                let voices = self
+                    .watched
+                    .get(instance)
+                    .map_or(0, |watched| watched.poll(circle, &self.loud).voices);
+                *times > 1 || *is_on_trial || voices < ENOUGH
             };
-            self.said.iter().any(is_gone) || said.iter().filter(is_new).any(matters)
+            self.said.keys().any(is_gone) || said.iter().filter(is_new).any(matters)
         };
         if occasion == Occasion::Change && !is_news() {
             return None;
@@ -147,7 +154,10 @@ impl Talk {
         for local in locals {
             let age = now.saturating_duration_since(local.since());
             let is_new = local.joined.is_some() && age < window;
-            if is_new || self.is_thought_younger(local) {
+            let watched = self.watched.get(&local.instance);
+            let is_thought_younger =
+                watched.is_some_and(|watched| watched.rumour.is_thought_younger(local.since()));
+            if is_new || is_thought_younger {
                 ages.push((local.instance, age));
             }
         }
@@ -184,7 +194,7 @@ impl Talk {
             if !is_news && occasion == Occasion::Change || is_alone {
                 continue;
             }
-            if circle.nodes.is_prober(local.instance) {
+            if watched.is_prober(local.instance, circle.nodes) {
                 watched.said.verdict = Some(verdict);
                 probed.push((local.instance, verdict));
             }
@@ -215,7 +225,7 @@ impl Talk {
                 let is_time = accused.is_some_and(|at| now >= at + wait);
                 let is_answered = watched.said.answered >= edition;
                 is_time && !is_answered && watched.objects() && {
-                    let poll = self.poll(local.instance, circle);
+                    let poll = watched.poll(circle, &self.loud);
                     poll.objections < poll.voices + ENOUGH
                 }
             };

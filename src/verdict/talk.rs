@@ -7,16 +7,13 @@ use std::{
 };
 
 use super::{
-    Advice, HOLDS, Instance, Lead, Local, Rules, Trial,
+    Advice, HOLDS, Instance, Lead, Local, Occasion, Rules, Trial,
     drains::Drains,
-    item::{Ejection, Item, Sum, Tally},
-    nodes::{Nodes, place},
-    watched::{LONGEST_TRIAL, Rival, Watched},
+    item::{Ejection, Item, Sum},
+    nodes::Nodes,
+    watched::Watched,
 };
-use crate::health::{Counts, Hearsay, LONGEST_QUIET, Verdict};
-
-/// Nodes that are in charge of an endpoint in the eyes of different nodes, at most.
-const MOST_PROBERS: usize = 8;
+use crate::health::{Counts, Verdict};
 
 /// How long a success lasts as an objection to what others found out.
 const OBJECTION: Duration = Duration::from_millis(1_500);
@@ -45,24 +42,9 @@ impl Circle<'_> {
 
 /// Something that a node said, until it is over.
 #[derive(Clone, Copy, Debug)]
-struct Said<T> {
-    what: T,
-    until: Instant,
-}
-
-#[derive(Clone, Debug)]
-struct Voice {
-    zone: Option<Arc<str>>,
-    rival: Rival,
-    /// When it was said.
-    at: Instant,
-    until: Instant,
-}
-
-#[derive(Clone, Debug)]
-struct Probe {
-    origin: Arc<str>,
-    said: Said<Verdict>,
+pub(super) struct Said<T> {
+    pub(super) what: T,
+    pub(super) until: Instant,
 }
 
 /// What the others say of the endpoints of one cluster.
@@ -70,18 +52,15 @@ struct Probe {
 pub(super) struct Talk {
     /// The endpoints of this node. What is said of others is passed over.
     pub(super) watched: HashMap<Instance, Watched>,
-    voices: HashMap<Instance, BTreeMap<Arc<str>, Voice>>,
     /// What each node has ejected.
     accused: HashMap<Arc<str>, HashSet<Instance>>,
-    probes: HashMap<Instance, Vec<Probe>>,
-    tallies: HashMap<Instance, BTreeMap<Arc<str>, Said<Tally>>>,
+    /// Nodes that have ejected so many that they speak of themselves rather than of them.
+    pub(super) loud: HashSet<Arc<str>>,
     sums: BTreeMap<Arc<str>, Said<Sum>>,
-    quiet: HashMap<Instance, Instant>,
-    /// When the first node saw an endpoint join, and the last, and until when that was said.
-    ages: HashMap<Instance, (Instant, Instant, Instant)>,
-    /// What this node said of its ejections last.
-    pub(super) said: Vec<(Instance, u16, bool)>,
-    pub(super) requests: u64,
+    /// What this node has had in the last period.
+    pub(super) sum: Sum,
+    /// What this node said of its ejections last: their rounds, and whether they are on trial.
+    pub(super) said: BTreeMap<Instance, (u16, bool)>,
     pub(super) drains: Drains,
 }
 
@@ -92,28 +71,6 @@ pub(super) struct News {
     pub(super) suspects: Vec<Instance>,
     /// Whether it is to be looked at at once.
     pub(super) is_urgent: bool,
-}
-
-/// What others say of an endpoint, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Poll {
-    pub(super) voices: usize,
-    /// The same, where all of another zone count as one.
-    weight: usize,
-    pub(super) objections: usize,
-}
-
-impl Poll {
-    fn hearsay(self, edition: u32) -> Hearsay {
-        let nodes = u16::try_from(self.voices).unwrap_or(u16::MAX);
-        if self.voices == 0 || self.objections > self.voices {
-            Hearsay::None
-        } else if self.weight >= 2 && self.voices > self.objections {
-            Hearsay::Condemned { nodes, edition }
-        } else {
-            Hearsay::Suspected { nodes, edition }
-        }
-    }
 }
 
 /// Hearing.
@@ -131,23 +88,21 @@ impl Talk {
         match item {
             Item::Ejected { all, .. } => news = self.hear_ejected(&all, origin, until, now),
             Item::Quiet { some, .. } => {
-                for (instance, left) in self.known(some) {
-                    let until = now + left.min(LONGEST_QUIET);
-                    let known = self.quiet.get(&instance).copied();
-                    if known.is_none_or(|known| known + SLACK < until) {
-                        news.is_urgent = true;
+                for (instance, left) in some {
+                    if let Some(watched) = self.watched.get_mut(&instance) {
+                        news.is_urgent |= watched.rumour.hear_quiet(left, now);
                     }
-                    let later = known.map_or(until, |known| known.max(until));
-                    self.quiet.insert(instance, later);
                 }
             }
             Item::Probed { some, .. } => {
-                for (instance, what) in self.known(some) {
+                for (instance, what) in some {
+                    let Some(watched) = self.watched.get_mut(&instance) else {
+                        continue;
+                    };
                     let said = Said { what, until };
-                    let is_news = self.hear_probe(instance, origin.name, said);
+                    let is_news = watched.rumour.hear_probe(origin.name, said);
                     news.is_urgent |= is_news;
-                    let own = self.watched.get(&instance);
-                    let is_other = own.is_some_and(|own| own.said.verdict != Some(what));
+                    let is_other = watched.said.verdict != Some(what);
                     if is_news && is_other && what == Verdict::Unhealthy {
                         news.suspects.push(instance);
                     }
@@ -155,12 +110,9 @@ impl Talk {
             }
             Item::Tally { some, .. } => {
                 for what in some {
-                    if self.watched.contains_key(&what.instance) {
-                        let tallies = self.tallies.entry(what.instance).or_default();
+                    if let Some(watched) = self.watched.get_mut(&what.instance) {
                         let said = Said { what, until };
-                        let before = tallies.insert(Arc::clone(origin.name), said);
-                        let objected = before.is_some_and(|before| before.what.objects);
-                        news.is_urgent |= what.objects && !objected;
+                        news.is_urgent |= watched.rumour.hear_tally(origin.name, said);
                     }
                 }
             }
@@ -169,10 +121,10 @@ impl Talk {
                 self.sums.insert(Arc::clone(origin.name), said);
             }
             Item::Ages { some, .. } => {
-                for (instance, age) in self.known(some) {
-                    let at = now.checked_sub(age).unwrap_or(now);
-                    let known = self.ages.entry(instance).or_insert((at, at, until));
-                    *known = (at.min(known.0), at.max(known.1), until.max(known.2));
+                for (instance, age) in some {
+                    if let Some(watched) = self.watched.get_mut(&instance) {
+                        watched.rumour.hear_age(age, until, now);
+                    }
                 }
             }
             Item::Suspect { instance, .. } => {
@@ -191,11 +143,6 @@ impl Talk {
         news
     }
 
-    fn known<T>(&self, some: Vec<(Instance, T)>) -> Vec<(Instance, T)> {
-        let is_known = |(instance, _): &(Instance, T)| self.watched.contains_key(instance);
-        some.into_iter().filter(is_known).collect()
-    }
-
     /// All that a node has ejected. What was there before and is not any more was let in by it.
     fn hear_ejected(
         &mut self,
@@ -212,28 +159,13 @@ impl Talk {
                 continue;
             };
             accused.insert(instance);
-            let voice = Voice {
-                zone: origin.zone.cloned(),
-                rival: Rival {
-                    until: now + ejection.left.min(LONGEST_QUIET),
-                    round: ejection.times,
-                    is_trying: ejection.is_on_trial,
-                },
-                at: now,
-                until,
-            };
-            let voices = self.voices.entry(instance).or_default();
-            let before = voices.insert(Arc::clone(origin.name), voice);
-            let is_live =
-                |before: &Voice| before.until > now && before.rival.round >= ejection.times;
-            if !before.as_ref().is_some_and(is_live) {
+            let accusation = watched.rumour.accuse(origin, ejection, until, now);
+            if accusation.is_new {
                 watched.edition += 1;
                 watched.accused = Some(now);
-                news.is_urgent = true;
             }
-            let was_trying = before.as_ref().is_some_and(|before| before.rival.is_trying);
-            news.is_urgent |= was_trying != ejection.is_on_trial;
-            if before.is_none() {
+            news.is_urgent |= accusation.is_new || accusation.is_turn;
+            if accusation.is_first {
                 news.suspects.push(instance);
             }
         }
@@ -242,59 +174,40 @@ impl Talk {
             if self.accused[origin.name].contains(&instance) {
                 continue;
             }
-            let voices = self.voices.get_mut(&instance);
-            let voice = voices.and_then(|voices| voices.remove(origin.name));
-            if voice.is_some_and(|voice| voice.until > now)
-                && let Some(watched) = self.watched.get_mut(&instance)
+            if let Some(watched) = self.watched.get_mut(&instance)
+                && watched.rumour.acquit(origin.name, now)
             {
                 watched.has_passed = true;
                 news.is_urgent = true;
             }
         }
+        self.find_loud();
         news
     }
 
-    /// Returns whether it says something else than before.
-    fn hear_probe(&mut self, instance: Instance, origin: &Arc<str>, said: Said<Verdict>) -> bool {
-        let probes = self.probes.entry(instance).or_default();
-        if let Some(probe) = probes.iter_mut().find(|probe| probe.origin == *origin) {
-            return std::mem::replace(&mut probe.said, said).what != said.what;
-        }
-        if probes.len() >= MOST_PROBERS {
-            probes.sort_by_key(|probe| probe.said.until);
-            probes.remove(0);
-        }
-        probes.push(Probe {
-            origin: Arc::clone(origin),
-            said,
-        });
-        true
+    /// Finds those who have ejected so many that they speak of themselves rather than of them.
+    fn find_loud(&mut self) {
+        let most = (self.watched.len() / 4).max(2);
+        let accused = self.accused.iter();
+        let loud = accused.filter(|(_, accused)| accused.len() > most);
+        self.loud = loud.map(|(origin, _)| Arc::clone(origin)).collect();
     }
 
     /// Forgets what a node said. Nobody knows what became of its ejections.
     pub(super) fn forget(&mut self, origin: &str) {
-        for instance in self.accused.remove(origin).unwrap_or_default() {
-            if let Some(voices) = self.voices.get_mut(&instance) {
-                voices.remove(origin);
-            }
+        for watched in self.watched.values_mut() {
+            watched.rumour.forget(origin);
         }
-        self.probes
-            .values_mut()
-            .for_each(|probes| probes.retain(|probe| &*probe.origin != origin));
-        self.tallies.values_mut().for_each(|tallies| {
-            tallies.remove(origin);
-        });
+        self.accused.remove(origin);
+        self.loud.remove(origin);
         self.sums.remove(origin);
         self.drains.forget(origin);
     }
 
-    /// Forgets what is over, and endpoints that are gone.
-    fn sweep(&mut self, locals: &[Local], now: Instant) {
-        if self.watched.len() != locals.len()
-            || locals
-                .iter()
-                .any(|local| !self.watched.contains_key(&local.instance))
-        {
+    /// Takes these for all endpoints that there are.
+    fn keep(&mut self, locals: &[Local]) {
+        let is_known = |local: &Local| self.watched.contains_key(&local.instance);
+        if self.watched.len() != locals.len() || !locals.iter().all(is_known) {
             let instances: HashSet<_> = locals.iter().map(|local| local.instance).collect();
             self.watched
                 .retain(|instance, _| instances.contains(instance));
@@ -302,187 +215,66 @@ impl Talk {
                 self.watched.entry(instance).or_default();
             }
         }
-        let watched = &self.watched;
-        let is_known = |instance: &Instance| watched.contains_key(instance);
-        self.voices.retain(|instance, voices| {
-            voices.retain(|_, voice| voice.until > now);
-            is_known(instance) && !voices.is_empty()
-        });
-        self.probes.retain(|instance, probes| {
-            probes.retain(|probe| probe.said.until > now);
-            is_known(instance) && !probes.is_empty()
-        });
-        self.tallies.retain(|instance, tallies| {
-            tallies.retain(|_, said| said.until > now);
-            is_known(instance) && !tallies.is_empty()
-        });
-        self.sums.retain(|_, said| said.until > now);
-        self.quiet
-            .retain(|instance, until| is_known(instance) && *until > now);
-        self.ages
-            .retain(|instance, (_, _, until)| is_known(instance) && *until > now);
+        self.find_loud();
     }
 }
 
 /// Judging.
 impl Talk {
-    /// What to do about each endpoint.
+    /// What to do about each of these endpoints, in their order. In each period they are all that
+    /// there are; between two, all at which something happened or was said.
     pub(super) fn consider(
         &mut self,
         locals: &[Local],
         rules: Rules,
         circle: &Circle<'_>,
+        occasion: Occasion,
         now: Instant,
     ) -> Vec<Advice> {
-        self.sweep(locals, now);
-        self.requests = rules.requests;
+        self.sums.retain(|_, said| said.until > now);
+        if occasion == Occasion::Period {
+            self.keep(locals);
+        }
         for local in locals {
-            let is_contested = self.is_contested(local, circle);
             let watched = self.watched.entry(local.instance).or_default();
-            watched.observe(local, now);
-            watched.contested = is_contested.then(|| watched.contested.unwrap_or(now));
+            watched.rumour.sweep(now);
+            watched.observe(local, circle, now);
         }
-        let unblamed = self.unblamed(locals, circle);
-        let advice = locals.iter().map(|local| Advice {
-            hearsay: self.hearsay(local.instance, circle),
-            lead: self.lead(local, rules, circle, now),
-            quiet_until: self.quiet.get(&local.instance).copied(),
-            pooled: self.pooled(local, unblamed, circle, now),
-            first_seen: self.first_seen(local, rules, now),
-            trial: self.trial(local, circle, now),
+        if occasion == Occasion::Period {
+            self.sum = self.sum(locals, rules);
+        }
+        let unblamed = self.unblamed(circle);
+        let advice = locals.iter().map(|local| {
+            let watched = self.watched.get_mut(&local.instance);
+            let watched = watched.expect("it was looked at just now");
+            Advice {
+                hearsay: watched.hearsay(circle, &self.loud),
+                lead: lead(watched, local, rules, circle, now),
+                quiet_until: watched.rumour.quiet_until(),
+                pooled: pooled(watched, local, unblamed, circle, now),
+                first_seen: first_seen(watched, local, rules, now),
+                trial: trial(watched, local, circle, now),
+            }
         });
-        // In the order of the endpoints; `trial` writes down what it left to others.
         advice.collect()
-    }
-
-    pub(super) fn poll(&self, instance: Instance, circle: &Circle<'_>) -> Poll {
-        let mut poll = Poll::default();
-        let voices = self.voices.get(&instance);
-        let mut zones: HashSet<Option<&Arc<str>>> = HashSet::new();
-        for (origin, voice) in voices.into_iter().flatten() {
-            if !circle.hears(origin) || self.says_too_much(origin) {
-                continue;
-            }
-            poll.voices += 1;
-            if voice.zone.as_ref() == circle.zone || zones.insert(voice.zone.as_ref()) {
-                poll.weight += 1;
-            }
-        }
-        let tallies = self.tallies.get(&instance);
-        let objects = |(origin, said): &(&Arc<str>, &Said<Tally>)| {
-            let accuses = voices.is_some_and(|voices| voices.contains_key(*origin));
-            circle.hears(origin) && !accuses && said.what.objects
-        };
-        poll.objections = tallies.into_iter().flatten().filter(objects).count();
-        poll
-    }
-
-    /// Whether a node has ejected so many that it speaks of itself rather than of them.
-    fn says_too_much(&self, origin: &str) -> bool {
-        let accused = self.accused.get(origin).map_or(0, HashSet::len);
-        accused > (self.watched.len() / 4).max(2)
-    }
-
-    fn hearsay(&self, instance: Instance, circle: &Circle<'_>) -> Hearsay {
-        let edition = self.watched.get(&instance).map_or(0, |one| one.edition);
-        self.poll(instance, circle).hearsay(edition)
-    }
-
-    /// Whether anybody says ill of an endpoint.
-    fn is_contested(&self, local: &Local, circle: &Circle<'_>) -> bool {
-        let instance = &local.instance;
-        let is_bad = |(origin, said): (&Arc<str>, &Said<Tally>)| {
-            said.what.counts.bad > 0 && circle.hears(origin)
-        };
-        local.recent.bad > 0
-            || local.ejected.is_some_and(|ejected| ejected.is_own)
-            || self.voices.contains_key(instance)
-            || self
-                .tallies
-                .get(instance)
-                .is_some_and(|told| told.iter().any(is_bad))
-    }
-
-    /// Who probes an endpoint from now on.
-    fn lead(&mut self, local: &Local, rules: Rules, circle: &Circle<'_>, now: Instant) -> Lead {
-        let Some(interval) = rules.check_interval else {
-            return Lead::Own;
-        };
-        if circle.nodes.is_prober(local.instance) {
-            return Lead::Own;
-        }
-        let (mut passed, mut failed) = (0, 0);
-        for probe in self.probes.get(&local.instance).into_iter().flatten() {
-            if circle.hears(&probe.origin) {
-                match probe.said.what {
-                    Verdict::Healthy => passed += 1,
-                    _ => failed += 1,
-                }
-            }
-        }
-        let Some(watched) = self.watched.get_mut(&local.instance) else {
-            return Lead::Own;
-        };
-        let within = |at: Option<Instant>, span| at.is_some_and(|at| is_within(at, span, now));
-        if passed == 0 && failed > 1 && !within(watched.succeeded, OBJECTION) {
-            return watched.is_told_ill(local.probed, failed, now);
-        }
-        watched.is_not_told_ill();
-        let own = local.probed;
-        let own = own.filter(|own| is_within(own.at, probes_hold(interval), now));
-        let thinks_ill = own.is_some_and(|own| own.verdict == Verdict::Unhealthy);
-        if passed == 0 || thinks_ill || within(watched.failed, 2 * interval.max(OBJECTION)) {
-            // Nobody says that it is well, or what this node sees differs.
-            return Lead::Own;
-        }
-        Lead::Others {
-            verdict: Verdict::Healthy,
-            nodes: passed,
-        }
-    }
-
-    fn trial(&mut self, local: &Local, circle: &Circle<'_>, now: Instant) -> Trial {
-        let Some(watched) = self.watched.get_mut(&local.instance) else {
-            return Trial::Free;
-        };
-        let Some(ejected) = local.ejected else {
-            return Trial::Free;
-        };
-        let voices = self.voices.get(&local.instance);
-        let voices = || {
-            let voices = voices.into_iter().flatten();
-            voices.filter(|(origin, _)| circle.hears(origin))
-        };
-        let rivals: Vec<Rival> = voices()
-            .map(|(_, voice)| Rival {
-                is_trying: voice.rival.is_trying && is_within(voice.at, LONGEST_TRIAL, now),
-                ..voice.rival
-            })
-            .collect();
-        let place = |round: u16| {
-            let others = voices().map(|(origin, _)| &**origin);
-            place(circle.own, others, local.instance, round.into())
-        };
-        watched.trial(ejected, &rivals, place, now)
     }
 
     /// How many requests ended well, on an average, at an endpoint of which nobody says ill; `None`
     /// when nobody says how many.
-    fn unblamed(&self, locals: &[Local], circle: &Circle<'_>) -> Option<u64> {
+    fn unblamed(&self, circle: &Circle<'_>) -> Option<u64> {
         let sums = || {
             let sums = self.sums.iter();
             sums.filter(|(origin, _)| circle.hears(origin))
         };
         sums().next()?;
-        let own = self.sum(locals);
         let good: u64 = sums().map(|(_, said)| said.what.good).sum();
-        Some((good + own.good) / u64::from(own.endpoints.max(1)))
+        Some((good + self.sum.good) / u64::from(self.sum.endpoints.max(1)))
     }
 
     /// What this node has had of late.
-    pub(super) fn sum(&self, locals: &[Local]) -> Sum {
+    fn sum(&self, locals: &[Local], rules: Rules) -> Sum {
         let mut sum = Sum {
-            requests: self.requests,
+            requests: rules.requests,
             ..Sum::default()
         };
         for local in locals {
@@ -495,49 +287,6 @@ impl Talk {
         sum
     }
 
-    /// How the requests of an endpoint ended at all nodes. Those of which nobody says ill are taken
-    /// for equally used; of one that is newly contested, not everybody has spoken.
-    fn pooled(
-        &self,
-        local: &Local,
-        unblamed: Option<u64>,
-        circle: &Circle<'_>,
-        now: Instant,
-    ) -> Option<Counts> {
-        let unblamed = unblamed?;
-        let contested = self.watched.get(&local.instance)?.contested;
-        let Some(since) = contested else {
-            return Some(Counts {
-                good: unblamed,
-                bad: 0,
-            });
-        };
-        if is_within(since, HOLDS, now) {
-            return None;
-        }
-        let tallies = self.tallies.get(&local.instance);
-        let tallies = tallies.into_iter().flatten();
-        let tallies = tallies.filter(|(origin, _)| circle.hears(origin));
-        Some(tallies.fold(local.recent, |sum, (_, said)| Counts {
-            good: sum.good + said.what.counts.good,
-            bad: sum.bad + said.what.counts.bad,
-        }))
-    }
-
-    fn first_seen(&self, local: &Local, rules: Rules, now: Instant) -> Option<Instant> {
-        let window = rules.slow_start?;
-        let (first, _, _) = *self.ages.get(&local.instance)?;
-        // One that was there from the first list on is new only if somebody saw it join.
-        let is_told = local.joined.is_some() || is_within(first, window, now);
-        (is_told && first + SLACK < local.since()).then_some(first)
-    }
-
-    /// Whether a node believes that an endpoint joined later than this one knows.
-    pub(super) fn is_thought_younger(&self, local: &Local) -> bool {
-        let ages = self.ages.get(&local.instance);
-        ages.is_some_and(|(_, last, _)| local.since() + SLACK < *last)
-    }
-
     /// The part of the requests of all nodes that this one has.
     pub(super) fn share(&self, circle: &Circle<'_>) -> f64 {
         let sums = self.sums.iter();
@@ -545,15 +294,87 @@ impl Talk {
         let (nodes, others) = others.fold((1.0, 0), |(nodes, sum), (_, said)| {
             (nodes + 1.0, sum + said.what.requests)
         });
-        let all = (self.requests + others) as f64;
+        let own = self.sum.requests;
+        let all = (own + others) as f64;
         let share = if all > 0.0 {
-            self.requests as f64 / all
+            own as f64 / all
         } else {
             1.0 / nodes
         };
         // One that has no requests yet may have the next failure.
         share.max(0.25 / nodes)
     }
+}
+
+/// Who probes an endpoint from now on.
+fn lead(
+    watched: &mut Watched,
+    local: &Local,
+    rules: Rules,
+    circle: &Circle<'_>,
+    now: Instant,
+) -> Lead {
+    let Some(interval) = rules.check_interval else {
+        return Lead::Own;
+    };
+    if watched.is_prober(local.instance, circle.nodes) {
+        return Lead::Own;
+    }
+    let (passed, failed) = watched.rumour.probes(circle);
+    let within = |at: Option<Instant>, span| at.is_some_and(|at| is_within(at, span, now));
+    if passed == 0 && failed > 1 && !within(watched.succeeded, OBJECTION) {
+        return watched.is_told_ill(local.probed, failed, now);
+    }
+    watched.is_not_told_ill();
+    let own = local.probed;
+    let own = own.filter(|own| is_within(own.at, probes_hold(interval), now));
+    let thinks_ill = own.is_some_and(|own| own.verdict == Verdict::Unhealthy);
+    if passed == 0 || thinks_ill || within(watched.failed, 2 * interval.max(OBJECTION)) {
+        // Nobody says that it is well, or what this node sees differs.
+        return Lead::Own;
+    }
+    Lead::Others {
+        verdict: Verdict::Healthy,
+        nodes: passed,
+    }
+}
+
+fn trial(watched: &mut Watched, local: &Local, circle: &Circle<'_>, now: Instant) -> Trial {
+    let Some(ejected) = local.ejected else {
+        return Trial::Free;
+    };
+    let rivals = watched.rumour.rivals(circle, now);
+    watched.leave_to(ejected, &rivals);
+    let place = |round| watched.rumour.place(local.instance, round, circle);
+    watched.trial(ejected, &rivals, place, now)
+}
+
+/// How the requests of an endpoint ended at all nodes. Those of which nobody says ill are taken for
+/// equally used; of one that is newly contested, not everybody has spoken.
+fn pooled(
+    watched: &Watched,
+    local: &Local,
+    unblamed: Option<u64>,
+    circle: &Circle<'_>,
+    now: Instant,
+) -> Option<Counts> {
+    let unblamed = unblamed?;
+    let Some(since) = watched.contested else {
+        return Some(Counts {
+            good: unblamed,
+            bad: 0,
+        });
+    };
+    let has_been_told = !is_within(since, HOLDS, now);
+    has_been_told.then(|| watched.rumour.tallied(local.recent, circle))
+}
+
+fn first_seen(watched: &Watched, local: &Local, rules: Rules, now: Instant) -> Option<Instant> {
+    let window = rules.slow_start?;
+    let first = watched.rumour.first_seen()?;
+    // One that was there from the first list on is new only if somebody saw it join.
+    let is_told = local.joined.is_some() || is_within(first, window, now);
+    (is_told && first + SLACK < local.since()).then_some(first)
 }
 
 /// How far apart two nodes may see the same thing.

@@ -66,7 +66,8 @@ impl Listener {
     }
 
     fn advice(&mut self, number: usize, now: Instant) -> Advice {
-        self.council.consider(topic(), &self.locals, RULES, now)[number]
+        self.council
+            .consider(topic(), &self.locals, RULES, Occasion::Period, now)[number]
     }
 
     fn level(&mut self, number: usize, now: Instant) -> u8 {

@@ -1,9 +1,18 @@
 //! What a node remembers of one endpoint between two looks.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::{Lead, Local, PATIENCE, Trial, talk::is_within};
-use crate::health::{Counts, Ejected, Probed, Verdict};
+use super::{
+    Instance, Lead, Local, PATIENCE, Trial,
+    nodes::Nodes,
+    rumour::{Poll, Rumour},
+    talk::{Circle, is_within},
+};
+use crate::health::{Counts, Ejected, Hearsay, Probed, Verdict};
 
 /// So many trials in a row a node leaves to others.
 const MOST_DEFERRED: u8 = 3;
@@ -15,15 +24,15 @@ const WELL: u64 = 5;
 /// How old the last success may be of a node that goes on to object.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// How long a trial is waited for that another node has begun.
-pub(super) const LONGEST_TRIAL: Duration = Duration::from_secs(10);
-
 /// How long a hold lasts that is looked at again every second.
 const HOLD: Duration = Duration::from_secs(10);
 
 /// What a node remembers of one endpoint.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
+    pub(super) rumour: Rumour,
+    /// Whether this node is one of those that probe it, among the nodes of this edition.
+    duty: Option<(u64, bool)>,
     counts: Option<Counts>,
     pub(super) succeeded: Option<Instant>,
     pub(super) failed: Option<Instant>,
@@ -67,7 +76,16 @@ pub(super) struct Rival {
 
 impl Watched {
     /// Looks at what happened since the last time.
-    pub(super) fn observe(&mut self, local: &Local, now: Instant) {
+    pub(super) fn observe(&mut self, local: &Local, circle: &Circle<'_>, now: Instant) {
+        let is_own = local.ejected.is_some_and(|ejected| ejected.is_own);
+        let is_contested = local.recent.bad > 0 || is_own || self.rumour.is_ill(circle);
+        self.contested = is_contested.then(|| self.contested.unwrap_or(now));
+        self.count(local, now);
+        self.follow(local.ejected);
+    }
+
+    /// Counts requests.
+    fn count(&mut self, local: &Local, now: Instant) {
         let objected = self.objects();
         let before = self.counts.replace(local.counts);
         if let Some(before) = before {
@@ -83,8 +101,12 @@ impl Watched {
             self.objected = objected && is_fresh;
             self.since = (self.edition, local.counts);
         }
+    }
+
+    /// Follows its ejections here.
+    fn follow(&mut self, ejected: Option<Ejected>) {
         let round = self.round();
-        self.ejection = local.ejected.map(|ejected| match self.ejection {
+        self.ejection = ejected.map(|ejected| match self.ejection {
             // It may be tried earlier, as that of another node passed.
             Some((until, round)) if until >= ejected.until => (ejected.until, round),
             Some((_, round)) => (ejected.until, round.saturating_add(1)),
@@ -97,6 +119,25 @@ impl Watched {
             // Its own trial ended.
             self.has_passed = false;
         }
+    }
+
+    /// Counts voices and objections.
+    pub(super) fn poll(&self, circle: &Circle<'_>, loud: &HashSet<Arc<str>>) -> Poll {
+        self.rumour.poll(circle, loud)
+    }
+
+    /// What the word of others weighs.
+    pub(super) fn hearsay(&self, circle: &Circle<'_>, loud: &HashSet<Arc<str>>) -> Hearsay {
+        self.poll(circle, loud).hearsay(self.edition)
+    }
+
+    /// Whether this node is one of those that probe it.
+    pub(super) fn is_prober(&mut self, instance: Instance, nodes: &Nodes) -> bool {
+        let known = self.duty.filter(|(edition, _)| *edition == nodes.edition());
+        let (_, is_prober) = *self
+            .duty
+            .insert(known.unwrap_or_else(|| (nodes.edition(), nodes.is_prober(instance))));
+        is_prober
     }
 
     /// Whether requests go on to succeed here after somebody said ill of it. Whoever objected to the
@@ -132,10 +173,26 @@ impl Watched {
         self.ejection.map_or(0, |(_, round)| round)
     }
 
+    /// Writes down what it leaves to others who ejected it too.
+    pub(super) fn leave_to(&mut self, own: Ejected, rivals: &[Rival]) {
+        let is_tried = rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial;
+        if self.has_passed || !own.is_own || is_tried {
+            return;
+        }
+        let own_round = self.round();
+        let last = last_round(rivals);
+        if last > own_round && last > self.left_to.0 {
+            self.left_to = (last, self.left_to.1 + 1);
+        }
+        if own_round > self.left_to.0 {
+            self.left_to.1 = 0;
+        }
+    }
+
     /// When this node tries it, beside others who ejected it too. `place` is that of this node
     /// among them in a round.
     pub(super) fn trial(
-        &mut self,
+        &self,
         own: Ejected,
         rivals: &[Rival],
         place: impl Fn(u16) -> u32,
@@ -154,17 +211,10 @@ impl Watched {
         if rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial {
             return Trial::Held(now + HOLD);
         }
-        let own_round = self.round();
-        let last = rivals.iter().map(|rival| rival.round).max().unwrap_or(0);
-        if last > own_round && last > self.left_to.0 {
-            self.left_to = (last, self.left_to.1 + 1);
-        }
-        if own_round > self.left_to.0 {
-            self.left_to.1 = 0;
-        }
         if self.left_to.1 > MOST_DEFERRED {
             return Trial::Free;
         }
+        let (own_round, last) = (self.round(), last_round(rivals));
         let tried = rivals.iter().filter(|rival| rival.round == last);
         let until = match tried.map(|rival| rival.until).max() {
             Some(until) if last > own_round => until.max(own.until),
@@ -175,6 +225,10 @@ impl Watched {
             place => Trial::Held(until + delay(place)),
         }
     }
+}
+
+fn last_round(rivals: &[Rival]) -> u16 {
+    rivals.iter().map(|rival| rival.round).max().unwrap_or(0)
 }
 
 /// How much later than the first the node at this place begins. Behind the first ten the wait is
@@ -201,12 +255,23 @@ mod tests {
         }
     }
 
-    fn watched(ejections: &[Ejected], now: Instant) -> Watched {
+    fn watched(ejections: &[Ejected]) -> Watched {
         let mut watched = Watched::default();
         for ejected in ejections {
-            look(&mut watched, *ejected, now);
+            watched.follow(Some(*ejected));
         }
         watched
+    }
+
+    fn ask(
+        watched: &mut Watched,
+        own: Ejected,
+        rivals: &[Rival],
+        place: u32,
+        now: Instant,
+    ) -> Trial {
+        watched.leave_to(own, rivals);
+        watched.trial(own, rivals, |_| place, now)
     }
 
     fn local(now: Instant) -> Local {
@@ -220,14 +285,6 @@ mod tests {
             joined: None,
             known: now,
         }
-    }
-
-    fn look(watched: &mut Watched, ejected: Ejected, now: Instant) {
-        let local = Local {
-            ejected: Some(ejected),
-            ..local(now)
-        };
-        watched.observe(&local, now);
     }
 
     fn rival(until: Instant, round: u16) -> Rival {
@@ -252,7 +309,7 @@ mod tests {
                 ejected: None,
                 ..local(now)
             };
-            one.observe(&local, now);
+            one.count(&local, now);
             one.objects()
         };
         one.edition = 1;
@@ -270,12 +327,12 @@ mod tests {
         let now = crate::time::now();
         let own = ejected(now + seconds(30));
         let rivals = [rival(now + seconds(31), 1)];
-        let trial = |place| watched(&[own], now).trial(own, &rivals, |_| place, now);
+        let trial = |place| ask(&mut watched(&[own]), own, &rivals, place, now);
         assert_eq!(trial(0), Trial::Free);
         assert_eq!(trial(1), Trial::Held(now + seconds(31)));
         assert_eq!(trial(10), Trial::Held(now + seconds(40)));
         assert_eq!(trial(30), Trial::Held(now + seconds(41)));
-        let alone = watched(&[own], now).trial(own, &[], |_| 0, now);
+        let alone = ask(&mut watched(&[own]), own, &[], 0, now);
         assert_eq!(alone, Trial::Free);
     }
 
@@ -287,19 +344,19 @@ mod tests {
             is_trying: true,
             ..rival(now, 1)
         };
-        let mut one = watched(&[own], now);
+        let mut one = watched(&[own]);
         assert_eq!(
-            one.trial(own, &[trying], |_| 0, now),
+            ask(&mut one, own, &[trying], 0, now),
             Trial::Held(now + HOLD)
         );
         one.has_passed = true;
         for _ in 0..2 {
-            assert_eq!(one.trial(own, &[trying], |_| 1, now), Trial::Now);
+            assert_eq!(ask(&mut one, own, &[trying], 1, now), Trial::Now);
         }
         // Until its own trial has ended.
         let again = ejected(now + seconds(60));
-        look(&mut one, again, now);
-        assert_eq!(one.trial(again, &[], |_| 0, now), Trial::Free);
+        one.follow(Some(again));
+        assert_eq!(ask(&mut one, again, &[], 0, now), Trial::Free);
     }
 
     #[test]
@@ -309,32 +366,32 @@ mod tests {
             is_own: false,
             ..ejected(now)
         };
-        let mut one = watched(&[own], now);
-        let held = one.trial(own, &[rival(now, 1)], |_| 0, now);
+        let mut one = watched(&[own]);
+        let held = ask(&mut one, own, &[rival(now, 1)], 0, now);
         assert_eq!(held, Trial::Held(now + HOLD));
-        assert_eq!(one.trial(own, &[], |_| 0, now), Trial::Free);
+        assert_eq!(ask(&mut one, own, &[], 0, now), Trial::Free);
     }
 
     #[test]
     fn no_more_than_three_in_a_row_are_left_to_others() {
         let now = crate::time::now();
         let own = ejected(now + seconds(30));
-        let mut one = watched(&[own], now);
+        let mut one = watched(&[own]);
         for round in 2..=4 {
             let until = now + seconds(30 * u64::from(round));
             for _ in 0..3 {
                 let rivals = [rival(until, round)];
-                assert_eq!(one.trial(own, &rivals, |_| 0, now), Trial::Held(until));
+                assert_eq!(ask(&mut one, own, &rivals, 0, now), Trial::Held(until));
             }
         }
         let fifth = [rival(now + seconds(150), 5)];
-        assert_eq!(one.trial(own, &fifth, |_| 1, now), Trial::Free);
+        assert_eq!(ask(&mut one, own, &fifth, 1, now), Trial::Free);
         // Its own trial failed: the others have their turns again.
         let again = ejected(now + seconds(200));
-        let mut again_watched = watched(&[own, again], now);
+        let mut again_watched = watched(&[own, again]);
         assert_eq!(again_watched.round(), 2);
         let later = [rival(now + seconds(300), 5)];
-        let held = again_watched.trial(again, &later, |_| 0, now);
+        let held = ask(&mut again_watched, again, &later, 0, now);
         assert_eq!(held, Trial::Held(now + seconds(300)));
     }
 }
