@@ -33,6 +33,9 @@ use crate::{refusal::Refusals, time};
 /// Sweeps in one keep-alive time.
 const SWEEPS: u32 = 4;
 
+/// How often connections are looked at: one that had no request between two looks rests.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// How long a connection is silent before the operating system asks whether the client is there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -316,12 +319,22 @@ async fn rest_after(error: &io::Error) {
 }
 
 async fn sweep(connections: Arc<Connections>, keep_alive: Duration) {
-    loop {
-        tokio::time::sleep(keep_alive / SWEEPS).await;
-        let sweep = connections.sweeps.fetch_add(1, Relaxed).wrapping_add(1);
-        let links = connections.links.lock();
-        for link in links.by_number.values() {
-            link.expire(sweep, SWEEPS);
+    let expire = async {
+        loop {
+            tokio::time::sleep(keep_alive / SWEEPS).await;
+            let sweep = connections.sweeps.fetch_add(1, Relaxed).wrapping_add(1);
+            let links = connections.links.lock();
+            for link in links.by_number.values() {
+                link.expire(sweep, SWEEPS);
+            }
         }
-    }
+    };
+    let look = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let links = connections.links.lock();
+            links.by_number.values().for_each(|link| link.look());
+        }
+    };
+    tokio::join!(expire, look);
 }

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -27,6 +27,10 @@ pub(super) struct Blocked(AtomicU64);
 
 impl Blocked {
     const NEVER: u64 = u64::MAX;
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.0.load(Relaxed) != Self::NEVER
+    }
 
     /// For how many sweeps it has refused bytes.
     pub(super) fn sweeps(&self, sweep: u32) -> u32 {
@@ -59,7 +63,7 @@ const FIRST_READ: usize = 8 * 1024;
 /// A socket that is watched from outside.
 pub(super) struct Socket {
     stream: TcpStream,
-    /// What was read to know what is spoken.
+    /// What was read, to know what is spoken or too far, and is to be read again.
     first: BytesMut,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
@@ -109,10 +113,27 @@ impl Socket {
         }
     }
 
+    /// Ready when there is more to be read, or nothing any more.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.first.is_empty() {
+            true => self.stream.poll_read_ready(cx),
+            false => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Puts back what was read too far. It is read again.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.first = match bytes.is_empty() {
+            // Its memory is not kept.
+            true => BytesMut::new(),
+            false => bytes.into(),
+        };
+    }
+
     /// Writes only what is new: nearly always the socket took it, as it did before.
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
+        let is_blocked = self.link.blocked.is_blocked();
         let Blocked(since) = &self.link.blocked;
-        let is_blocked = since.load(Relaxed) != Blocked::NEVER;
         match written {
             Poll::Pending if !is_blocked => {
                 since.store(u64::from(self.sweeps.load(Relaxed)), Relaxed);
