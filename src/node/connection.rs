@@ -31,7 +31,7 @@ use super::{
     socket::{Blocked, Socket, Spoken},
     stall::Stalls,
 };
-use crate::{error::BoxError, refusal::Refusals};
+use crate::{error::BoxError, refusal::Refusals, time::Turn};
 
 /// A response body that can be served.
 pub trait ServeBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {}
@@ -50,6 +50,10 @@ pub(super) struct Link {
     quiet: AtomicU8,
     /// Whether the last request had a body, of which not all may have been read.
     had_body: AtomicBool,
+    /// Whether the connection counts on a look to wake it.
+    wants_nudge: AtomicBool,
+    /// Whether nobody looks at it any more.
+    is_unwatched: AtomicBool,
     /// The sweep in which the last request ended.
     idle_since: AtomicU32,
     pub(super) blocked: Blocked,
@@ -106,9 +110,12 @@ impl Link {
         self.wake();
     }
 
-    /// Tells the connection to rest when there was no request since the look before, once until
-    /// the next request.
+    /// Wakes a connection that counts on it, and tells one to rest when there was no request since
+    /// the look before, once until the next request.
     pub(super) fn look(&self) {
+        if self.wants_nudge.swap(false, Relaxed) {
+            self.wake();
+        }
         match self.quiet.load(Relaxed) {
             BUSY => self.quiet.store(QUIET, Relaxed),
             QUIET if self.in_flight.load(Relaxed) == 0 => {
@@ -118,6 +125,12 @@ impl Link {
             }
             _ => {}
         }
+    }
+
+    /// Nobody looks at the connection from now on.
+    pub(super) fn unwatch(&self) {
+        self.is_unwatched.store(true, Relaxed);
+        self.wake();
     }
 
     /// The signal was stored before. Either it finds the waker, or who leaves the waker behind it
@@ -536,7 +549,15 @@ where
                 _ => return Poll::Ready(Ok(())),
             }
         }
-        this.served.poll(&this.protocols, cx)
+        if this.link.is_unwatched.load(Relaxed) {
+            return this.served.poll(&this.protocols, cx);
+        }
+        let turn = Turn::nudged(cx.waker());
+        let polled = this.served.poll(&this.protocols, cx);
+        if turn.end() {
+            this.link.wants_nudge.store(true, Relaxed);
+        }
+        polled
     }
 }
 

@@ -33,9 +33,6 @@ use crate::{refusal::Refusals, time};
 /// Sweeps in one keep-alive time.
 const SWEEPS: u32 = 4;
 
-/// How often connections are looked at: one that had no request between two looks rests.
-const LOOK: Duration = Duration::from_millis(500);
-
 /// How long a connection is silent before the operating system asks whether the client is there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -69,6 +66,8 @@ struct Links {
     next: u64,
     by_number: HashMap<u64, Arc<Link>>,
     stage: Stage,
+    /// Whether nobody looks at the connections any more.
+    is_unwatched: bool,
 }
 
 /// How far the server is on its way out, for connections that are accepted late.
@@ -180,6 +179,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.accept.abort();
         self.sweep.abort();
+        self.connections.unwatch();
     }
 }
 
@@ -198,6 +198,9 @@ impl Connections {
         let number = links.next;
         links.next += 1;
         links.by_number.insert(number, Arc::clone(&link));
+        if links.is_unwatched {
+            link.unwatch();
+        }
         match links.stage {
             Stage::Serve => {}
             Stage::Leave => link.leave(),
@@ -211,6 +214,13 @@ impl Connections {
         let mut links = self.links.lock();
         links.by_number.remove(&number);
         self.open.send_replace(links.by_number.len());
+    }
+
+    /// Tells every connection, also those that come yet, that nobody looks at it any more.
+    fn unwatch(&self) {
+        let mut links = self.links.lock();
+        links.is_unwatched = true;
+        links.by_number.values().for_each(|link| link.unwatch());
     }
 
     /// Tells every connection to stop, and sets the stage for those that come yet.
@@ -331,7 +341,7 @@ async fn sweep(connections: Arc<Connections>, keep_alive: Duration) {
     };
     let look = async {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(time::NUDGE).await;
             let links = connections.links.lock();
             links.by_number.values().for_each(|link| link.look());
         }
