@@ -4,55 +4,82 @@
 //! [`strip`] is idempotent, so that the edge and the upstream client may both call it. The edge
 //! must: a client could otherwise name fields in `Connection` that the gateway adds later.
 
+use std::ops::BitOr;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE},
 };
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// Removes the hop-by-hop fields and all that `Connection` names.
+/// Removes the hop-by-hop fields and all that `Connection` names; returns what was there before.
 ///
 /// Two things stay, in their plainest form, because the gateway supports them on both sides:
 /// `Connection: upgrade` with its `Upgrade`, except to `h2c`, and `TE: trailers`.
-pub(crate) fn strip(headers: &mut HeaderMap) {
+pub(crate) fn strip(headers: &mut HeaderMap) -> Found {
     let found = Found::scan(headers);
-    if found == Found::default() {
-        return;
-    }
-    let mut upgrade = None;
-    if found.connection {
-        upgrade = named(headers, "upgrade")
-            .then(|| headers.get(UPGRADE).cloned())
-            .flatten()
-            .filter(may_upgrade);
-        remove_named(headers);
-        headers.remove(CONNECTION);
-    }
-    if found.te {
-        let trailers = headers.get_all(TE).iter().any(lists_trailers);
-        headers.remove(TE);
-        if trailers {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
+    found.strip(headers);
+    found
+}
+
+impl Found {
+    /// Removes what [`strip`] does from the head that was looked through.
+    pub(crate) fn strip(self, headers: &mut HeaderMap) {
+        let mut upgrade = None;
+        if self.any(Self::CONNECTION) && !drop_usual(headers) {
+            upgrade = named(headers, "upgrade")
+                .then(|| headers.get(UPGRADE).cloned())
+                .flatten()
+                .filter(may_upgrade);
+            remove_named(headers);
+            headers.remove(CONNECTION);
+        }
+        if self.any(Self::TE) {
+            let trailers = headers.get_all(TE).iter().any(lists_trailers);
+            headers.remove(TE);
+            if trailers {
+                headers.insert(TE, HeaderValue::from_static("trailers"));
+            }
+        }
+        if self.any(Self::TRANSFER_ENCODING | Self::UPGRADE | Self::RARE) {
+            for name in [
+                KEEP_ALIVE,
+                PROXY_CONNECTION,
+                HTTP2_SETTINGS,
+                TRANSFER_ENCODING,
+                UPGRADE,
+            ] {
+                headers.remove(name);
+            }
+        }
+        if let Some(protocol) = upgrade {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, protocol);
         }
     }
-    if found.other {
-        for name in [
-            KEEP_ALIVE,
-            PROXY_CONNECTION,
-            HTTP2_SETTINGS,
-            TRANSFER_ENCODING,
-            UPGRADE,
-        ] {
-            headers.remove(name);
-        }
+}
+
+/// Removes a `Connection` that names nothing but how long the connection lasts, as nearly all do;
+/// returns whether it was one.
+fn drop_usual(headers: &mut HeaderMap) -> bool {
+    let Entry::Occupied(connection) = headers.entry(CONNECTION) else {
+        return false;
+    };
+    let mut lines = connection.iter();
+    let is_usual = lines.next().is_some_and(lasts_alone) && lines.next().is_none();
+    if is_usual {
+        connection.remove();
     }
-    if let Some(protocol) = upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol);
-    }
+    is_usual
+}
+
+/// Whether this value of `Connection` says how long the connection lasts, and no more.
+pub(crate) fn lasts_alone(connection: &HeaderValue) -> bool {
+    let option = connection.as_bytes();
+    option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close")
 }
 
 /// Whether `Connection` asks for an upgrade that [`strip`] let pass.
@@ -60,27 +87,54 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE) && named(headers, "upgrade")
 }
 
-/// Which groups of hop-by-hop fields a header map has; found in one pass, as most have none.
+/// Which of the fields that decide over the way of a message a head has; found in one pass, as most
+/// have few of them, and each look by name would be dearer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Found {
-    connection: bool,
-    te: bool,
-    other: bool,
-}
+pub(crate) struct Found(u16);
 
 impl Found {
-    fn scan(headers: &HeaderMap) -> Self {
-        let mut found = Self::default();
-        for name in headers.keys() {
-            match name.as_str() {
-                "connection" => found.connection = true,
-                "te" => found.te = true,
-                "keep-alive" | "proxy-connection" | "http2-settings" | "transfer-encoding"
-                | "upgrade" => found.other = true,
-                _ => {}
-            }
-        }
-        found
+    pub(crate) const HOST: Self = Self(1);
+    pub(crate) const CONTENT_LENGTH: Self = Self(1 << 1);
+    pub(crate) const TRANSFER_ENCODING: Self = Self(1 << 2);
+    pub(crate) const EXPECT: Self = Self(1 << 3);
+    pub(crate) const UPGRADE: Self = Self(1 << 4);
+    pub(crate) const VIA: Self = Self(1 << 5);
+    /// A name that begins as all do in which a client may say who it is, or which path it means.
+    pub(crate) const CLAIM: Self = Self(1 << 6);
+    const CONNECTION: Self = Self(1 << 7);
+    const TE: Self = Self(1 << 8);
+    /// Further hop-by-hop fields.
+    const RARE: Self = Self(1 << 9);
+
+    /// Looks through a head.
+    pub(crate) fn scan(headers: &HeaderMap) -> Self {
+        let found = headers.keys().map(|name| match name.as_str() {
+            "host" => Self::HOST,
+            "content-length" => Self::CONTENT_LENGTH,
+            "transfer-encoding" => Self::TRANSFER_ENCODING,
+            "expect" => Self::EXPECT,
+            "upgrade" => Self::UPGRADE,
+            "via" => Self::VIA,
+            "connection" => Self::CONNECTION,
+            "te" => Self::TE,
+            "keep-alive" | "proxy-connection" | "http2-settings" => Self::RARE,
+            name if matches!(name.as_bytes()[0], b'x' | b'f') => Self::CLAIM,
+            _ => Self::default(),
+        });
+        found.fold(Self::default(), |all, one| all | one)
+    }
+
+    /// Whether one of these is there.
+    pub(crate) fn any(self, wanted: Self) -> bool {
+        self.0 & wanted.0 != 0
+    }
+}
+
+impl BitOr for Found {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 }
 
@@ -176,6 +230,16 @@ mod tests {
             left,
             fields(&[("accept", "*/*"), ("host", "a"), ("trailer", "digest")])
         );
+    }
+
+    #[test]
+    fn the_usual_connection_goes_alone() {
+        for usual in ["Keep-Alive", "close"] {
+            let left = stripped(&[("connection", usual), ("close", "1"), ("x-a", "1")]);
+            assert_eq!(left, fields(&[("close", "1"), ("x-a", "1")]));
+        }
+        let left = stripped(&[("connection", "close"), ("connection", "x-a"), ("x-a", "1")]);
+        assert_eq!(left, fields(&[]));
     }
 
     #[test]

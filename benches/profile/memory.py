@@ -37,7 +37,7 @@ def main():
                         connection = Connection(gateway.address)
                         connection.ask(request("/1k"))
                         idle.append(connection)
-                    time.sleep(0.5)
+                    time.sleep(3)
                     now = resident_kib(gateway.pid)
                     each = (now - before) / (len(idle) - held)
                     print(f"{len(idle)} idle connections: {now / 1024:.1f} MiB, {each:.1f} KiB for each of the last")

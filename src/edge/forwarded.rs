@@ -13,7 +13,7 @@ use http::{
     header::{FORWARDED, HOST, VIA},
 };
 
-use crate::client::ClientAddress;
+use crate::{client::ClientAddress, hop::Found};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -66,8 +66,8 @@ impl Told {
     ///
     /// Of `trusted_hops` proxies in front, each has appended the address of its own peer to
     /// `X-Forwarded-For`. With none, what the client says of itself is dropped. The address of the
-    /// client becomes an extension of the request.
-    pub(super) fn tell<B>(&self, request: &mut Request<B>, peer: Option<&Peer>) {
+    /// client becomes an extension of the request. `found` is what its head came with.
+    pub(super) fn tell<B>(&self, request: &mut Request<B>, peer: Option<&Peer>, found: Found) {
         let via = match request.version() {
             Version::HTTP_2 => "2 tower-gateway",
             Version::HTTP_10 => "1.0 tower-gateway",
@@ -83,30 +83,39 @@ impl Told {
             request.extensions_mut().insert(client);
         }
         let headers = request.headers_mut();
-        let sent_forwarded = headers.contains_key(FORWARDED);
+        headers.reserve(4);
         let is_trusted = self.trusted_hops.load(Relaxed) > 0;
-        remove_claims(headers, is_trusted);
-
-        if sent_forwarded && let Some(peer) = peer {
-            headers.append(FORWARDED, self.element(peer, host.as_ref()));
-        }
-        match peer {
-            Some(peer) => append(headers, X_FORWARDED_FOR, &peer.value),
-            None if !is_trusted => {
-                headers.remove(X_FORWARDED_FOR);
+        if found.any(Found::CLAIM) {
+            let sent_forwarded = headers.contains_key(FORWARDED);
+            remove_claims(headers, is_trusted);
+            if sent_forwarded && let Some(peer) = peer {
+                headers.append(FORWARDED, self.element(peer, host.as_ref()));
             }
-            None => {}
         }
         // What a trusted proxy says of the first hop stands.
-        if !is_trusted || !headers.contains_key(X_FORWARDED_PROTO) {
+        let stands = is_trusted && found.any(Found::CLAIM);
+        if let Some(peer) = peer {
+            match stands {
+                true => append(headers, X_FORWARDED_FOR, &peer.value),
+                false => {
+                    headers.insert(X_FORWARDED_FOR, peer.value.clone());
+                }
+            }
+        }
+        if !stands || !headers.contains_key(X_FORWARDED_PROTO) {
             headers.insert(X_FORWARDED_PROTO, self.scheme.clone());
         }
         if let Some(host) = host
-            && (!is_trusted || !headers.contains_key(X_FORWARDED_HOST))
+            && (!stands || !headers.contains_key(X_FORWARDED_HOST))
         {
             headers.insert(X_FORWARDED_HOST, host);
         }
-        append(headers, VIA, &HeaderValue::from_static(via));
+        match found.any(Found::VIA) {
+            true => append(headers, VIA, &HeaderValue::from_static(via)),
+            false => {
+                headers.insert(VIA, HeaderValue::from_static(via));
+            }
+        }
     }
 
     /// The client: the peer of the farthest trusted hop. What is left of its address in
@@ -211,7 +220,8 @@ mod tests {
             trusted_hops: Arc::new(AtomicU32::new(trusted_hops)),
             scheme,
         };
-        told.tell(&mut request, Some(&peer));
+        let found = Found::scan(request.headers());
+        told.tell(&mut request, Some(&peer), found);
         request.into_parts().0.headers
     }
 
@@ -285,7 +295,8 @@ mod tests {
                 scheme,
             };
             let peer = Peer::from("::ffff:192.0.2.1".parse::<IpAddr>().unwrap());
-            told.tell(&mut request, Some(&peer));
+            let found = Found::scan(request.headers());
+            told.tell(&mut request, Some(&peer), found);
             let client: &ClientAddress = request.extensions().get().unwrap();
             assert_eq!(client.ip().to_string(), expected, "{trusted_hops} {list:?}");
         }
@@ -301,7 +312,8 @@ mod tests {
                 trusted_hops: Arc::new(AtomicU32::new(trusted_hops)),
                 scheme,
             };
-            told.tell(&mut request, None);
+            let found = Found::scan(request.headers());
+            told.tell(&mut request, None, found);
             request.extensions().get::<ClientAddress>().copied()
         };
         assert_eq!(told(0), None);

@@ -1,10 +1,7 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{
-    Request, Response, Version,
-    header::{EXPECT, TRANSFER_ENCODING},
-};
+use http::{Request, Response, Version};
 use http_body::Body;
 use tower::Service;
 
@@ -14,7 +11,7 @@ use super::{
     future::ResponseFuture,
     validate,
 };
-use crate::hop;
+use crate::hop::Found;
 
 /// The service of [`EdgeLayer`](super::EdgeLayer).
 #[derive(Clone, Debug)]
@@ -57,17 +54,18 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Err(refusal) = validate::check(&mut request) {
+        let found = Found::scan(request.headers());
+        if let Err(refusal) = validate::check(&mut request, found) {
             return ResponseFuture::refused(refusal, &request);
         }
         let is_chunked = request.version() == Version::HTTP_11
-            && request.headers().contains_key(TRANSFER_ENCODING)
+            && found.any(Found::TRANSFER_ENCODING)
             // Looking at the body would answer 100 before the endpoint is even asked.
-            && !request.headers().contains_key(EXPECT);
-        hop::strip(request.headers_mut());
-        let found = request.extensions_mut().remove::<Peer>();
-        let peer = self.peer.as_ref().or(found.as_ref());
-        self.told.tell(&mut request, peer);
+            && !found.any(Found::EXPECT);
+        found.strip(request.headers_mut());
+        let sent = request.extensions_mut().remove::<Peer>();
+        let peer = self.peer.as_ref().or(sent.as_ref());
+        self.told.tell(&mut request, peer, found);
 
         let request = request.map(RequestBody::new);
         if is_chunked {

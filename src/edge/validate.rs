@@ -7,15 +7,21 @@ use http::{
     header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
 };
 
-use crate::refusal::{Reason, Refusal};
+use crate::{
+    hop::Found,
+    refusal::{Reason, Refusal},
+};
 
-/// Refuses what must not be forwarded, and makes `Host` and `:authority` say the same.
-pub(super) fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+/// Refuses what must not be forwarded, and makes `Host` and `:authority` say the same. `found` is
+/// what its head has.
+pub(super) fn check<B>(request: &mut Request<B>, found: Found) -> Result<(), Refusal> {
     if *request.method() == Method::CONNECT {
         let detail = "CONNECT is not supported, neither for tunnels nor for WebSockets over HTTP/2";
         return Err(Refusal::new(Reason::NotImplemented, detail));
     }
-    framing(request.headers())?;
+    if found.any(Found::CONTENT_LENGTH | Found::TRANSFER_ENCODING) {
+        framing(request.headers())?;
+    }
     host(request)
 }
 
@@ -123,7 +129,9 @@ mod tests {
     }
 
     fn verdict(version: Version, uri: &str, headers: &[(&str, &str)]) -> Result<(), String> {
-        check(&mut request(version, uri, headers)).map_err(|refusal| refusal.detail().to_owned())
+        let mut request = request(version, uri, headers);
+        let found = Found::scan(request.headers());
+        check(&mut request, found).map_err(|refusal| refusal.detail().to_owned())
     }
 
     #[test]
@@ -225,7 +233,7 @@ mod tests {
     #[test]
     fn the_target_wins_over_the_host() {
         let mut request = request(Version::HTTP_11, "http://a:80/x", &[("host", "b")]);
-        check(&mut request).unwrap();
+        check(&mut request, Found::HOST).unwrap();
         assert_eq!(request.headers()[HOST], "a:80");
     }
 
@@ -234,7 +242,7 @@ mod tests {
         let mut request = request(Version::HTTP_11, "a:80", &[("host", "a:80")]);
         *request.method_mut() = Method::CONNECT;
         assert_eq!(
-            check(&mut request).unwrap_err().reason(),
+            check(&mut request, Found::HOST).unwrap_err().reason(),
             Reason::NotImplemented
         );
     }

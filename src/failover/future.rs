@@ -12,7 +12,6 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 use tower::Service;
 
 use super::{
@@ -25,7 +24,7 @@ use super::{
 };
 use crate::{
     refusal::{Reason, Refusal},
-    time,
+    time::{self, Timer},
 };
 
 pin_project! {
@@ -57,8 +56,7 @@ where
     /// The attempt that is no hedge.
     flight: Flight,
     step: Step,
-    /// Made when something is waited for.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
     /// Made when there is more than one attempt.
     further: Option<Box<Further<S, F, B>>>,
 }
@@ -144,7 +142,7 @@ where
                 attempts,
                 flight,
                 step: Step::Fly,
-                timer: None,
+                timer: Timer::default(),
                 further: None,
             },
         }
@@ -171,16 +169,6 @@ where
         let second = self.second().and_then(|flight| flight.due);
         let times = [self.flight.due, second, self.flight.hedge_at];
         times.into_iter().flatten().min()
-    }
-
-    /// Ready at this time, which may be another one each time.
-    fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = || Box::pin(time::sleep_until(at));
-        let timer = self.timer.get_or_insert_with(sleep);
-        if timer.deadline() != at.into() {
-            timer.as_mut().reset(at.into());
-        }
-        timer.as_mut().poll(cx)
     }
 
     /// What is under way was not refused: it counts.
@@ -526,7 +514,7 @@ where
                             let Some(due) = work.due() else {
                                 return Poll::Pending;
                             };
-                            ready!(work.poll_until(due, cx));
+                            ready!(work.timer.poll_until(due, cx));
                             match work.overdue(this.first.as_mut(), time::now(), cx) {
                                 Some(flight) => (flight, None),
                                 None => continue,
@@ -555,7 +543,7 @@ where
                     }
                 }
                 Step::Wait { until } => {
-                    ready!(work.poll_until(until, cx));
+                    ready!(work.timer.poll_until(until, cx));
                     work.step = work.asking();
                 }
                 Step::Again => {

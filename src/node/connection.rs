@@ -9,12 +9,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use http_body::Body;
 use hyper::{
@@ -22,6 +21,7 @@ use hyper::{
     server::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 use tower::Service;
@@ -31,7 +31,7 @@ use super::{
     socket::{Blocked, Socket, Spoken},
     stall::Stalls,
 };
-use crate::{error::BoxError, refusal::Refusals};
+use crate::{error::BoxError, refusal::Refusals, time::Turn};
 
 /// A response body that can be served.
 pub trait ServeBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {}
@@ -43,21 +43,40 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> ServeBody fo
 #[derive(Debug, Default)]
 pub(super) struct Link {
     signal: AtomicU8,
-    waker: AtomicWaker,
+    /// That of the connection's task, which does not change.
+    waker: Mutex<Option<Waker>>,
     in_flight: AtomicU32,
     is_http2: AtomicBool,
+    quiet: AtomicU8,
+    /// Whether the last request had a body, of which not all may have been read.
+    had_body: AtomicBool,
+    /// Whether the connection counts on a look to wake it.
+    wants_nudge: AtomicBool,
+    /// Whether nobody looks at it any more.
+    is_unwatched: AtomicBool,
     /// The sweep in which the last request ended.
     idle_since: AtomicU32,
     pub(super) blocked: Blocked,
     pub(super) stalls: Stalls,
 }
 
+/// Go on.
+const NOTHING: u8 = 0;
+/// Keep nothing but the socket while there is nothing to do.
+const REST: u8 = 1;
 /// Say with each HTTP/1.1 response that it is the last one.
-const LEAVE: u8 = 1;
+const LEAVE: u8 = 2;
 /// Finish what is in flight and close.
-const FINISH: u8 = 2;
+const FINISH: u8 = 3;
 /// Close now.
-const CLOSE: u8 = 3;
+const CLOSE: u8 = 4;
+
+/// There was a request since the last look at the connection.
+const BUSY: u8 = 0;
+/// There was none.
+const QUIET: u8 = 1;
+/// There was none, and the connection was told to rest.
+const RESTING: u8 = 2;
 
 impl Link {
     pub(super) fn new(sweep: u32) -> Self {
@@ -82,13 +101,60 @@ impl Link {
     /// Tells the connection to finish what is in flight and close.
     pub(super) fn finish(&self) {
         self.signal.fetch_max(FINISH, Relaxed);
-        self.waker.wake();
+        self.wake();
     }
 
     /// Tells the connection to close now.
     pub(super) fn close(&self) {
         self.signal.store(CLOSE, Relaxed);
-        self.waker.wake();
+        self.wake();
+    }
+
+    /// Wakes a connection that counts on it, and tells one to rest when there was no request since
+    /// the look before, once until the next request.
+    pub(super) fn look(&self) {
+        if self.wants_nudge.swap(false, Relaxed) {
+            self.wake();
+        }
+        match self.quiet.load(Relaxed) {
+            BUSY => self.quiet.store(QUIET, Relaxed),
+            QUIET if self.in_flight.load(Relaxed) == 0 => {
+                self.quiet.store(RESTING, Relaxed);
+                self.signal.fetch_max(REST, Relaxed);
+                self.wake();
+            }
+            _ => {}
+        }
+    }
+
+    /// Nobody looks at the connection from now on.
+    pub(super) fn unwatch(&self) {
+        self.is_unwatched.store(true, Relaxed);
+        self.wake();
+    }
+
+    /// The signal was stored before. Either it finds the waker, or who leaves the waker behind it
+    /// finds the signal.
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.lock() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The connection was told to rest, and has heard it.
+    fn rested(&self) {
+        // A further signal that came meanwhile stands.
+        let rested = self
+            .signal
+            .compare_exchange(REST, NOTHING, Relaxed, Relaxed);
+        rested.ok();
+    }
+
+    /// Whether nothing is under way, as far as HTTP/1.1 goes: what was answered is also written.
+    fn is_still(&self) -> bool {
+        self.in_flight.load(Relaxed) == 0
+            && !self.had_body.load(Relaxed)
+            && !self.blocked.is_blocked()
     }
 
     /// Ends a connection on which there was no request for `sweeps`: first politely; one that is
@@ -138,6 +204,7 @@ impl Drop for InFlight {
         self.link
             .idle_since
             .store(self.sweeps.load(Relaxed), Relaxed);
+        self.link.quiet.store(BUSY, Relaxed);
         self.link.in_flight.fetch_sub(1, Relaxed);
     }
 }
@@ -234,6 +301,8 @@ where
         if is_http2 {
             self.link.is_http2.store(true, Relaxed);
         }
+        let has_body = !request.body().is_end_stream();
+        self.link.had_body.store(has_body, Relaxed);
         CountedFuture {
             is_http2,
             // A service that must be polled ready first has to be behind something that does it.
@@ -310,41 +379,50 @@ impl Protocols {
     }
 }
 
-pin_project! {
-    /// Serves a connection; ends when the client or the server ends it.
-    pub(super) struct Connection<S, B>
-    where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-        B: ServeBody,
-    {
-        #[pin]
-        served: Served<S, B>,
-        link: Arc<Link>,
-        seen: u8,
-        registered: bool,
-    }
+/// Serves a connection; ends when the client or the server ends it.
+pub(super) struct Connection<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: ServeBody,
+{
+    served: Served<S, B>,
+    link: Arc<Link>,
+    protocols: Arc<Protocols>,
+    seen: u8,
+    registered: bool,
 }
 
-pin_project! {
-    #[project = ServedProj]
-    enum Served<S, B>
-    where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-        B: ServeBody,
-    {
-        // The first bytes tell what is spoken.
-        Unknown { begun: Option<Begun<S>> },
-        Http1 { #[pin] inner: http1::UpgradeableConnection<TokioIo<Socket>, Counted<S>> },
-        // Boxed: it is larger, and there are fewer.
-        Http2 { inner: Pin<Box<http2::Connection<TokioIo<Socket>, Counted<S>, TokioExecutor>>> },
-    }
+// What is pinned is boxed.
+impl<S, B> Unpin for Connection<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: ServeBody,
+{
 }
 
-/// What a connection is made of, once it is known what is spoken.
+type Http1<S> = http1::UpgradeableConnection<TokioIo<Socket>, Counted<S>>;
+type Http2<S> = http2::Connection<TokioIo<Socket>, Counted<S>, TokioExecutor>;
+
+/// What is spoken. Boxed, so that a connection that is not is small.
+enum Served<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: ServeBody,
+{
+    /// The first bytes tell what is spoken.
+    Unknown(Begun<S>),
+    /// HTTP/1.1 goes on when the client says more.
+    Resting(Begun<S>),
+    Http1(Box<Http1<S>>),
+    Http2(Pin<Box<Http2<S>>>),
+    /// It is going over from one to another.
+    Moving,
+}
+
+/// What a connection is made of while it is not spoken on.
 struct Begun<S> {
     socket: Socket,
     service: Counted<S>,
-    protocols: Arc<Protocols>,
 }
 
 impl<S, B> Connection<S, B>
@@ -364,11 +442,11 @@ where
         let begun = Begun {
             socket: Socket::new(stream, slot, Arc::clone(&link), sweeps),
             service,
-            protocols: Arc::clone(protocols),
         };
         Self {
-            served: Served::Unknown { begun: Some(begun) },
+            served: Served::Unknown(begun),
             link,
+            protocols: Arc::clone(protocols),
             seen: 0,
             registered: false,
         }
@@ -381,38 +459,63 @@ where
     S::Future: Send + 'static,
     B: ServeBody,
 {
-    fn begin(begun: Begun<S>, spoken: Spoken) -> Self {
-        let Begun {
-            socket,
-            service,
-            protocols,
-        } = begun;
+    fn begin(begun: Begun<S>, spoken: Spoken, protocols: &Protocols) -> Self {
+        let Begun { socket, service } = begun;
         let socket = TokioIo::new(socket);
         match spoken {
             Spoken::Http1 => {
                 let inner = protocols.http1.serve_connection(socket, service);
-                let inner = inner.with_upgrades();
-                Self::Http1 { inner }
+                Self::Http1(Box::new(inner.with_upgrades()))
             }
             Spoken::Http2 => {
-                let inner = Box::pin(protocols.http2.serve_connection(socket, service));
-                Self::Http2 { inner }
+                let inner = protocols.http2.serve_connection(socket, service);
+                Self::Http2(Box::pin(inner))
             }
         }
     }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        loop {
-            match self.as_mut().project() {
-                ServedProj::Unknown { begun } => {
-                    let unknown = begun.as_mut().expect("it is taken when it is known");
-                    let spoken = ready!(unknown.socket.poll_spoken(cx))?;
-                    let begun = begun.take().expect("it was there just now");
-                    self.set(Self::begin(begun, spoken));
-                }
-                ServedProj::Http1 { inner } => return inner.poll(cx).map_err(Into::into),
-                ServedProj::Http2 { inner } => return inner.as_mut().poll(cx).map_err(Into::into),
+    /// Goes on from what a connection that was not spoken on is made of.
+    fn go_on(&mut self, spoken: Spoken, protocols: &Protocols) {
+        *self = match std::mem::replace(self, Self::Moving) {
+            Self::Unknown(begun) | Self::Resting(begun) => Self::begin(begun, spoken, protocols),
+            spoken_on => spoken_on,
+        };
+    }
+
+    /// Gives back all that HTTP/1.1 keeps, between two requests.
+    fn rest(&mut self, link: &Link) {
+        if !link.is_still() {
+            return;
+        }
+        *self = match std::mem::replace(self, Self::Moving) {
+            Self::Http1(inner) => {
+                let parts = inner
+                    .into_parts()
+                    .expect("a connection that left HTTP has ended");
+                let mut socket = parts.io.into_inner();
+                socket.unread(parts.read_buf);
+                Self::Resting(Begun {
+                    socket,
+                    service: parts.service,
+                })
             }
+            other => other,
+        };
+    }
+
+    fn poll(&mut self, protocols: &Protocols, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        loop {
+            let spoken = match self {
+                Self::Unknown(begun) => ready!(begun.socket.poll_spoken(cx))?,
+                Self::Resting(begun) => {
+                    ready!(begun.socket.poll_more(cx))?;
+                    Spoken::Http1
+                }
+                Self::Http1(inner) => return Pin::new(&mut **inner).poll(cx).map_err(Into::into),
+                Self::Http2(inner) => return inner.as_mut().poll(cx).map_err(Into::into),
+                Self::Moving => unreachable!("it went over in one go"),
+            };
+            self.go_on(spoken, protocols);
         }
     }
 }
@@ -426,26 +529,252 @@ where
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            // The waker of a task does not change, but a signal takes it: from the first one on
-            // it is left again each time, and the signal looked at once more behind it.
-            if *this.seen > 0 || !std::mem::replace(this.registered, true) {
-                this.link.waker.register(cx.waker());
-            }
-            let signal = this.link.signal.load(Relaxed);
-            if signal == *this.seen {
-                break;
-            }
-            *this.seen = signal;
-            match (signal, this.served.as_mut().project()) {
+        let this = self.get_mut();
+        if !std::mem::replace(&mut this.registered, true) {
+            *this.link.waker.lock() = Some(cx.waker().clone());
+        }
+        let signal = this.link.signal.load(Relaxed);
+        if signal != this.seen {
+            this.seen = signal;
+            match (signal, &mut this.served) {
+                (REST, served) => {
+                    served.rest(&this.link);
+                    this.seen = NOTHING;
+                    this.link.rested();
+                }
                 (LEAVE, _) => {}
-                (FINISH, ServedProj::Http1 { inner }) => inner.graceful_shutdown(),
-                (FINISH, ServedProj::Http2 { inner }) => inner.as_mut().graceful_shutdown(),
-                // It has not said enough to be asked anything.
+                (FINISH, Served::Http1(inner)) => Pin::new(&mut **inner).graceful_shutdown(),
+                (FINISH, Served::Http2(inner)) => inner.as_mut().graceful_shutdown(),
+                // There is nothing to be finished.
                 _ => return Poll::Ready(Ok(())),
             }
         }
-        this.served.poll(cx)
+        if this.link.is_unwatched.load(Relaxed) {
+            return this.served.poll(&this.protocols, cx);
+        }
+        let turn = Turn::nudged(cx.waker());
+        let polled = this.served.poll(&this.protocols, cx);
+        if turn.end() {
+            this.link.wants_nudge.store(true, Relaxed);
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::body::Incoming;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        sync::Semaphore,
+    };
+    use tower::util::BoxCloneService;
+
+    type Answering = BoxCloneService<Request<Incoming>, Response<Full<Bytes>>, Infallible>;
+
+    /// A connection that is polled by hand, and its client.
+    struct Pair {
+        connection: Connection<Answering, Full<Bytes>>,
+        client: TcpStream,
+    }
+
+    /// Answers with the path; `/upgrade` switches to an echo, `/early` leaves the request body.
+    fn answering() -> Answering {
+        let answer = async |request: Request<Incoming>| {
+            let path = Bytes::copy_from_slice(request.uri().path().as_bytes());
+            let mut response = Response::new(Full::new(path.clone()));
+            match &path[..] {
+                b"/upgrade" => {
+                    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                    *response.body_mut() = Full::default();
+                    tokio::spawn(async move {
+                        let upgraded = hyper::upgrade::on(request).await.unwrap();
+                        let mut upgraded = TokioIo::new(upgraded);
+                        let mut said = [0; 3];
+                        upgraded.read_exact(&mut said).await.unwrap();
+                        upgraded.write_all(&said).await.unwrap();
+                    });
+                }
+                b"/early" => {
+                    tokio::spawn(request.into_body().collect());
+                }
+                _ => {}
+            }
+            Ok(response)
+        };
+        BoxCloneService::new(tower::service_fn(answer))
+    }
+
+    impl Pair {
+        async fn new() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let client = TcpStream::connect(address).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let slots = Arc::new(Semaphore::new(1));
+            let slot = slots.acquire_owned().await.unwrap();
+            let link = Arc::new(Link::new(0));
+            let counted = Counted::new(answering(), link, Arc::default(), Arc::default());
+            let protocols = Arc::new(Protocols::new());
+            Self {
+                connection: Connection::new(&protocols, stream, slot, counted),
+                client,
+            }
+        }
+
+        /// Lets the connection work while the client does.
+        async fn while_served<T>(&mut self, client: impl AsyncFnOnce(&mut TcpStream) -> T) -> T {
+            let work = client(&mut self.client);
+            tokio::select! {
+                biased;
+                done = work => done,
+                ended = &mut self.connection => panic!("{ended:?}"),
+            }
+        }
+
+        async fn send(&mut self, bytes: &str) {
+            self.while_served(async |client| {
+                client.write_all(bytes.as_bytes()).await.unwrap();
+                // It is read when nothing else is to be done.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            })
+            .await;
+        }
+
+        /// Reads up to the end of an answer that ends with this.
+        async fn read(&mut self, end: &str) -> String {
+            self.while_served(async |client| {
+                let mut answer = Vec::new();
+                while !answer.ends_with(end.as_bytes()) {
+                    let mut bytes = [0; 1000];
+                    let read = client.read(&mut bytes).await.unwrap();
+                    assert!(read > 0, "{answer:?}");
+                    answer.extend_from_slice(&bytes[..read]);
+                }
+                String::from_utf8(answer).unwrap()
+            })
+            .await
+        }
+
+        async fn ask(&mut self, path: &str) {
+            self.send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+                .await;
+            let answer = self.read(path).await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            assert!(!answer.contains("connection:"), "{answer}");
+        }
+
+        /// Whether it rests after two looks.
+        async fn rests(&mut self) -> bool {
+            let link = Arc::clone(&self.connection.link);
+            link.look();
+            link.look();
+            self.while_served(async |_| tokio::task::yield_now().await)
+                .await;
+            matches!(self.connection.served, Served::Resting(_))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_quiet_connection_keeps_nothing_and_goes_on() {
+        let mut pair = Pair::new().await;
+        assert!(!pair.rests().await, "nothing is known of it yet");
+        for path in ["/a", "/b", "/c"] {
+            pair.ask(path).await;
+            assert!(pair.rests().await);
+        }
+        // It is told once.
+        assert!(pair.rests().await);
+        assert_eq!(pair.connection.link.signal.load(Relaxed), NOTHING);
+        pair.ask("/d").await;
+        assert!(matches!(pair.connection.served, Served::Http1(_)));
+        // Leaving is said as ever.
+        assert!(pair.rests().await);
+        pair.connection.link.leave();
+        let ask = b"GET /e HTTP/1.1\r\nhost: a\r\n\r\n";
+        pair.client.write_all(ask).await.unwrap();
+        let mut answer = String::new();
+        let (ended, read) = tokio::join!(
+            &mut pair.connection,
+            pair.client.read_to_string(&mut answer)
+        );
+        ended.unwrap();
+        read.unwrap();
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn what_was_said_of_the_next_request_is_not_lost() {
+        let mut pair = Pair::new().await;
+        pair.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\nGET /b HT")
+            .await;
+        pair.read("/a").await;
+        assert!(!pair.rests().await, "it waits for the rest of a head");
+        pair.send("TP/1.1\r\nhost: a\r\n\r\n").await;
+        pair.read("/b").await;
+        assert!(pair.rests().await);
+        // What has come while it went to rest is read.
+        pair.client
+            .write_all(b"GET /c HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        pair.read("/c").await;
+    }
+
+    #[tokio::test]
+    async fn a_request_body_that_is_still_on_its_way_keeps_it_awake() {
+        let mut pair = Pair::new().await;
+        pair.send("POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nab")
+            .await;
+        pair.read("/early").await;
+        assert!(!pair.rests().await);
+        pair.send("cdGET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        pair.read("/a").await;
+        assert!(pair.rests().await);
+    }
+
+    #[tokio::test]
+    async fn it_leaves_http_after_a_rest() {
+        let mut pair = Pair::new().await;
+        pair.ask("/a").await;
+        assert!(pair.rests().await);
+        let ask = "GET /upgrade HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        pair.client.write_all(ask.as_bytes()).await.unwrap();
+        (&mut pair.connection).await.unwrap();
+        pair.client.write_all(b"abc").await.unwrap();
+        let mut answer = String::new();
+        pair.client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nabc"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn either_side_ends_it_while_it_rests() {
+        for side in ["client", "finish", "close", "expire"] {
+            let mut pair = Pair::new().await;
+            pair.ask("/a").await;
+            assert!(pair.rests().await);
+            let Pair {
+                mut connection,
+                mut client,
+            } = pair;
+            // It moves to another task.
+            connection.registered = false;
+            let link = Arc::clone(&connection.link);
+            let ended = tokio::spawn(connection);
+            tokio::task::yield_now().await;
+            match side {
+                "client" => client.shutdown().await.unwrap(),
+                "finish" => link.finish(),
+                "close" => link.close(),
+                _ => link.expire(4, 4),
+            }
+            ended.await.unwrap().unwrap();
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "{side}");
+        }
     }
 }

@@ -66,6 +66,8 @@ struct Links {
     next: u64,
     by_number: HashMap<u64, Arc<Link>>,
     stage: Stage,
+    /// Whether nobody looks at the connections any more.
+    is_unwatched: bool,
 }
 
 /// How far the server is on its way out, for connections that are accepted late.
@@ -177,6 +179,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.accept.abort();
         self.sweep.abort();
+        self.connections.unwatch();
     }
 }
 
@@ -195,6 +198,9 @@ impl Connections {
         let number = links.next;
         links.next += 1;
         links.by_number.insert(number, Arc::clone(&link));
+        if links.is_unwatched {
+            link.unwatch();
+        }
         match links.stage {
             Stage::Serve => {}
             Stage::Leave => link.leave(),
@@ -208,6 +214,13 @@ impl Connections {
         let mut links = self.links.lock();
         links.by_number.remove(&number);
         self.open.send_replace(links.by_number.len());
+    }
+
+    /// Tells every connection, also those that come yet, that nobody looks at it any more.
+    fn unwatch(&self) {
+        let mut links = self.links.lock();
+        links.is_unwatched = true;
+        links.by_number.values().for_each(|link| link.unwatch());
     }
 
     /// Tells every connection to stop, and sets the stage for those that come yet.
@@ -316,12 +329,22 @@ async fn rest_after(error: &io::Error) {
 }
 
 async fn sweep(connections: Arc<Connections>, keep_alive: Duration) {
-    loop {
-        tokio::time::sleep(keep_alive / SWEEPS).await;
-        let sweep = connections.sweeps.fetch_add(1, Relaxed).wrapping_add(1);
-        let links = connections.links.lock();
-        for link in links.by_number.values() {
-            link.expire(sweep, SWEEPS);
+    let expire = async {
+        loop {
+            tokio::time::sleep(keep_alive / SWEEPS).await;
+            let sweep = connections.sweeps.fetch_add(1, Relaxed).wrapping_add(1);
+            let links = connections.links.lock();
+            for link in links.by_number.values() {
+                link.expire(sweep, SWEEPS);
+            }
         }
-    }
+    };
+    let look = async {
+        loop {
+            tokio::time::sleep(time::NUDGE).await;
+            let links = connections.links.lock();
+            links.by_number.values().for_each(|link| link.look());
+        }
+    };
+    tokio::join!(expire, look);
 }

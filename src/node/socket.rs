@@ -7,14 +7,15 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
+    task::coop,
 };
 use tokio_util::io::poll_read_buf;
 
@@ -27,6 +28,10 @@ pub(super) struct Blocked(AtomicU64);
 
 impl Blocked {
     const NEVER: u64 = u64::MAX;
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.0.load(Relaxed) != Self::NEVER
+    }
 
     /// For how many sweeps it has refused bytes.
     pub(super) fn sweeps(&self, sweep: u32) -> u32 {
@@ -59,8 +64,14 @@ const FIRST_READ: usize = 8 * 1024;
 /// A socket that is watched from outside.
 pub(super) struct Socket {
     stream: TcpStream,
-    /// What was read to know what is spoken.
+    /// What was read, to know what is spoken or too far, and is to be read again.
     first: BytesMut,
+    /// Whether nothing was read since it was last begun to speak.
+    is_new: bool,
+    /// Who is woken when there is something to read.
+    waiting: Option<Waker>,
+    /// Whether that waker was left with the stream by the last read, and is there until it is used.
+    is_left: bool,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
     /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
@@ -77,6 +88,9 @@ impl Socket {
         Self {
             stream,
             first: BytesMut::new(),
+            is_new: true,
+            waiting: None,
+            is_left: false,
             link,
             sweeps,
             _slot: slot,
@@ -93,26 +107,68 @@ impl Socket {
             if seen == PREFACE.len() {
                 return Poll::Ready(Ok(Spoken::Http2));
             }
-            if self.first.capacity() == 0 {
-                // Not before there is something to read: until then a connection is small.
-                ready!(self.stream.poll_read_ready(cx))?;
-                self.first.reserve(FIRST_READ);
-            }
-            let read = ready!(poll_read_buf(
-                Pin::new(&mut self.stream),
-                cx,
-                &mut self.first
-            ))?;
-            if read == 0 {
+            if ready!(self.poll_first(cx))? == 0 {
                 return Poll::Ready(Ok(Spoken::Http1));
             }
         }
     }
 
+    /// Ready when there is more to be read, or nothing any more.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            ready!(self.poll_first(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads ahead.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.first.capacity() == 0 {
+            // Not before there is something to read: until then a connection is small.
+            ready!(self.stream.poll_read_ready(cx))?;
+            self.first.reserve(FIRST_READ);
+        }
+        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.first)
+    }
+
+    /// Reads from the stream. Who waits already is not put down for it once more: hyper asks
+    /// again whenever its task is polled.
+    fn poll_stream(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let is_same = |waiting: &Waker| waiting.will_wake(cx.waker());
+        let is_known = self.waiting.as_ref().is_some_and(is_same);
+        if self.is_left && is_known && self.stream.try_io(Interest::READABLE, || Ok(())).is_err() {
+            return Poll::Pending;
+        }
+        // A task that has used up its budget is told nothing, and leaves no waker.
+        let has_budget = coop::has_budget_remaining();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.is_left = read.is_pending() && has_budget;
+        if self.is_left && !is_known {
+            self.waiting = Some(cx.waker().clone());
+        }
+        read
+    }
+
+    /// Puts back what was read too far. It is read again.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.first = match bytes.is_empty() {
+            // Its memory is not kept.
+            true => BytesMut::new(),
+            false => bytes.into(),
+        };
+        self.is_new = true;
+        self.waiting = None;
+        self.is_left = false;
+    }
+
     /// Writes only what is new: nearly always the socket took it, as it did before.
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
+        let is_blocked = self.link.blocked.is_blocked();
         let Blocked(since) = &self.link.blocked;
-        let is_blocked = since.load(Relaxed) != Blocked::NEVER;
         match written {
             Poll::Pending if !is_blocked => {
                 since.store(u64::from(self.sweeps.load(Relaxed)), Relaxed);
@@ -131,9 +187,15 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            return self.poll_stream(cx, buffer);
         }
-        let length = self.first.len().min(buffer.remaining());
+        // Hyper's buffer grows when its first read does not fill it: one twice as large as a read
+        // holds many requests, and is not made anew for each.
+        let most = match std::mem::take(&mut self.is_new) {
+            true => 1,
+            false => self.first.len(),
+        };
+        let length = most.min(buffer.remaining());
         buffer.put_slice(&self.first[..length]);
         self.first.advance(length);
         if self.first.is_empty() {

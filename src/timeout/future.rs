@@ -11,12 +11,11 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 
 use super::{activity::Guard, body::TimeoutBody};
 use crate::{
     refusal::{Dialect, Reason, Refusal},
-    time,
+    time::Timer,
 };
 
 pin_project! {
@@ -25,8 +24,8 @@ pin_project! {
         // None once the time is over: the work beneath is dropped at once.
         #[pin]
         inner: Option<F>,
-        #[pin]
-        sleep: Sleep,
+        deadline: Instant,
+        timer: Timer,
         guard: Option<Guard>,
         dialect: Dialect,
     }
@@ -36,8 +35,8 @@ impl<F> ResponseFuture<F> {
     pub(super) fn new(inner: F, deadline: Instant, guard: Guard, dialect: Dialect) -> Self {
         Self {
             inner: Some(inner),
-            // It registers a timer when it is first polled, not here.
-            sleep: time::sleep_until(deadline),
+            deadline,
+            timer: Timer::default(),
             guard: Some(guard),
             dialect,
         }
@@ -62,7 +61,7 @@ where
                 response.map(|body| TimeoutBody::new(body, guard.filter(|_| is_guarded)))
             }));
         }
-        ready!(this.sleep.poll(cx));
+        ready!(this.timer.poll_until(*this.deadline, cx));
         this.inner.set(None);
         let refusal = Refusal::new(Reason::Timeout, "the service did not answer in time");
         Poll::Ready(Ok(refusal.into_response(*this.dialect)))

@@ -11,8 +11,8 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The timeout in `grpc-timeout` (gRPC over HTTP/2, `TimeoutValue TimeoutUnit`: at most eight
 /// digits). A value that is malformed is no deadline.
-pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    if Dialect::of(headers) != Dialect::Grpc {
+pub(super) fn timeout(headers: &HeaderMap, dialect: Dialect) -> Option<Duration> {
+    if dialect != Dialect::Grpc {
         return None;
     }
     let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
@@ -41,7 +41,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-timeout", HeaderValue::from_static(value));
         headers.insert("content-type", HeaderValue::from_static(content_type));
-        timeout(&headers)
+        timeout(&headers, Dialect::of(&headers))
     }
 
     #[test]

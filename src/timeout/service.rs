@@ -49,11 +49,11 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let now = time::now();
-        let timeout = match grpc::timeout(request.headers()) {
+        let dialect = Dialect::of(request.headers());
+        let timeout = match grpc::timeout(request.headers(), dialect) {
             Some(shorter) => shorter.min(self.timeout),
             None => self.timeout,
         };
-        let dialect = Dialect::of(request.headers());
         let upload = (!request.body().is_end_stream()).then(Upload::default);
         let (request_guard, response_guard) = match &upload {
             None => (None, Guard::new(self.idle_timeout)),

@@ -9,10 +9,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{
-    Request, Response, StatusCode, Version,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
-};
+use http::{Request, Response, StatusCode, Version, header::CONTENT_LENGTH};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::PollSender;
 
@@ -24,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{TransportError, TransportErrorKind},
-    hop,
+    hop::{self, Found},
 };
 
 /// The future of [`Upstream`](super::Upstream).
@@ -204,11 +201,11 @@ impl<B: SendBody> Future for ResponseFuture<B> {
         };
         self.state = State::Done;
         Poll::Ready(result.map(|mut response| {
+            let found = hop::strip(response.headers_mut());
             // The length beside chunks is not that of the body (RFC 9112 section 6.3).
-            if response.headers().contains_key(TRANSFER_ENCODING) {
+            if found.any(Found::TRANSFER_ENCODING) {
                 response.headers_mut().remove(CONTENT_LENGTH);
             }
-            hop::strip(response.headers_mut());
             // The version of this hop says nothing about the next one.
             *response.version_mut() = Version::HTTP_11;
             response

@@ -8,16 +8,19 @@ use http::{
 use hyper::upgrade::OnUpgrade;
 
 use super::tunnel::Offer;
-use crate::{hop, member::Chosen};
+use crate::{
+    hop::{self, Found},
+    member::Chosen,
+};
 
 /// Makes an HTTP/1.1 request, and takes the client's side of an upgrade out of it.
 pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
-    let offer = strip(request, chosen);
+    let (offer, found) = strip(request, chosen);
     if request.version() == Version::HTTP_2 {
         join_cookies(request.headers_mut());
     }
     *request.version_mut() = Version::HTTP_11;
-    if !request.headers().contains_key(HOST) {
+    if !found.any(Found::HOST) {
         let authority = authority(chosen, None);
         let host =
             HeaderValue::try_from(authority.as_str()).expect("an authority is a header value");
@@ -29,7 +32,7 @@ pub(super) fn http1<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offe
 /// Makes an HTTP/2 request with the authority that the client asked for.
 pub(super) fn http2<B>(request: &mut Request<B>, chosen: &Chosen) {
     // HTTP/2 knows no upgrade: the request goes on without.
-    if strip(request, chosen).is_some() {
+    if strip(request, chosen).0.is_some() {
         drop_upgrade(request);
     }
     *request.version_mut() = Version::HTTP_2;
@@ -43,21 +46,23 @@ pub(super) fn http2<B>(request: &mut Request<B>, chosen: &Chosen) {
         Uri::from_parts(parts).expect("balance set the scheme; authority and path are here");
 }
 
-fn strip<B>(request: &mut Request<B>, chosen: &Chosen) -> Option<Offer> {
-    hop::strip(request.headers_mut());
-    // The gateway's own server answers it, when the body is first wanted.
-    request.headers_mut().remove(EXPECT);
-    if !hop::is_upgrade(request.headers()) {
-        return None;
+/// Leaves what is of this hop alone; returns what the head had.
+fn strip<B>(request: &mut Request<B>, chosen: &Chosen) -> (Option<Offer>, Found) {
+    let found = hop::strip(request.headers_mut());
+    if found.any(Found::EXPECT) {
+        // The gateway's own server answers it, when the body is first wanted.
+        request.headers_mut().remove(EXPECT);
     }
-    match request.extensions_mut().remove::<OnUpgrade>() {
-        Some(client) => Some(Offer::new(client, chosen.member())),
+    if !found.any(Found::UPGRADE) || !hop::is_upgrade(request.headers()) {
+        return (None, found);
+    }
+    let client = request.extensions_mut().remove::<OnUpgrade>();
+    if client.is_none() {
         // Nothing to tunnel to: the client's connection cannot leave HTTP.
-        None => {
-            drop_upgrade(request);
-            None
-        }
+        drop_upgrade(request);
     }
+    let offer = client.map(|client| Offer::new(client, chosen.member()));
+    (offer, found)
 }
 
 fn drop_upgrade<B>(request: &mut Request<B>) {

@@ -243,9 +243,8 @@ fn head(reader: &mut BufReader<TcpStream>) -> bool {
     false
 }
 
-/// The allocations of one request through a gateway whose cluster and route have these keys too.
-fn allocations_of_a_request(cluster: &str, route: &str) -> f64 {
-    const REQUESTS: u64 = 500;
+/// A gateway in this thread alone, whose cluster and route have these keys too.
+fn gateway(cluster: &str, route: &str) -> (tokio::runtime::Runtime, Node, tempfile::TempDir) {
     let text = format!(
         "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
          clusters: {{ c: {{ discovery: {{ type: static, endpoints: [ {{ address: \"{}\" }} ] }}, {cluster} }} }}\n\
@@ -262,8 +261,15 @@ fn allocations_of_a_request(cluster: &str, route: &str) -> f64 {
     let node = runtime
         .block_on(Node::start(ConfigFile::new(file)))
         .unwrap();
+    (runtime, node, folder)
+}
+
+/// The allocations of one request through a gateway whose cluster and route have these keys too.
+fn allocations_of_a_request(cluster: &str, route: &str) -> f64 {
+    const REQUESTS: u64 = 500;
+    let (runtime, node, _folder) = gateway(cluster, route);
     let address = node.address();
-    // The client is in a thread of its own, and the gateway in this one alone.
+    // The client is in a thread of its own.
     let (start, started) = std::sync::mpsc::channel::<()>();
     let (done, mut finished) = tokio::sync::mpsc::unbounded_channel();
     let client = thread::spawn(move || {
@@ -307,4 +313,43 @@ fn a_request_with_everything_armed_allocates_at_most_ten_times() {
                  rate_limit: [ { name: l, rate: 1000000/s, burst: 1000000, key: client_ip } ]";
     let armed = allocations_of_a_request(cluster, route);
     assert!(armed <= 10.0, "{armed}");
+}
+
+#[test]
+fn an_idle_connection_soon_keeps_little() {
+    const CONNECTIONS: i64 = 100;
+    let (runtime, node, _folder) = gateway("", "");
+    let address = node.address();
+    let (done, mut finished) = tokio::sync::mpsc::unbounded_channel();
+    thread::spawn(move || {
+        let ask = || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let request = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n";
+            stream.write_all(request).unwrap();
+            let mut reader = BufReader::new(stream);
+            assert!(head(&mut reader));
+            reader.read_exact(&mut [0; 1024]).unwrap();
+            reader
+        };
+        // The first ones make room for what is kept of an endpoint.
+        drop(ask());
+        done.send(()).unwrap();
+        let held: Vec<_> = (0..CONNECTIONS).map(|_| ask()).collect();
+        done.send(()).unwrap();
+        // They are open as long as the gateway is looked at.
+        thread::sleep(Duration::from_secs(100));
+        drop(held);
+    });
+    runtime.block_on(finished.recv()).unwrap();
+    let mut bytes = measure(|| runtime.block_on(finished.recv()).unwrap()).bytes_current;
+    println!("{} bytes for each at first", bytes / CONNECTIONS);
+    for _ in 0..300 {
+        if bytes <= 2048 * CONNECTIONS {
+            break;
+        }
+        let pause = || tokio::time::sleep(Duration::from_millis(100));
+        bytes += measure(|| runtime.block_on(async { pause().await })).bytes_current;
+    }
+    println!("{} bytes for each at last", bytes / CONNECTIONS);
+    assert!(bytes <= 2048 * CONNECTIONS, "{bytes}");
 }

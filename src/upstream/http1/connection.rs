@@ -119,6 +119,7 @@ impl<B: SendBody> Connection<B> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, Failure<B>>> {
+        let mut is_heard = false;
         if let Some(request) = self.request.take() {
             if self.is_reused {
                 // A task that has used up its budget is told nothing of its sockets.
@@ -130,11 +131,16 @@ impl<B: SendBody> Connection<B> {
                 if self.poll_disturbed(cx).is_ready() {
                     return Poll::Ready(Err(Failure::Unsent(request)));
                 }
+                is_heard = true;
             }
             self.begin(request).map_err(Failure::Error)?;
         }
         if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
             return Poll::Ready(Err(Failure::Error(error)));
+        }
+        // The look at the connection has left the waker: what is heard from now on wakes the task.
+        if is_heard && self.broken.is_none() {
+            return Poll::Pending;
         }
         self.poll_head(cx).map_err(Failure::Error)
     }
@@ -372,7 +378,7 @@ impl<B: SendBody> Connection<B> {
 
     /// Puts the connection back for the next request, if it can take one.
     pub(in crate::upstream) fn park(mut self: Box<Self>) {
-        if self.is_idle()
+        if self.is_over()
             && let Some(pool) = self.slot.pool()
         {
             self.is_reused = true;
@@ -388,17 +394,21 @@ impl<B: SendBody> Connection<B> {
         self.outgoing.trim();
     }
 
-    /// Whether the last exchange is over and nothing was heard since. The waker that the socket holds
-    /// afterwards does nothing, so that an idle connection never wakes the task that used it last.
-    pub(super) fn is_idle(&mut self) -> bool {
+    /// Whether the last exchange is over, and another one may follow. What the endpoint may have said
+    /// behind it shows when the connection is used again.
+    fn is_over(&self) -> bool {
         self.is_lasting
             && self.request.is_none()
             && self.is_sent()
             && self.is_received()
             && self.incoming.buffer.is_empty()
-            && self
-                .poll_disturbed(&mut Context::from_waker(Waker::noop()))
-                .is_pending()
+    }
+
+    /// Whether the last exchange is over and nothing was heard since. The waker that the socket holds
+    /// afterwards does nothing, so that an idle connection never wakes the task that used it last.
+    pub(super) fn is_idle(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.is_over() && self.poll_disturbed(&mut cx).is_pending()
     }
 }
 

@@ -10,6 +10,7 @@ use http::{
 use hyper::ext::ReasonPhrase;
 
 use super::{decode::Decoder, encode::number};
+use crate::hop;
 
 /// How long a head may be, and how many fields it may have.
 const MOST_BYTES: usize = 400 * 1024;
@@ -188,6 +189,10 @@ fn parse(
         let value = value.map_err(|_| InvalidHead::Field)?;
         if name == CONNECTION {
             connection.hear(&value);
+            // It says nothing to the client, and most endpoints say it each time.
+            if hop::lasts_alone(&value) {
+                continue;
+            }
         } else if name == TRANSFER_ENCODING {
             is_encoded = true;
             // The last coding of the last line counts.
