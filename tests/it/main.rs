@@ -62,3 +62,4 @@ mod together;
 mod verdicts;
 mod websocket;
 mod weights;
+mod workers;
