@@ -29,6 +29,15 @@ impl Worker {
         CURRENT.get()
     }
 
+    /// Its place among so many: those that were started together have different ones.
+    #[cfg_attr(
+        not(feature = "config"),
+        allow(dead_code, reason = "a configured node has stacks for each")
+    )]
+    pub(crate) fn among(self, count: usize) -> usize {
+        self.0 % count
+    }
+
     /// Makes this thread a worker, to its end. No other one ever had its number.
     #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "workers serve"))]
     pub(crate) fn begin() -> Self {

@@ -165,7 +165,7 @@ impl Node {
 
         let (listener, address) = listener;
         let default_id = default_id(address);
-        let mut gateway = Gateway::new(&plan.settings.store);
+        let mut gateway = Gateway::new(&plan.settings.store, workers.map_or(1, Workers::count));
         let redis = gateway.redis(&plan.settings);
         let membership = membership(&plan, address, &default_id, &mut gateway);
         let verdicts = verdicts(&plan, &membership, redis.clone());
