@@ -14,20 +14,23 @@
 use std::{
     convert::Infallible,
     future::ready,
-    io::{IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
+    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
+    thread::available_parallelism,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::runtime::Builder;
 use tower::service_fn;
 use tower_gateway::{
     config::{ConfigFile, Node, StartError},
-    node::{Listener, Server},
+    node::{Listener, Server, Workers},
 };
 
 const USAGE: &str = "\
@@ -35,14 +38,14 @@ usage: gateway [--config FILE [--check]] [--threads N] [--self-check]
 
   --config FILE   run a node from this file; without it, a demonstration
   --check         only check the file: exit status 0, or 2 with its mistakes
-  --threads N     worker threads (default: one for each core)
+  --threads N     threads that serve, each its part of the clients (default: one for each core)
   --self-check    run the demonstration, send it a few requests, and end";
 
 #[derive(Debug, Default)]
 struct Arguments {
     config: Option<PathBuf>,
     check: bool,
-    threads: Option<usize>,
+    threads: Option<NonZeroUsize>,
     self_check: bool,
 }
 
@@ -63,34 +66,47 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
         .init();
 
     if let (Some(path), true) = (&arguments.config, arguments.check) {
         return check(path);
     }
-    // A single thread needs no hand-over between threads at all.
-    let mut runtime = match arguments.threads {
-        Some(1) => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if let Some(threads) = arguments.threads {
-        runtime.worker_threads(threads);
-    }
-    let runtime = match runtime.enable_all().build() {
-        Ok(runtime) => runtime,
+    match serve(arguments) {
+        Ok(ended) => ended,
         Err(error) => {
-            eprintln!("the runtime cannot be started: {error}");
-            return ExitCode::FAILURE;
+            eprintln!("the threads cannot be started: {error}");
+            ExitCode::FAILURE
         }
+    }
+}
+
+/// Runs what is asked for. A single thread does it all; of several, each serves its part of the
+/// clients, beside this one, which follows endpoints and checks them.
+fn serve(arguments: Arguments) -> io::Result<ExitCode> {
+    let threads = match arguments.threads {
+        Some(threads) => threads,
+        None => available_parallelism()?,
     };
-    runtime.block_on(async {
+    let runtime = match std::env::var_os("GATEWAY_STEALING") {
+        Some(_) if threads.get() > 1 => Builder::new_multi_thread()
+            .worker_threads(threads.get())
+            .enable_all()
+            .build()?,
+        _ => Builder::new_current_thread().enable_all().build()?,
+    };
+    let workers = match threads.get() {
+        _ if std::env::var_os("GATEWAY_STEALING").is_some() => None,
+        1 if std::env::var_os("GATEWAY_WORKER").is_none() => None,
+        _ => Some(Workers::start(threads)?),
+    };
+    Ok(runtime.block_on(async {
         match arguments.config {
-            Some(path) => run(path).await,
-            None => demonstrate(arguments.self_check).await,
+            Some(path) => run(path, workers.as_ref()).await,
+            None => demonstrate(arguments.self_check, workers.as_ref()).await,
         }
-    })
+    }))
 }
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
@@ -106,9 +122,8 @@ fn arguments(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments
             "--check" => arguments.check = true,
             "--threads" => {
                 let text = value()?;
-                let threads = text.parse().ok().filter(|threads| *threads > 0);
-                let wrong = format!("--threads: expected a number from 1, found {text:?}");
-                arguments.threads = Some(threads.ok_or(wrong)?);
+                let wrong = |_| format!("--threads: expected a number from 1, found {text:?}");
+                arguments.threads = Some(text.parse().map_err(wrong)?);
             }
             "--self-check" => arguments.self_check = true,
             "--help" | "-h" => return Ok(None),
@@ -139,9 +154,17 @@ fn check(path: &PathBuf) -> ExitCode {
     }
 }
 
+async fn start(path: PathBuf, workers: Option<&Workers>) -> Result<Node, StartError> {
+    let file = ConfigFile::new(path);
+    match workers {
+        Some(workers) => Node::start_on(file, workers).await,
+        None => Node::start(file).await,
+    }
+}
+
 /// Runs a node until it is told to stop.
-async fn run(path: PathBuf) -> ExitCode {
-    match Node::start(ConfigFile::new(path)).await {
+async fn run(path: PathBuf, workers: Option<&Workers>) -> ExitCode {
+    match start(path, workers).await {
         Ok(mut node) => {
             node.heed_signals();
             announce(&node);
@@ -164,7 +187,7 @@ fn announce(node: &Node) {
     if let Some(admin) = node.admin_address() {
         lines.push_str(&format!("admin on {admin}\n"));
     }
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(lines.as_bytes())
         .and_then(|()| stdout.flush());
@@ -174,8 +197,8 @@ fn announce(node: &Node) {
 }
 
 /// Three backends and a gateway over them, from a file as a user would write it.
-async fn demonstrate(self_check: bool) -> ExitCode {
-    match demonstration().await {
+async fn demonstrate(self_check: bool, workers: Option<&Workers>) -> ExitCode {
+    match demonstration(workers).await {
         Ok((mut node, backends, folder)) => {
             if !self_check {
                 node.heed_signals();
@@ -206,7 +229,9 @@ async fn demonstrate(self_check: bool) -> ExitCode {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn demonstration() -> Result<(Node, Vec<Server>, tempfile::TempDir), BoxError> {
+async fn demonstration(
+    workers: Option<&Workers>,
+) -> Result<(Node, Vec<Server>, tempfile::TempDir), BoxError> {
     let mut backends = Vec::new();
     let mut endpoints = String::new();
     for name in ["one", "two", "three"] {
@@ -236,12 +261,12 @@ routes:
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("gateway.yaml");
     std::fs::write(&path, text)?;
-    let node = Node::start(ConfigFile::new(path)).await?;
+    let node = start(path, workers).await?;
     Ok((node, backends, folder))
 }
 
 /// A backend that says its name.
-async fn backend(name: &'static str) -> std::io::Result<(Server, SocketAddr)> {
+async fn backend(name: &'static str) -> io::Result<(Server, SocketAddr)> {
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let address = listener.local_addr()?;
     let service = service_fn(move |request: Request<Incoming>| {

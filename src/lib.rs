@@ -171,6 +171,7 @@ pub mod timeout;
 #[cfg(feature = "client")]
 pub mod upstream;
 mod verdict;
+mod worker;
 #[cfg(feature = "file")]
 #[allow(
     dead_code,

@@ -22,6 +22,7 @@ use crate::{
     outcome::{Class, End, Fault, Head, Outcome},
     sync::Mutex,
     time,
+    worker::Worker,
 };
 
 /// One endpoint of a cluster.
@@ -210,7 +211,19 @@ impl Member {
         owner: &Owner,
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
-        self.live.attachments.find_or_insert(owner, init)
+        self.live.attachments.find_or_insert(owner, None, init)
+    }
+
+    /// What `owner` has attached to this instance for the worker that this thread is; as
+    /// [`attachment`](Self::attachment) in all else.
+    #[cfg(feature = "client")]
+    pub(crate) fn attachment_of_worker<T: Send + Sync + 'static>(
+        &self,
+        owner: &Owner,
+        init: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        let worker = Some(Worker::current());
+        self.live.attachments.find_or_insert(owner, worker, init)
     }
 }
 
@@ -235,6 +248,8 @@ struct Attachments(ArcSwap<Vec<Attachment>>);
 #[derive(Clone)]
 struct Attachment {
     owner: Weak<()>,
+    /// Whose it is; none for what is everybody's.
+    worker: Option<Worker>,
     value: Arc<dyn Any + Send + Sync>,
 }
 
@@ -242,24 +257,27 @@ impl Attachments {
     fn find_or_insert<T: Send + Sync + 'static>(
         &self,
         owner: &Owner,
+        worker: Option<Worker>,
         init: impl FnOnce() -> T,
     ) -> Arc<T> {
-        let found = find(&self.0.load(), owner).unwrap_or_else(|| {
+        let found = find(&self.0.load(), owner, worker).unwrap_or_else(|| {
             let value: Arc<dyn Any + Send + Sync> = Arc::new(init());
             // Another thread may have been faster: the first one stands.
-            self.0.rcu(|attached| match find(attached, owner) {
+            self.0.rcu(|attached| match find(attached, owner, worker) {
                 Some(_) => Arc::clone(attached),
                 None => {
                     let alive = attached.iter().filter(|one| one.owner.strong_count() > 0);
                     let mut attached: Vec<_> = alive.cloned().collect();
                     attached.push(Attachment {
                         owner: Arc::downgrade(&owner.0),
+                        worker,
                         value: Arc::clone(&value),
                     });
                     Arc::new(attached)
                 }
             });
-            find(&self.0.load(), owner).expect("an owner that is alive keeps its attachment")
+            find(&self.0.load(), owner, worker)
+                .expect("an owner that is alive keeps its attachment")
         });
         found
             .downcast()
@@ -267,8 +285,14 @@ impl Attachments {
     }
 }
 
-fn find(attached: &[Attachment], owner: &Owner) -> Option<Arc<dyn Any + Send + Sync>> {
-    let is_owned = |one: &&Attachment| std::ptr::eq(one.owner.as_ptr(), Arc::as_ptr(&owner.0));
+fn find(
+    attached: &[Attachment],
+    owner: &Owner,
+    worker: Option<Worker>,
+) -> Option<Arc<dyn Any + Send + Sync>> {
+    let is_owned = |one: &&Attachment| {
+        std::ptr::eq(one.owner.as_ptr(), Arc::as_ptr(&owner.0)) && one.worker == worker
+    };
     Some(Arc::clone(&attached.iter().find(is_owned)?.value))
 }
 

@@ -1,6 +1,6 @@
 //! The clusters and routes of a plan, brought to life and kept alive from one plan to the next.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 use tower::Layer;
 
@@ -50,6 +50,8 @@ pub(super) struct Gateway {
     redis: Option<Connection>,
     etcds: Etcds,
     own: Own,
+    /// How many stacks each route has.
+    workers: usize,
 }
 
 /// The attempts of one route at one cluster, with the budgets that they are out of.
@@ -62,8 +64,8 @@ struct RunningFailover {
 }
 
 impl Gateway {
-    /// With nothing in it yet, and the store that it keeps for good.
-    pub(super) fn new(store: &StoreSettings) -> Self {
+    /// With nothing in it yet, and the store that it keeps for good, for so many workers.
+    pub(super) fn new(store: &StoreSettings, workers: usize) -> Self {
         let shared = store.redis.as_ref().map(|redis| {
             Redis::new(redis.limit_connection(), &redis.namespace).budget(redis.timeout)
         });
@@ -83,6 +85,7 @@ impl Gateway {
             redis: None,
             etcds: Etcds::default(),
             own: Own::default(),
+            workers,
         }
     }
 
@@ -235,12 +238,17 @@ impl Gateway {
             let fallback = fallback.and_then(|failover| failover.fallback.as_ref());
             let fallback = fallback.map(|name| self.clusters[name].backend(None));
             let running = &self.clusters[&share.cluster];
-            let stack = running.stack(share.subset.as_ref(), failover, fallback);
-            let cached = match (&route.cache, &self.cache) {
-                (Some(settings), Some(cache)) => cache_layer(settings, cache).layer(stack),
-                _ => Cache::off(stack),
+            let stack = || {
+                let subset = share.subset.as_ref();
+                let stack = running.stack(subset, failover.clone(), fallback.clone());
+                let cached = match (&route.cache, &self.cache) {
+                    (Some(settings), Some(cache)) => cache_layer(settings, cache).layer(stack),
+                    _ => Cache::off(stack),
+                };
+                timeout.layer(limit.layer(cached))
             };
-            stacks.push((timeout.layer(limit.layer(cached)), share.weight));
+            let of_workers = iter::repeat_with(stack).take(self.workers).collect();
+            stacks.push((of_workers, share.weight));
         }
         Target::new(stacks)
     }

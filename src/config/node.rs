@@ -35,7 +35,7 @@ use crate::{
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
     monitor::Monitor,
-    node::{Listener, Membership, Server, Verdicts},
+    node::{Listener, Membership, Server, Verdicts, Workers},
     redis::Connection,
     register::RegistrationState,
     store::{ConfigStore, EtcdStore, RedisBus, RedisStore},
@@ -139,6 +139,20 @@ impl Node {
     ///
     /// When the configuration cannot be used or an address cannot be bound; then nothing listens.
     pub async fn start(file: ConfigFile) -> Result<Self, StartError> {
+        Self::begin(file, None).await
+    }
+
+    /// Loads the file and starts to serve on workers. All that is no request goes on where this is
+    /// called: discovery, health checks, reloads, the admin address.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_on(file: ConfigFile, workers: &Workers) -> Result<Self, StartError> {
+        Self::begin(file, Some(workers)).await
+    }
+
+    async fn begin(file: ConfigFile, workers: Option<&Workers>) -> Result<Self, StartError> {
         let taken = file.stamp().ok();
         let (file, plan) = load(file).await;
         let plan = plan?;
@@ -151,7 +165,7 @@ impl Node {
 
         let (listener, address) = listener;
         let default_id = default_id(address);
-        let mut gateway = Gateway::new(&plan.settings.store);
+        let mut gateway = Gateway::new(&plan.settings.store, workers.map_or(1, Workers::count));
         let redis = gateway.redis(&plan.settings);
         let membership = membership(&plan, address, &default_id, &mut gateway);
         let verdicts = verdicts(&plan, &membership, redis.clone());
@@ -210,10 +224,17 @@ impl Node {
             (listener.serve(move |_| router.clone()), address)
         });
         let serving = Arc::clone(&state);
-        let server = listener.serve(move |peer| {
+        let make = move |peer| {
             let edge = EdgeLayer::new().shared_hops(Arc::clone(&serving.trusted_hops));
             edge.layer(serving.routes.clone()).peer(peer)
-        });
+        };
+        let server = match workers {
+            Some(workers) => {
+                let serving = listener.serve_on(workers, make);
+                serving.map_err(|source| not_bound("node.listen", address, source))?
+            }
+            None => listener.serve(make),
+        };
         state.admin.set_refusals(Arc::clone(server.refusals()));
         Ok(Self {
             file,
@@ -489,14 +510,18 @@ async fn bind(
     key: &'static str,
     address: SocketAddr,
 ) -> Result<(Listener, SocketAddr), StartError> {
-    let failed = |source| StartError::Bind {
-        key,
-        address,
-        source,
-    };
+    let failed = |source| not_bound(key, address, source);
     let listener = Listener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
+}
+
+fn not_bound(key: &'static str, address: SocketAddr, source: io::Error) -> StartError {
+    StartError::Bind {
+        key,
+        address,
+        source,
+    }
 }
 
 /// The name of the host and the port.

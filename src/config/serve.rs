@@ -27,6 +27,7 @@ use crate::{
     route::{self, Table},
     timeout::{Timeout, body::TimeoutBody},
     upstream::{self, Upstream},
+    worker::Worker,
 };
 
 /// The request body as clients send it.
@@ -52,17 +53,19 @@ pub(super) type Stack = ErrorResponse<Failover<Backend>>;
 /// The layers of a route over those of its cluster.
 pub(super) type RouteStack = Timeout<RateLimit<Cache<Stack>>>;
 
-/// A stack that requests share: to be called, it needs nothing but to be called by one at a time.
+/// Stacks that requests share: to be called, one needs nothing but to be called by one at a time.
 struct Share {
+    /// One for each worker, with counts of its own of who uses its parts.
+    ready: Box<[Mutex<RouteStack>]>,
+    /// For who finds the one of its worker in use: those who are no workers have one among them.
     stack: RouteStack,
-    /// The one that is called.
-    ready: Mutex<RouteStack>,
 }
 
 impl Share {
-    fn new(stack: RouteStack) -> Self {
+    fn new(stacks: Vec<RouteStack>) -> Self {
+        let stack = stacks.first().expect("somebody serves").clone();
         Self {
-            ready: Mutex::new(stack.clone()),
+            ready: stacks.into_iter().map(Mutex::new).collect(),
             stack,
         }
     }
@@ -71,8 +74,9 @@ impl Share {
         &self,
         request: Request<ClientBody>,
     ) -> <RouteStack as Service<Request<ClientBody>>>::Future {
+        let ready = &self.ready[Worker::current().among(self.ready.len())];
         // The upstream client below is always ready, and so is each layer above it.
-        match self.ready.try_lock() {
+        match ready.try_lock() {
             Some(mut ready) => ready.call(request),
             // Another thread is at it: a clone counts up all that is in it, which beats to wait.
             None => self.stack.clone().call(request),
@@ -88,11 +92,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Splits requests among these stacks in proportion to their weights.
-    pub(super) fn new(shares: impl IntoIterator<Item = (RouteStack, u32)>) -> Self {
+    /// Splits requests among these stacks, of which there is one for each worker, in proportion to
+    /// their weights.
+    pub(super) fn new(shares: impl IntoIterator<Item = (Vec<RouteStack>, u32)>) -> Self {
         let shares = shares.into_iter();
         let (shares, weights): (Vec<_>, Vec<_>) = shares
-            .map(|(stack, weight)| (Share::new(stack), f64::from(weight)))
+            .map(|(stacks, weight)| (Share::new(stacks), f64::from(weight)))
             .unzip();
         Self {
             shares: shares.into(),

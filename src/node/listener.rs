@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tower::Service;
 
-use super::{Server, connection::ServeBody};
+use super::{Server, Workers, connection::ServeBody};
 
 /// A bound address that speaks HTTP/1.1 and HTTP/2 with prior knowledge.
 ///
@@ -79,5 +79,22 @@ impl Listener {
         B: ServeBody,
     {
         Server::start(self, make)
+    }
+
+    /// Starts to serve on workers, of which each takes its part of the clients; as
+    /// [`serve`](Self::serve) in all else. `make` is called by the worker that accepts.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system does not let the workers have the socket.
+    pub fn serve_on<M, S, B>(self, workers: &Workers, make: M) -> io::Result<Server>
+    where
+        M: Fn(SocketAddr) -> S + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: ServeBody,
+    {
+        Server::start_on(self, workers, make)
     }
 }

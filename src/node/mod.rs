@@ -86,8 +86,12 @@ mod server;
 #[cfg(feature = "server")]
 mod socket;
 #[cfg(feature = "server")]
+mod spread;
+#[cfg(feature = "server")]
 mod stall;
 mod verdicts;
+#[cfg(feature = "server")]
+mod workers;
 
 #[cfg(feature = "server")]
 pub use connection::ServeBody;
@@ -97,3 +101,5 @@ pub use membership::{Membership, NodeState, NodeView, Peers};
 #[cfg(feature = "server")]
 pub use server::Server;
 pub use verdicts::{VerdictCounts, Verdicts};
+#[cfg(feature = "server")]
+pub use workers::Workers;

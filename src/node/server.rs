@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    fmt, io,
+    fmt, io, iter,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -18,15 +18,17 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    net::TcpStream,
-    sync::{Semaphore, watch},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinHandle,
 };
 use tower::Service;
 
 use super::{
-    Listener,
+    Listener, Workers,
     connection::{Connection, Counted, Link, Protocols, ServeBody},
+    spread::siblings,
+    workers::{Place, Seat},
 };
 use crate::{refusal::Refusals, time};
 
@@ -46,10 +48,12 @@ const LAST_LOOK: Duration = Duration::from_millis(10);
 /// A running server. Dropping it stops accepting; connections that are open go on.
 pub struct Server {
     connections: Arc<Connections>,
-    /// Ends the task that accepts.
+    /// Ends the tasks that accept.
     stop: watch::Sender<bool>,
-    accept: JoinHandle<()>,
+    accept: Vec<JoinHandle<()>>,
     sweep: JoinHandle<()>,
+    /// They go on for as long as they serve.
+    _workers: Option<Workers>,
 }
 
 /// The open connections.
@@ -90,21 +94,65 @@ impl Server {
         S::Future: Send + 'static,
         B: ServeBody,
     {
-        let connections = Arc::new(Connections {
-            links: Mutex::default(),
-            open: watch::Sender::new(0),
-            sweeps: Arc::default(),
-            refusals: Arc::default(),
-        });
-        let sweep = tokio::spawn(sweep(Arc::clone(&connections), listener.keep_alive));
+        let ground = Ground::new(listener.max_connections);
         let (stop, stopped) = watch::channel(false);
-        let accept = tokio::spawn(accept(listener, make, Arc::clone(&connections), stopped));
+        let sweep = tokio::spawn(ground.sweep(listener.keep_alive));
+        let acceptor = Acceptor {
+            socket: listener.socket,
+            make,
+            ground: ground.clone(),
+            place: None,
+        };
         Self {
-            connections,
+            connections: ground.connections,
+            stop,
+            accept: vec![tokio::spawn(acceptor.run(stopped))],
+            sweep,
+            _workers: None,
+        }
+    }
+
+    pub(super) fn start_on<M, S, B>(
+        listener: Listener,
+        workers: &Workers,
+        make: M,
+    ) -> io::Result<Self>
+    where
+        M: Fn(SocketAddr) -> S + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: ServeBody,
+    {
+        let first = listener.socket.into_std()?;
+        let further = siblings(&first, workers.count() - 1).unwrap_or_else(|error| {
+            tracing::warn!(event = "one_socket", %error, "one worker accepts for all");
+            Vec::new()
+        });
+        let ground = Ground::new(listener.max_connections);
+        let (stop, stopped) = watch::channel(false);
+        let mut accept = Vec::new();
+        for (socket, place) in iter::once(first).chain(further).zip(workers.places()) {
+            let runtime = place.runtime().clone();
+            let entered = runtime.enter();
+            let acceptor = Acceptor {
+                socket: TcpListener::from_std(socket)?,
+                make: make.clone(),
+                ground: ground.clone(),
+                place: Some(place),
+            };
+            accept.push(runtime.spawn(acceptor.run(stopped.clone())));
+            drop(entered);
+        }
+        let place = workers.places().next().expect("there is one at least");
+        let sweep = place.runtime().spawn(ground.sweep(listener.keep_alive));
+        Ok(Self {
+            connections: ground.connections,
             stop,
             accept,
             sweep,
-        }
+            _workers: Some(workers.clone()),
+        })
     }
 
     /// The number of open connections.
@@ -152,7 +200,7 @@ impl Server {
         self.stop.send_replace(true);
         self.connections.each(Stage::Leave, Link::finish);
         // Who is in the backlog gets a moment to ask: a connection that is told to finish before
-        // its first byte was read would be reset. The one who accepts drops his end when he stops.
+        // its first byte was read would be reset. Those who accept drop their ends when they stop.
         let accepted = tokio::time::timeout_at(until.into(), self.stop.closed()).await;
         let late = until.min(time::now() + LEAVING);
         if accepted.is_ok() && self.empty(late).await {
@@ -177,7 +225,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.accept.abort();
+        self.accept.iter().for_each(JoinHandle::abort);
         self.sweep.abort();
         self.connections.unwatch();
     }
@@ -235,6 +283,8 @@ impl Connections {
 struct Entry {
     number: u64,
     connections: Arc<Connections>,
+    /// Where it is, among workers.
+    seat: Option<Seat>,
 }
 
 impl Drop for Entry {
@@ -243,67 +293,140 @@ impl Drop for Entry {
     }
 }
 
-async fn accept<M, S, B>(
-    listener: Listener,
-    make: M,
+/// What all who accept for a server have in common.
+#[derive(Clone)]
+struct Ground {
     connections: Arc<Connections>,
-    mut stopped: watch::Receiver<bool>,
-) where
-    M: Fn(SocketAddr) -> S,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    S: Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: ServeBody,
-{
-    let protocols = Arc::new(Protocols::new());
-    let slots = Arc::new(Semaphore::new(listener.max_connections));
-    let mut over = pin!(async {
-        // A server that was dropped wants no more clients either.
-        stopped.wait_for(|stopped| *stopped).await.ok();
-        tokio::time::sleep(LAST_LOOK).await;
-    });
-    loop {
-        let slot = tokio::select! {
-            // A free slot is for who is in the backlog.
-            biased;
-            slot = Arc::clone(&slots).acquire_owned() => slot.expect("it is never closed"),
-            () = over.as_mut() => return,
+    slots: Arc<Semaphore>,
+}
+
+impl Ground {
+    fn new(max_connections: usize) -> Self {
+        let connections = Connections {
+            links: Mutex::default(),
+            open: watch::Sender::new(0),
+            sweeps: Arc::default(),
+            refusals: Arc::default(),
         };
-        let accepted = tokio::select! {
-            // Who is in the backlog of the operating system is served yet: it would be reset.
-            biased;
-            accepted = listener.socket.accept() => accepted,
-            () = over.as_mut() => return,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                rest_after(&error).await;
-                continue;
-            }
-        };
-        if let Err(error) = prepare(&stream) {
-            tracing::debug!(%error, "connection of a client closed at once");
-            continue;
+        Self {
+            connections: Arc::new(connections),
+            slots: Arc::new(Semaphore::new(max_connections)),
         }
+    }
+
+    fn sweep(&self, keep_alive: Duration) -> impl Future<Output = ()> + use<> {
+        sweep(Arc::clone(&self.connections), keep_alive)
+    }
+}
+
+/// Takes connections from one socket.
+struct Acceptor<M> {
+    socket: TcpListener,
+    make: M,
+    ground: Ground,
+    /// The worker that it runs on; none on the runtime of an application.
+    place: Option<Place>,
+}
+
+impl<M> Acceptor<M> {
+    async fn run<S, B>(self, mut stopped: watch::Receiver<bool>)
+    where
+        M: Fn(SocketAddr) -> S,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: ServeBody,
+    {
+        let protocols = Arc::new(Protocols::new());
+        let mut over = pin!(async {
+            // A server that was dropped wants no more clients either.
+            stopped.wait_for(|stopped| *stopped).await.ok();
+            tokio::time::sleep(LAST_LOOK).await;
+        });
+        loop {
+            let accepted = tokio::select! {
+                // Who is in the backlog of the operating system is served yet: it would be reset.
+                biased;
+                accepted = self.socket.accept() => accepted,
+                () = over.as_mut() => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    rest_after(&error).await;
+                    continue;
+                }
+            };
+            // Not before: who waits for a client must not keep a slot from another one's.
+            let slot = tokio::select! {
+                // A free slot is for who is there.
+                biased;
+                slot = Arc::clone(&self.ground.slots).acquire_owned() => slot,
+                () = over.as_mut() => return,
+            };
+            let slot = slot.expect("it is never closed");
+            if let Err(error) = self.begin(stream, peer, slot, &protocols) {
+                tracing::debug!(%error, "connection of a client closed at once");
+            }
+        }
+    }
+
+    /// Serves a connection in a task of its own.
+    fn begin<S, B>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+        protocols: &Arc<Protocols>,
+    ) -> io::Result<()>
+    where
+        M: Fn(SocketAddr) -> S,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: ServeBody,
+    {
+        prepare(&stream)?;
+        let connections = &self.ground.connections;
         let (number, link) = connections.add();
         let entry = Entry {
             number,
-            connections: Arc::clone(&connections),
+            connections: Arc::clone(connections),
+            seat: self.place.as_ref().map(Place::seat),
         };
         let service = Counted::new(
-            make(peer),
+            (self.make)(peer),
             link,
             Arc::clone(&connections.sweeps),
             Arc::clone(&connections.refusals),
         );
-        let connection = Connection::new(&protocols, stream, slot, service);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let protocols = Arc::clone(protocols);
+        let serve = move |stream| async move {
+            if let Err(error) = Connection::new(&protocols, stream, slot, service).await {
                 tracing::debug!(event = "client_connection", %peer, %error, "connection ended");
             }
-            drop(entry);
-        });
+        };
+        match (entry.seat.as_ref().map(Seat::place), &self.place) {
+            (Some(there), Some(here)) if !there.is_at(here) => {
+                // The runtime that drives the socket is the one that serves it.
+                let stream = stream.into_std()?;
+                let runtime = there.runtime().clone();
+                runtime.spawn(async move {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => serve(stream).await,
+                        Err(error) => tracing::debug!(%error, "connection of a client was lost"),
+                    }
+                    drop(entry);
+                });
+            }
+            _ => {
+                tokio::spawn(async move {
+                    serve(stream).await;
+                    drop(entry);
+                });
+            }
+        }
+        Ok(())
     }
 }
 

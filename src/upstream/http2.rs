@@ -26,6 +26,7 @@ use crate::{
     endpoint::Address,
     error::{TransportError, TransportErrorKind},
     health::{Pass, Resource},
+    worker::Worker,
 };
 
 /// How often a connection with requests in flight is pinged, and how long the answer may take.
@@ -35,7 +36,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a request that was never written is given to another connection.
 const DISPATCHES: usize = 3;
 
-/// The connections to one endpoint.
+/// The connections to one endpoint. A worker shares those that its own runtime drives, unless it may
+/// not make one.
 pub(super) struct Pool<B> {
     address: Address,
     settings: Arc<Settings>,
@@ -44,9 +46,17 @@ pub(super) struct Pool<B> {
 
 struct State<B> {
     connections: Vec<Arc<Connection<B>>>,
-    /// The connection that is being made, which every request without one waits for.
-    connecting: Option<watch::Receiver<Connecting>>,
+    /// The connection that each worker makes, which every request there that has none waits for.
+    connecting: Vec<(Worker, watch::Receiver<Connecting>)>,
     sweeping: bool,
+}
+
+/// What a worker is to do that has no connection to share and makes none.
+enum Due<B> {
+    Make(Pass),
+    /// Another worker makes the last one that there may be.
+    Await(watch::Receiver<Connecting>),
+    Join(Arc<Connection<B>>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +95,8 @@ impl From<Failure> for TransportError {
 }
 
 struct Connection<B> {
+    /// Whose runtime drives it.
+    worker: Worker,
     sender: SendRequest<RequestBody<B>>,
     streams: AtomicUsize,
     /// Sweeps since there was a stream.
@@ -93,16 +105,41 @@ struct Connection<B> {
 }
 
 impl<B: SendBody> State<B> {
-    fn least_busy(&mut self) -> Option<&Arc<Connection<B>>> {
+    /// The connections that are open.
+    fn open(&mut self) -> impl Iterator<Item = &Arc<Connection<B>>> {
         self.connections
             .retain(|connection| !connection.sender.is_closed());
-        self.connections
-            .iter()
-            .min_by_key(|connection| connection.streams.load(Relaxed))
+        self.connections.iter()
+    }
+
+    fn least_busy(&mut self) -> Option<Arc<Connection<B>>> {
+        let least = self.open().min_by_key(|connection| connection.streams());
+        least.map(Arc::clone)
+    }
+
+    /// Of those of one worker.
+    fn least_busy_of(&mut self, worker: Worker) -> Option<Arc<Connection<B>>> {
+        let own = self.open().filter(|connection| connection.worker == worker);
+        let least = own.min_by_key(|connection| connection.streams());
+        least.map(Arc::clone)
+    }
+
+    /// The connection that the worker makes.
+    fn connecting_of(&mut self, worker: Worker) -> Option<&watch::Receiver<Connecting>> {
+        // One whose task is gone, by a panic of the connector, is not waited for.
+        self.connecting
+            .retain(|(_, connecting)| connecting.has_changed().is_ok());
+        let mut connecting = self.connecting.iter();
+        let (_, own) = connecting.find(|(whose, _)| *whose == worker)?;
+        Some(own)
     }
 }
 
 impl<B> Connection<B> {
+    fn streams(&self) -> usize {
+        self.streams.load(Relaxed)
+    }
+
     /// One more stream, which shares the connection with too many when it is pending.
     fn stream(self: &Arc<Self>, pending: Option<Pass>) -> Stream<B> {
         // A connection in use is not idle, even if no sweep ever sees a stream.
@@ -134,7 +171,7 @@ impl<B: SendBody> Pool<B> {
             settings,
             state: Mutex::new(State {
                 connections: Vec::new(),
-                connecting: None,
+                connecting: Vec::new(),
                 sweeping: false,
             }),
         }
@@ -177,30 +214,26 @@ impl<B: SendBody> Pool<B> {
     }
 
     async fn stream(self: &Arc<Self>) -> Result<Stream<B>, TransportError> {
+        let worker = Worker::current();
         loop {
             let mut connecting = {
                 let mut state = self.state.lock();
-                if let Some(stream) = self.share(&mut state) {
+                if let Some(stream) = self.share(&mut state, worker) {
                     return stream;
                 }
-                match &state.connecting {
-                    // One whose task is gone, by a panic of the connector, is not waited for.
-                    Some(connecting) if connecting.has_changed().is_ok() => connecting.clone(),
-                    _ => {
-                        let pass = match self.settings.breaker.enter(Resource::Connections) {
-                            Ok(pass) => pass,
-                            Err(resource) => match state.least_busy().map(Arc::clone) {
-                                Some(least) => return self.join(&state, &least),
-                                // Each endpoint may have one.
-                                None => self.settings.breaker.force(resource),
-                            },
-                        };
-                        let (made, connecting) = watch::channel(Connecting::Yes);
-                        state.connecting = Some(connecting.clone());
-                        // A task of its own: the request that began it may go away.
-                        tokio::spawn(Arc::clone(self).connect(made, pass));
-                        connecting
-                    }
+                match state.connecting_of(worker) {
+                    Some(own) => own.clone(),
+                    None => match self.due(&mut state) {
+                        Due::Make(pass) => {
+                            let (made, connecting) = watch::channel(Connecting::Yes);
+                            state.connecting.push((worker, connecting.clone()));
+                            // A task of its own: the request that began it may go away.
+                            tokio::spawn(Arc::clone(self).connect(worker, made, pass));
+                            connecting
+                        }
+                        Due::Await(connecting) => connecting,
+                        Due::Join(least) => return self.join(&state, &least),
+                    },
                 }
             };
             let made = connecting
@@ -210,7 +243,7 @@ impl<B: SendBody> Pool<B> {
                 Ok(Connecting::Failed(failure)) => {
                     // A busy connection is better than none.
                     let mut state = self.state.lock();
-                    let Some(least) = state.least_busy().map(Arc::clone) else {
+                    let Some(least) = state.least_busy() else {
                         return Err((*failure).into());
                     };
                     return self.join(&state, &least);
@@ -222,13 +255,42 @@ impl<B: SendBody> Pool<B> {
     }
 
     /// A share of the least busy connection, unless a further connection is due.
-    fn share(&self, state: &mut State<B>) -> Option<Result<Stream<B>, TransportError>> {
-        let least = Arc::clone(state.least_busy()?);
-        let is_busy = least.streams.load(Relaxed) >= self.settings.max_streams;
-        if is_busy && state.connections.len() < self.settings.max_connections {
+    fn share(
+        &self,
+        state: &mut State<B>,
+        worker: Worker,
+    ) -> Option<Result<Stream<B>, TransportError>> {
+        let own = state.least_busy_of(worker);
+        if let Some(own) = own.filter(|own| own.streams() < self.settings.max_streams) {
+            return Some(self.join(state, &own));
+        }
+        if state.connecting_of(worker).is_some() || self.has_room(state) {
             return None;
         }
+        let least = state.least_busy()?;
         Some(self.join(state, &least))
+    }
+
+    /// Whether there may be a further connection beside those of all workers.
+    fn has_room(&self, state: &State<B>) -> bool {
+        let connections = state.connections.len() + state.connecting.len();
+        connections < self.settings.max_connections
+    }
+
+    fn due(&self, state: &mut State<B>) -> Due<B> {
+        if self.has_room(state)
+            && let Ok(pass) = self.settings.breaker.enter(Resource::Connections)
+        {
+            return Due::Make(pass);
+        }
+        if let Some(least) = state.least_busy() {
+            return Due::Join(least);
+        }
+        match state.connecting.first() {
+            Some((_, of_another)) => Due::Await(of_another.clone()),
+            // Each endpoint may have one.
+            None => Due::Make(self.settings.breaker.force(Resource::Connections)),
+        }
     }
 
     /// A share of the least busy connection, unless too many requests are on all of them already.
@@ -243,13 +305,12 @@ impl<B: SendBody> Pool<B> {
             ..
         } = *self.settings;
         let mut pending = None;
-        if least.streams.load(Relaxed) >= max_streams {
+        if least.streams() >= max_streams {
             let overloaded = || TransportError::new(TransportErrorKind::Overloaded);
             let entered = self.settings.breaker.enter(Resource::Pending);
             pending = Some(entered.map_err(|_| overloaded())?);
-            let beyond = |connection: &Arc<Connection<B>>| {
-                connection.streams.load(Relaxed).saturating_sub(max_streams)
-            };
+            let beyond =
+                |connection: &Arc<Connection<B>>| connection.streams().saturating_sub(max_streams);
             if state.connections.iter().map(beyond).sum::<usize>() >= max_pending {
                 return Err(overloaded());
             }
@@ -257,10 +318,10 @@ impl<B: SendBody> Pool<B> {
         Ok(least.stream(pending))
     }
 
-    async fn connect(self: Arc<Self>, made: watch::Sender<Connecting>, pass: Pass) {
-        let outcome = self.open(pass).await;
+    async fn connect(self: Arc<Self>, worker: Worker, made: watch::Sender<Connecting>, pass: Pass) {
+        let outcome = self.open(worker, pass).await;
         let mut state = self.state.lock();
-        state.connecting = None;
+        state.connecting.retain(|(whose, _)| *whose != worker);
         let connecting = match outcome {
             Ok(connection) => {
                 state.connections.push(connection);
@@ -287,7 +348,7 @@ impl<B: SendBody> Pool<B> {
         made.send_replace(connecting);
     }
 
-    async fn open(&self, pass: Pass) -> Result<Arc<Connection<B>>, TransportError> {
+    async fn open(&self, worker: Worker, pass: Pass) -> Result<Arc<Connection<B>>, TransportError> {
         let Settings {
             connector,
             connect_timeout,
@@ -307,6 +368,7 @@ impl<B: SendBody> Pool<B> {
             }
         });
         Ok(Arc::new(Connection {
+            worker,
             sender,
             streams: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
@@ -326,7 +388,7 @@ impl<B: SendBody> Pool<B> {
     fn sweep(&self) -> bool {
         let mut state = self.state.lock();
         state.connections.retain(|connection| {
-            let sweeps = if connection.streams.load(Relaxed) == 0 {
+            let sweeps = if connection.streams() == 0 {
                 connection.idle.fetch_add(1, Relaxed) + 1
             } else {
                 connection.idle.store(0, Relaxed);

@@ -198,8 +198,11 @@ impl<B: SendBody> Service<Request<B>> for Upstream<B> {
         match self.settings.protocol {
             Protocol::Http1 => {
                 let upgrade = prepare::http1(&mut request, &chosen);
-                let pool = member.attachment(&self.owner, || {
-                    http1::Pool::new(address(), Arc::clone(&self.settings))
+                let pool = member.attachment_of_worker(&self.owner, || {
+                    let common = member.attachment(&self.owner, || {
+                        http1::Common::new(address(), Arc::clone(&self.settings))
+                    });
+                    http1::Pool::new(common)
                 });
                 ResponseFuture::http1(pool, request, upgrade)
             }

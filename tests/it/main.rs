@@ -63,3 +63,4 @@ mod together;
 mod verdicts;
 mod websocket;
 mod weights;
+mod workers;

@@ -11,4 +11,4 @@ mod head;
 mod pool;
 
 pub(super) use connection::{Connection, Failure};
-pub(super) use pool::Pool;
+pub(super) use pool::{Common, Pool};
