@@ -13,6 +13,10 @@
 //! | [`store_lost`](Rule::store_lost) | a store does not answer | for 3 s |
 //! | [`above`](Rule::above), [`below`](Rule::below) | a function of the application's own says so | |
 //!
+//! A node that ends tells nobody that an alert is over, since it does not know: a receiver that
+//! wants to know of such alerts gives them a time of its own, and a node that keeps them on disk goes
+//! on with them (`Monitor::keep_in`).
+//!
 //! Every node tells what it sees itself. Where a monitoring system scrapes `/metrics` of all nodes,
 //! rules over the sum of them belong there; these rules are for who has none, and for what it would
 //! notice too late.

@@ -105,7 +105,8 @@ impl Drains {
         for farewell in all.iter().filter(|one| is_known(&one.instance)) {
             let at = now.checked_sub(farewell.age).unwrap_or(now);
             let said = said.entry(farewell.instance);
-            said.or_insert(Said::new(until)).add(farewell.word, at);
+            let said = said.or_insert_with(|| Said::new(until));
+            said.add(farewell.word, at);
         }
         let mut is_news = false;
         self.heard.retain(|instance, origins| {

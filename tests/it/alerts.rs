@@ -482,17 +482,18 @@ async fn what_there_is_to_tell_at_the_end_is_told() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_does_not_keep_a_node() {
+async fn a_receiver_that_hangs_holds_up_no_other_and_does_not_keep_a_node() {
     if Process::serve_if_told().await {
         return;
     }
     let backend = backend().await;
     let receiver = Backend::raw(async |_, _| std::future::pending().await).await;
+    let well = Backend::saying(TAKEN).await;
     let rule = format!(
-        "  - {{ rule: high_error_rate, webhook: \"http://{}/\" }}",
-        receiver.address
+        "  - {{ rule: high_error_rate, webhook: [ \"http://{}/\", \"http://{}/\" ] }}",
+        receiver.address, well.address
     );
-    let test = "alerts::a_receiver_that_hangs_does_not_keep_a_node";
+    let test = "alerts::a_receiver_that_hangs_holds_up_no_other_and_does_not_keep_a_node";
     let text = |address, admin| {
         let node = format!("listen: \"{address}\", admin: \"{admin}\", drain: 1s");
         let text = file(&backend, &rule);
@@ -503,6 +504,7 @@ async fn a_receiver_that_hangs_does_not_keep_a_node() {
         assert_eq!(get(node.address, "/fail").await.0, 500);
     }
     until("an attempt", async || receiver.connections() > 0).await;
+    is_told(&well, &["high_error_rate users firing"]).await;
     node.terminate();
     assert!(node.ended().await.success(), "{}", node.log());
     assert!(node.log().contains("alerts_lost"), "{}", node.log());
