@@ -99,9 +99,20 @@ impl Cause {
         }
     }
 
-    /// Whether this node would have ejected it without a word of others. Only that is passed on.
+    /// Whether this node found it out itself. Only that is passed on.
     pub(super) fn is_own(self) -> bool {
         !matches!(self, Self::Suspicion { .. } | Self::Quorum { .. })
+    }
+
+    /// The next cause, as the trial of one that is ejected failed; without a fault, it was
+    /// throttled. One that was ejected on the word of others takes two failures of this node's own
+    /// until it found out itself.
+    pub(super) fn after_trial(self, fault: Option<Fault>) -> Self {
+        match (self, fault) {
+            (Self::Quorum { nodes }, Some(last)) => Self::Suspicion { nodes, last },
+            (Self::Quorum { .. } | Self::Suspicion { .. }, None) => self,
+            _ => Self::Trial(fault),
+        }
     }
 
     /// The name used in metrics and logs.
@@ -143,6 +154,24 @@ impl fmt::Display for Cause {
 mod tests {
     use super::*;
     use crate::error::TransportErrorKind;
+
+    #[test]
+    fn it_takes_two_failures_to_find_out_what_others_said() {
+        let last = Fault::Transport(TransportErrorKind::Connect);
+        let told = Cause::Quorum { nodes: 3 };
+        let suspected = Cause::Suspicion { nodes: 3, last };
+        assert_eq!(told.after_trial(Some(last)), suspected);
+        assert_eq!(suspected.after_trial(Some(last)), Cause::Trial(Some(last)));
+        for throttled in [told, suspected] {
+            assert_eq!(throttled.after_trial(None), throttled);
+            assert!(!throttled.is_own());
+        }
+        let own = Cause::ConsecutiveFailures { count: 5, last };
+        for fault in [None, Some(last)] {
+            assert_eq!(own.after_trial(fault), Cause::Trial(fault));
+            assert!(own.after_trial(fault).is_own());
+        }
+    }
 
     #[test]
     fn reasons_are_words() {

@@ -319,7 +319,9 @@ impl Health {
             return;
         };
         let mut record = self.record.lock();
-        let ejection = record.ejection(Cause::Trial(fault), &rules);
+        let trial = Cause::Trial(fault);
+        let cause = record.cause.map_or(trial, |cause| cause.after_trial(fault));
+        let ejection = record.ejection(cause, &rules);
         let until = self.micros(now + ejection.span);
         if self.gate.fail(permit, until) {
             record.eject(ejection);
@@ -623,9 +625,13 @@ impl Health {
 
 impl Record {
     /// The next ejection. Once more makes it no longer, it does not count up either: who gets
-    /// better is back at the base soon.
+    /// better is back at the base soon. Nor does one count that only confirms what others said.
     fn ejection(&self, cause: Cause, rules: &Outlier) -> Ejection {
-        let (before, next) = (self.ejections, self.ejections.saturating_add(1));
+        let is_told = self.cause.is_some_and(|cause| !cause.is_own());
+        let (before, next) = match self.ejections {
+            times if is_told => (times, times.max(1)),
+            times => (times, times.saturating_add(1)),
+        };
         let span = rules.span(next);
         let times = if before > 0 && rules.span(before) >= span {
             before

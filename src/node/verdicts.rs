@@ -1,5 +1,9 @@
 //! Health verdicts that the nodes of a cluster share.
 
+mod counts;
+mod followed;
+mod rhythm;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
@@ -19,29 +23,21 @@ use tokio::{
     task::AbortHandle,
 };
 
+use counts::Counters;
+pub use counts::VerdictCounts;
+use followed::Followed;
+use rhythm::Rhythm;
+
 use super::{Membership, NodeState};
 use crate::{
     cluster::Cluster,
-    discover::State,
-    endpoint::EndpointId,
     event::Event,
     failover::MinimumShare,
-    health::{Counts, DrainTold, Hearsay, Verdict},
-    member::Member,
     store::{Bus, BusEvent},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time,
-    verdict::{
-        Advice, Council, Heard, Instance, Item, Lead, Leaving, Local, Occasion, PERIOD, Rules,
-        Topic, Trial,
-    },
+    verdict::{Council, Heard, Instance, Item, Occasion, PERIOD, Topic},
 };
-
-/// How often a node looks at what it heard, though nothing happens.
-const TICK: Duration = Duration::from_secs(1);
-
-/// How long it waits for more to come before it looks again.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Nobody says everything more often than that.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
@@ -59,8 +55,8 @@ const SUSPICIONS: usize = 256;
 /// find out.
 ///
 /// - Each endpoint is probed by two nodes, which tell the others.
-/// - An endpoint that others have ejected gets no second failure here, and none at all when enough
-///   of them did.
+/// - Where others have ejected an endpoint, one failure is enough here, and none is needed when enough
+///   of them did. Who follows the word of too few looks a second time, before it says so itself.
 /// - One node at a time tries an ejected endpoint.
 /// - An endpoint that asked one node to leave it alone is left alone by all.
 /// - A success-rate rule has the requests of all nodes to go by, as far as they agree.
@@ -121,52 +117,6 @@ struct Shared {
     counters: Counters,
 }
 
-/// A cluster whose verdicts are shared.
-struct Followed {
-    cluster: Cluster,
-    listening: AbortHandle,
-    /// Its endpoints, by what they are called in messages, as of the last look.
-    ids: HashMap<Instance, EndpointId>,
-    /// Requests that had ended, and that ended in the period before.
-    requests: (u64, u64),
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        self.listening.abort();
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    sent: AtomicU64,
-    received: AtomicU64,
-    refused: AtomicU64,
-    lost: AtomicU64,
-    suspicions: AtomicU64,
-    trials: AtomicU64,
-}
-
-/// What was said and heard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct VerdictCounts {
-    /// Messages that were published.
-    pub sent: u64,
-    /// Messages of others that said something.
-    pub received: u64,
-    /// Messages that nobody can read.
-    pub refused: u64,
-    /// Messages that were not published: the bus is down, or too many waited.
-    pub lost: u64,
-    /// Endpoints that were suspected, by somebody here or at another node.
-    pub suspicions: u64,
-    /// Requests on trial at ejected endpoints.
-    pub trials: u64,
-    /// Nodes that talk to each other, this one included.
-    pub nodes: u64,
-}
-
 impl Verdicts {
     /// Begins to talk to the other nodes of a membership.
     ///
@@ -209,13 +159,11 @@ impl Verdicts {
         for cluster in clusters {
             let topic = Topic::new(cluster.name());
             let known = before.remove(&topic);
-            let known = known.filter(|known| known.cluster.shares_state_with(&cluster));
+            let known = known.filter(|known| known.is_of(&cluster));
             let next = known.unwrap_or_else(|| self.shared.follow(topic, cluster));
             followed.insert(topic, next);
         }
-        for gone in before.values() {
-            release(&gone.cluster);
-        }
+        before.values().for_each(Followed::release);
         let topics: HashSet<Topic> = followed.keys().copied().collect();
         drop(followed);
         self.shared.council.lock().keep(&topics);
@@ -237,16 +185,8 @@ impl Verdicts {
     /// What was said and heard so far.
     #[must_use]
     pub fn counts(&self) -> VerdictCounts {
-        let counters = &self.shared.counters;
-        VerdictCounts {
-            sent: counters.sent.load(Relaxed),
-            received: counters.received.load(Relaxed),
-            refused: counters.refused.load(Relaxed),
-            lost: counters.lost.load(Relaxed),
-            suspicions: counters.suspicions.load(Relaxed),
-            trials: counters.trials.load(Relaxed),
-            nodes: self.shared.council.lock().nodes() as u64,
-        }
+        let nodes = self.shared.council.lock().nodes();
+        self.shared.counters.counts(nodes)
     }
 }
 
@@ -255,25 +195,12 @@ impl Drop for Verdicts {
         for task in &self.tasks {
             task.abort();
         }
-        for followed in self.shared.clusters.lock().values() {
-            release(&followed.cluster);
-        }
+        let clusters = self.shared.clusters.lock();
+        clusters.values().for_each(Followed::release);
+        drop(clusters);
         for minimum in self.shared.minimums.lock().values() {
             minimum.set(1.0);
         }
-    }
-}
-
-/// Nobody advises any more.
-fn release(cluster: &Cluster) {
-    let now = time::now();
-    for member in cluster.snapshot().members().iter() {
-        let health = member.health();
-        health.hear(Hearsay::None, member.counts(), member.oversight());
-        health.hold_trials(None);
-        health.leave_probes(false);
-        health.pool(None);
-        health.hear_leave(DrainTold::default(), member.oversight(), now);
     }
 }
 
@@ -296,18 +223,16 @@ async fn publish(shared: Weak<Shared>, mut waiting: mpsc::Receiver<Bytes>) {
 /// Listens, and looks at what was heard and what happened here.
 async fn talk(shared: Arc<Shared>) {
     let mut heard = shared.bus.listen();
-    let mut last = time::now();
-    let mut period = last;
-    let mut is_news = true;
+    let mut rhythm = Rhythm::new(time::now());
     let mut was_up = shared.bus.is_up();
     loop {
-        let next = if is_news { last + PAUSE } else { last + TICK };
-        let next = next.min(period.max(last + PAUSE));
         let happened = pin!(shared.news.notified());
-        let due = pin!(time::sleep_until(next));
+        let due = pin!(time::sleep_until(rhythm.next()));
         match select(select(heard.next(), happened), due).await {
             Either::Left((Either::Left((Some(BusEvent::Message(message)), _)), _)) => {
-                is_news |= shared.hear(message);
+                if shared.hear(message) {
+                    rhythm.hurry();
+                }
             }
             // What was missed is said again.
             Either::Left((Either::Left((Some(BusEvent::Gap), _)), _)) => {}
@@ -315,27 +240,19 @@ async fn talk(shared: Arc<Shared>) {
             Either::Left((Either::Left((None, _)), _)) => {
                 heard = futures_util::stream::pending().boxed()
             }
-            Either::Left((Either::Right(_), _)) => is_news = true,
+            Either::Left((Either::Right(_), _)) => rhythm.hurry(),
             Either::Right(_) => {
                 let now = time::now();
-                let span = shared.period();
                 let is_up = shared.bus.is_up();
                 if is_up && !was_up {
-                    // Nobody has heard what was said until now.
-                    period = now;
+                    rhythm.begin_anew(now);
                 }
                 was_up = is_up;
-                let occasion = if now >= period {
-                    Occasion::Period
-                } else {
-                    Occasion::Change
-                };
-                shared.round(occasion, span, now);
-                if occasion == Occasion::Period {
-                    // Not all nodes at the same time.
-                    period = now + span.mul_f64(0.9 + 0.2 * fastrand::f64());
-                }
-                (last, is_news) = (now, false);
+                let period = shared.period();
+                // Not all nodes at the same time.
+                let span = period.mul_f64(0.9 + 0.2 * fastrand::f64());
+                let occasion = rhythm.look(span, now);
+                shared.round(occasion, period, now);
             }
         }
     }
@@ -358,12 +275,7 @@ impl Shared {
                 shared.happened(topic, event);
             }
         });
-        Followed {
-            requests: (cluster.totals().ended(), 0),
-            cluster,
-            listening: listening.abort_handle(),
-            ids: HashMap::new(),
-        }
+        Followed::new(cluster, listening.abort_handle())
     }
 
     /// Something happened in a cluster.
@@ -414,11 +326,8 @@ impl Shared {
     fn probe(&self, suspects: &[(Topic, Instance)]) {
         let clusters = self.clusters.lock();
         for (topic, instance) in suspects {
-            if let Some(followed) = clusters.get(topic)
-                && let Some(id) = followed.ids.get(instance)
-            {
-                // Without checks there is nothing to do, nor for an endpoint that is gone.
-                followed.cluster.probe(id).ok();
+            if let Some(followed) = clusters.get(topic) {
+                followed.probe(*instance);
             }
         }
     }
@@ -427,7 +336,7 @@ impl Shared {
     fn period(&self) -> Duration {
         let clusters = self.clusters.lock();
         let intervals = clusters.values();
-        let shortest = intervals.filter_map(|followed| followed.cluster.check_interval());
+        let shortest = intervals.filter_map(Followed::check_interval);
         let shortest = shortest.min().unwrap_or(PERIOD);
         shortest.clamp(SHORTEST_PERIOD, PERIOD)
     }
@@ -447,24 +356,13 @@ impl Shared {
         let mut items = Vec::new();
         let mut advised = Vec::new();
         for (topic, followed) in self.clusters.lock().iter_mut() {
-            let rules = followed.rules(occasion);
-            let members = Arc::clone(followed.cluster.snapshot().members());
-            let locals: Vec<_> = members
-                .iter()
-                .map(|member| local(member, rules, now))
-                .collect();
-            followed.remember(&members, &locals);
-            let advice = council.consider(*topic, &locals, rules, occasion, now);
-            items.extend(council.speak(*topic, &locals, rules, occasion, now));
-            let leaving = leaving(&followed.cluster, &members, &locals, now);
-            for (member, told) in members
-                .iter()
-                .zip(council.consider_leaves(*topic, &leaving, now))
-            {
-                member.health().hear_leave(told, member.oversight(), now);
-            }
+            let look = followed.look(occasion, now);
+            let advice = council.consider(*topic, &look.locals, look.rules, occasion, now);
+            items.extend(council.speak(*topic, &look.locals, look.rules, occasion, now));
+            let leaving = look.leaving(now);
+            look.hear_leaves(council.consider_leaves(*topic, &leaving, now), now);
             items.extend(council.speak_of_leaves(*topic, &leaving, occasion, now));
-            advised.push((followed.cluster.clone(), members, advice, rules));
+            advised.push((look, advice));
         }
         if occasion == Occasion::Period {
             for (topic, minimum) in self.minimums.lock().iter() {
@@ -473,8 +371,8 @@ impl Shared {
         }
         drop(council);
 
-        for (cluster, members, advice, rules) in advised {
-            follow_advice(&cluster, &members, &advice, rules, now);
+        for (look, advice) in advised {
+            look.follow(&advice, now);
         }
         let suspicions = std::mem::take(&mut *self.suspicions.lock());
         items.extend(
@@ -494,113 +392,6 @@ impl Shared {
                 self.counters.lost.fetch_add(1, Relaxed);
             }
         }
-    }
-}
-
-impl Followed {
-    fn rules(&mut self, occasion: Occasion) -> Rules {
-        if occasion == Occasion::Period {
-            let ended = self.cluster.totals().ended();
-            self.requests = (ended, ended.saturating_sub(self.requests.0));
-        }
-        Rules {
-            check_interval: self.cluster.check_interval(),
-            slow_start: self.cluster.slow_start_window(),
-            requests: self.requests.1,
-        }
-    }
-
-    fn remember(&mut self, members: &[Arc<Member>], locals: &[Local]) {
-        let is_known = |local: &Local| self.ids.contains_key(&local.instance);
-        if self.ids.len() != locals.len() || !locals.iter().all(is_known) {
-            let ids = members.iter().map(|member| member.endpoint().id.clone());
-            let instances = locals.iter().map(|local| local.instance);
-            self.ids = instances.zip(ids).collect();
-        }
-    }
-}
-
-/// What this node knows of an endpoint itself.
-fn local(member: &Member, rules: Rules, now: Instant) -> Local {
-    let health = member.health();
-    let has_rules = member.oversight().outlier().is_some();
-    Local {
-        instance: Instance::new(member.endpoint()),
-        counts: Counts {
-            good: member.counts().good,
-            bad: member.load().failures(),
-        },
-        recent: health.recent(),
-        probed: rules.check_interval.and_then(|_| health.own_probes()),
-        ejected: health.ejected().filter(|_| has_rules),
-        quiet_until: health.own_quiet_until(now),
-        joined: member.joined(),
-        known: health.known_since(),
-    }
-}
-
-/// What this node knows itself of endpoints that are about to leave.
-fn leaving(
-    cluster: &Cluster,
-    members: &[Arc<Member>],
-    locals: &[Local],
-    now: Instant,
-) -> Vec<Leaving> {
-    let is_live = cluster.snapshot().discovery() == State::Live;
-    let all = members.iter().zip(locals);
-    all.map(|(member, local)| Leaving {
-        instance: local.instance,
-        words: member.health().leave(now),
-        is_listed: is_live && member.endpoint().draining,
-    })
-    .collect()
-}
-
-fn follow_advice(
-    cluster: &Cluster,
-    members: &[Arc<Member>],
-    advice: &[Advice],
-    rules: Rules,
-    now: Instant,
-) {
-    let mut is_ramp_new = false;
-    for (member, advice) in members.iter().zip(advice) {
-        let (health, oversight) = (member.health(), member.oversight());
-        health.hear(advice.hearsay, member.counts(), oversight);
-        match advice.trial {
-            Trial::Free => health.hold_trials(None),
-            Trial::Held(until) => health.hold_trials(Some(until)),
-            Trial::Now => health.hasten_trial(now),
-        }
-        if let Some(until) = advice.quiet_until {
-            health.hear_quiet(until, oversight, now);
-        }
-        health.pool(advice.pooled);
-        health.leave_probes(matches!(advice.lead, Lead::Others { .. }));
-        if advice.lead == Lead::Ask {
-            // It may have left.
-            cluster.probe(&member.endpoint().id).ok();
-        }
-        if let Lead::Others { verdict, nodes } = advice.lead
-            && rules.check_interval.is_some()
-            && health.verdict() != verdict
-        {
-            let nodes = match nodes {
-                1 => "another node".to_owned(),
-                nodes => format!("{nodes} other nodes"),
-            };
-            let found = match verdict {
-                Verdict::Healthy => "passed",
-                _ => "failed",
-            };
-            cluster.checked(member, verdict, format!("{found} at {nodes}"));
-        }
-        if let Some(at) = advice.first_seen {
-            is_ramp_new |= member.first_seen(at);
-        }
-    }
-    if is_ramp_new {
-        cluster.restart_ramps();
     }
 }
 

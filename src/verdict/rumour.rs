@@ -32,6 +32,8 @@ pub(super) struct Rumour {
     tallies: BTreeMap<Arc<str>, Said<Tally>>,
     quiet_until: Option<Instant>,
     joined: Option<Joined>,
+    /// Until when all of this holds.
+    holds: Option<Instant>,
 }
 
 /// The word of a node that ejected it by what it saw itself.
@@ -100,6 +102,7 @@ impl Rumour {
         until: Instant,
         now: Instant,
     ) -> Accusation {
+        self.hold(until);
         let voice = Voice {
             zone: origin.zone.cloned(),
             rival: Rival {
@@ -130,6 +133,7 @@ impl Rumour {
 
     /// Returns whether it says something else than before.
     pub(super) fn hear_probe(&mut self, origin: &Arc<str>, said: Said<Verdict>) -> bool {
+        self.hold(said.until);
         let known = self.probes.iter_mut().find(|one| one.origin == *origin);
         if let Some(probe) = known {
             return std::mem::replace(&mut probe.said, said).what != said.what;
@@ -147,6 +151,7 @@ impl Rumour {
 
     /// Returns whether the node began to object.
     pub(super) fn hear_tally(&mut self, origin: &Arc<str>, said: Said<Tally>) -> bool {
+        self.hold(said.until);
         let before = self.tallies.insert(Arc::clone(origin), said);
         said.what.objects && !before.is_some_and(|before| before.what.objects)
     }
@@ -154,12 +159,14 @@ impl Rumour {
     /// Returns whether that is later than what was known.
     pub(super) fn hear_quiet(&mut self, left: Duration, now: Instant) -> bool {
         let until = now + left.min(LONGEST_QUIET);
+        self.hold(until);
         let known = self.quiet_until;
         self.quiet_until = known.max(Some(until));
         known.is_none_or(|known| known + SLACK < until)
     }
 
     pub(super) fn hear_age(&mut self, age: Duration, until: Instant, now: Instant) {
+        self.hold(until);
         let at = now.checked_sub(age).unwrap_or(now);
         let known = self.joined.get_or_insert(Joined {
             first: at,
@@ -180,13 +187,26 @@ impl Rumour {
         self.tallies.remove(origin);
     }
 
+    fn hold(&mut self, until: Instant) {
+        self.holds = Some(self.holds.map_or(until, |holds| holds.min(until)));
+    }
+
     /// Forgets what is over.
     pub(super) fn sweep(&mut self, now: Instant) {
+        if self.holds.is_none_or(|holds| now < holds) {
+            return;
+        }
         self.voices.retain(|_, voice| voice.until > now);
         self.probes.retain(|probe| probe.said.until > now);
         self.tallies.retain(|_, said| said.until > now);
         self.quiet_until = self.quiet_until.filter(|until| *until > now);
         self.joined = self.joined.filter(|joined| joined.until > now);
+        let voices = self.voices.values().map(|voice| voice.until);
+        let probes = self.probes.iter().map(|probe| probe.said.until);
+        let tallies = self.tallies.values().map(|said| said.until);
+        let joined = self.joined.map(|joined| joined.until);
+        let said = voices.chain(probes).chain(tallies);
+        self.holds = said.chain(self.quiet_until).chain(joined).min();
     }
 }
 
@@ -212,12 +232,12 @@ impl Rumour {
         poll
     }
 
-    /// Whether anybody says ill of it.
-    pub(super) fn is_ill(&self, circle: &Circle<'_>) -> bool {
+    /// Whether requests of anybody failed there of late.
+    pub(super) fn has_failed(&self, circle: &Circle<'_>) -> bool {
         let is_bad = |(origin, said): (&Arc<str>, &Said<Tally>)| {
             said.what.counts.bad > 0 && circle.hears(origin)
         };
-        !self.voices.is_empty() || self.tallies.iter().any(is_bad)
+        self.tallies.iter().any(is_bad)
     }
 
     /// How many nodes say that their probes pass, and how many that they fail.

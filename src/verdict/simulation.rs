@@ -6,6 +6,7 @@
 //!
 //! `TOWER_GATEWAY_SIMULATION=200x5000` runs one size alone.
 
+mod echo;
 mod network;
 mod node;
 

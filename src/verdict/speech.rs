@@ -43,7 +43,7 @@ impl Talk {
         now: Instant,
     ) -> Vec<Item> {
         let mut items = Vec::new();
-        items.extend(self.ejections(topic, locals, circle, occasion, now));
+        items.extend(self.ejections(topic, locals, occasion, now));
         let mut say = |make: fn(Topic, Vec<_>) -> Item, some: Vec<(Instance, Duration)>| {
             if !some.is_empty() {
                 items.push(make(topic, some));
@@ -77,7 +77,6 @@ impl Talk {
         &mut self,
         topic: Topic,
         locals: &[Local],
-        circle: &Circle<'_>,
         occasion: Occasion,
         now: Instant,
     ) -> Option<Item> {
@@ -105,10 +104,8 @@ impl Talk {
             // Of one that was let in, and of its trials, everybody has to know; one more that
             // ejected it can wait for the next period where enough have.
             let matters = |(instance, (times, is_on_trial)): (&Instance, &(u16, bool))| {
-                let voices = self
-                    .watched
-                    .get(instance)
-                    .map_or(0, |watched| watched.poll(circle, &self.loud).voices);
+                let watched = self.watched.get(instance);
+                let voices = watched.map_or(0, |watched| watched.poll.voices);
                 *times > 1 || *is_on_trial || voices < ENOUGH
             };
             self.said.keys().any(is_gone) || said.iter().filter(is_new).any(matters)
@@ -216,7 +213,7 @@ impl Talk {
             let Some(watched) = self.watched.get(&local.instance) else {
                 continue;
             };
-            if watched.contested.is_none() {
+            if watched.contested.is_none() || self.is_ailing && !watched.is_told_of {
                 continue;
             }
             let (edition, accused) = (watched.edition, watched.accused);
@@ -225,8 +222,7 @@ impl Talk {
                 let is_time = accused.is_some_and(|at| now >= at + wait);
                 let is_answered = watched.said.answered >= edition;
                 is_time && !is_answered && watched.objects() && {
-                    let poll = watched.poll(circle, &self.loud);
-                    poll.objections < poll.voices + ENOUGH
+                    watched.poll.objections < watched.poll.voices + ENOUGH
                 }
             };
             if occasion == Occasion::Period || has_to_object() {

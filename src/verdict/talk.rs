@@ -9,8 +9,8 @@ use std::{
 use super::{
     Advice, HOLDS, Instance, Lead, Local, Occasion, Rules, Trial,
     drains::Drains,
-    item::{Ejection, Item, Sum},
-    nodes::Nodes,
+    item::{Ejection, Item, MOST_ENTRIES, Sum},
+    nodes::{Nodes, lateness},
     watched::Watched,
 };
 use crate::health::{Counts, Verdict};
@@ -55,7 +55,9 @@ pub(super) struct Talk {
     /// What each node has ejected.
     accused: HashMap<Arc<str>, HashSet<Instance>>,
     /// Nodes that have ejected so many that they speak of themselves rather than of them.
-    pub(super) loud: HashSet<Arc<str>>,
+    loud: HashSet<Arc<str>>,
+    /// Whether requests of this node fail at so many that it had better not speak of them.
+    pub(super) is_ailing: bool,
     sums: BTreeMap<Arc<str>, Said<Sum>>,
     /// What this node has had in the last period.
     pub(super) sum: Sum,
@@ -187,10 +189,16 @@ impl Talk {
 
     /// Finds those who have ejected so many that they speak of themselves rather than of them.
     fn find_loud(&mut self) {
-        let most = (self.watched.len() / 4).max(2);
+        let most = self.most_accused();
         let accused = self.accused.iter();
         let loud = accused.filter(|(_, accused)| accused.len() > most);
         self.loud = loud.map(|(origin, _)| Arc::clone(origin)).collect();
+    }
+
+    /// So many endpoints may be ill of which a node says so, or it is the node that is ill. It could
+    /// not say more than fits into what it says.
+    fn most_accused(&self) -> usize {
+        (self.watched.len() / 4).max(2).min(MOST_ENTRIES - 1)
     }
 
     /// Forgets what a node said. Nobody knows what became of its ejections.
@@ -237,18 +245,19 @@ impl Talk {
         }
         for local in locals {
             let watched = self.watched.entry(local.instance).or_default();
-            watched.rumour.sweep(now);
-            watched.observe(local, circle, now);
+            watched.observe(local, circle, &self.loud, now);
         }
         if occasion == Occasion::Period {
             self.sum = self.sum(locals, rules);
+            let fails = |local: &&Local| local.recent.bad > local.recent.good;
+            self.is_ailing = locals.iter().filter(fails).count() > self.most_accused();
         }
         let unblamed = self.unblamed(circle);
         let advice = locals.iter().map(|local| {
             let watched = self.watched.get_mut(&local.instance);
             let watched = watched.expect("it was looked at just now");
             Advice {
-                hearsay: watched.hearsay(circle, &self.loud),
+                hearsay: watched.hearsay(),
                 lead: lead(watched, local, rules, circle, now),
                 quiet_until: watched.rumour.quiet_until(),
                 pooled: pooled(watched, local, unblamed, circle, now),
@@ -344,6 +353,11 @@ fn trial(watched: &mut Watched, local: &Local, circle: &Circle<'_>, now: Instant
         return Trial::Free;
     };
     let rivals = watched.rumour.rivals(circle, now);
+    if !ejected.is_own {
+        let word = watched.hearsay();
+        let late = lateness(circle.own, local.instance);
+        return watched.second_look(ejected, &rivals, word, circle.nodes.len(), late, now);
+    }
     watched.leave_to(ejected, &rivals);
     let place = |round| watched.rumour.place(local.instance, round, circle);
     watched.trial(ejected, &rivals, place, now)

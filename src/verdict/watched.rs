@@ -24,6 +24,15 @@ const WELL: u64 = 5;
 /// How old the last success may be of a node that goes on to object.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// How long a node waits that ejected an endpoint after one failure, on the word of too few, until
+/// it looks a second time, and within how much time more all of them do. The first who finds it ill
+/// makes it a quorum, and the others need not look.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+const SECOND_LOOKS: Duration = Duration::from_secs(5);
+
+/// So often one of those makes sure, of all nodes together, who ejected it on the word of enough.
+const DOUBT: Duration = Duration::from_secs(60);
+
 /// How long a hold lasts that is looked at again every second.
 const HOLD: Duration = Duration::from_secs(10);
 
@@ -44,17 +53,31 @@ pub(super) struct Watched {
     since: (u32, Counts),
     /// Whether this node objected to the voices before that one.
     objected: bool,
-    /// Since when somebody says ill of it.
+    /// Voices and objections, as of the last look.
+    pub(super) poll: Poll,
+    /// Whether others say ill of it.
+    pub(super) is_told_of: bool,
+    /// Since when somebody says ill of it, this node or others.
     pub(super) contested: Option<Instant>,
     /// A trial of another node passed.
     pub(super) has_passed: bool,
-    /// The end of the ejection that was seen last, and the number of that one since it was let in.
-    ejection: Option<(Instant, u16)>,
+    ejection: Option<Seen>,
+    /// Since when it is ejected on the word of others, though those are too few or do not agree.
+    doubted: Option<Instant>,
     /// The highest round of others that was left to them, and how many there were.
     left_to: (u16, u8),
     /// Since when the others agree that it is not well, and whether it was asked since.
     ill: Option<(Instant, bool)>,
     pub(super) said: Said,
+}
+
+/// The ejection here that was seen last.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    until: Instant,
+    /// Its number since the endpoint was let in. Those on the word of others are not counted.
+    round: u16,
+    is_own: bool,
 }
 
 /// What a node has said of one endpoint.
@@ -75,10 +98,19 @@ pub(super) struct Rival {
 }
 
 impl Watched {
-    /// Looks at what happened since the last time.
-    pub(super) fn observe(&mut self, local: &Local, circle: &Circle<'_>, now: Instant) {
+    /// Looks at what happened and was said since the last time. Those who are too loud are not heard.
+    pub(super) fn observe(
+        &mut self,
+        local: &Local,
+        circle: &Circle<'_>,
+        loud: &HashSet<Arc<str>>,
+        now: Instant,
+    ) {
+        self.rumour.sweep(now);
+        self.poll = self.rumour.poll(circle, loud);
+        self.is_told_of = self.poll.voices > 0 || self.rumour.has_failed(circle);
         let is_own = local.ejected.is_some_and(|ejected| ejected.is_own);
-        let is_contested = local.recent.bad > 0 || is_own || self.rumour.is_ill(circle);
+        let is_contested = local.recent.bad > 0 || is_own || self.is_told_of;
         self.contested = is_contested.then(|| self.contested.unwrap_or(now));
         self.count(local, now);
         self.follow(local.ejected);
@@ -105,30 +137,35 @@ impl Watched {
 
     /// Follows its ejections here.
     fn follow(&mut self, ejected: Option<Ejected>) {
-        let round = self.round();
-        self.ejection = ejected.map(|ejected| match self.ejection {
-            // It may be tried earlier, as that of another node passed.
-            Some((until, round)) if until >= ejected.until => (ejected.until, round),
-            Some((_, round)) => (ejected.until, round.saturating_add(1)),
-            None => (ejected.until, 1),
+        let before = self.ejection;
+        self.ejection = ejected.map(|Ejected { until, is_own, .. }| {
+            let round = match before {
+                // It may be tried earlier, as that of another node passed.
+                Some(before) if before.until >= until => before.round,
+                Some(before) => before.round.saturating_add(before.is_own.into()),
+                None => 1,
+            };
+            Seen {
+                until,
+                round,
+                is_own,
+            }
         });
-        if self.ejection.is_none() {
+        let Some(seen) = self.ejection else {
             self.left_to = (0, 0);
-        }
-        if self.ejection.is_none() || round > 0 && self.round() > round {
+            self.has_passed = false;
+            self.doubted = None;
+            return;
+        };
+        if before.is_some_and(|before| before.until < seen.until) {
             // Its own trial ended.
             self.has_passed = false;
         }
     }
 
-    /// Counts voices and objections.
-    pub(super) fn poll(&self, circle: &Circle<'_>, loud: &HashSet<Arc<str>>) -> Poll {
-        self.rumour.poll(circle, loud)
-    }
-
     /// What the word of others weighs.
-    pub(super) fn hearsay(&self, circle: &Circle<'_>, loud: &HashSet<Arc<str>>) -> Hearsay {
-        self.poll(circle, loud).hearsay(self.edition)
+    pub(super) fn hearsay(&self) -> Hearsay {
+        self.poll.hearsay(self.edition)
     }
 
     /// Whether this node is one of those that probe it.
@@ -170,13 +207,48 @@ impl Watched {
 
     /// The number of its ejection at this node since it was let in.
     pub(super) fn round(&self) -> u16 {
-        self.ejection.map_or(0, |(_, round)| round)
+        self.ejection.map_or(0, |seen| seen.round)
+    }
+
+    /// When this node tries it that ejected it on the word of others, `late` of all that might, from
+    /// 0 to 1. Where those are too few it looks a second time, as one failure may be chance. Of what
+    /// enough of them say it makes sure now and then: else nobody would find out that they are wrong.
+    pub(super) fn second_look(
+        &mut self,
+        own: Ejected,
+        rivals: &[Rival],
+        word: Hearsay,
+        nodes: usize,
+        late: f64,
+        now: Instant,
+    ) -> Trial {
+        if self.has_passed {
+            return Trial::Now;
+        }
+        if rivals.is_empty() {
+            return Trial::Free;
+        }
+        if matches!(word, Hearsay::Condemned { .. }) {
+            self.doubted = None;
+            return Trial::Held(own.until + DOUBT.mul_f64(nodes as f64 * late));
+        }
+        let since = *self.doubted.get_or_insert(now);
+        let spread = SECOND_LOOKS.max(PATIENCE / 20 * nodes as u32);
+        let at = since + SECOND_LOOK + spread.mul_f64(late);
+        if rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial {
+            return Trial::Held(now + HOLD);
+        }
+        if now < at {
+            Trial::Held(at)
+        } else {
+            Trial::Now
+        }
     }
 
     /// Writes down what it leaves to others who ejected it too.
     pub(super) fn leave_to(&mut self, own: Ejected, rivals: &[Rival]) {
         let is_tried = rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial;
-        if self.has_passed || !own.is_own || is_tried {
+        if self.has_passed || is_tried {
             return;
         }
         let own_round = self.round();
@@ -200,13 +272,6 @@ impl Watched {
     ) -> Trial {
         if self.has_passed {
             return Trial::Now;
-        }
-        if !own.is_own {
-            // It is not for those to try who know it from others.
-            return match rivals {
-                [] => Trial::Free,
-                _ => Trial::Held(now + HOLD),
-            };
         }
         if rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial {
             return Trial::Held(now + HOLD);
@@ -359,17 +424,83 @@ mod tests {
         assert_eq!(ask(&mut one, again, &[], 0, now), Trial::Free);
     }
 
+    fn suspected() -> Hearsay {
+        Hearsay::Suspected {
+            nodes: 1,
+            edition: 1,
+        }
+    }
+
+    fn condemned() -> Hearsay {
+        Hearsay::Condemned {
+            nodes: 2,
+            edition: 1,
+        }
+    }
+
     #[test]
-    fn whoever_knows_it_from_others_leaves_it_to_them() {
+    fn whoever_knows_it_from_too_few_looks_a_second_time() {
         let now = crate::time::now();
-        let own = Ejected {
+        let told = Ejected {
             is_own: false,
-            ..ejected(now)
+            ..ejected(now + seconds(30))
         };
-        let mut one = watched(&[own]);
-        let held = ask(&mut one, own, &[rival(now, 1)], 0, now);
-        assert_eq!(held, Trial::Held(now + HOLD));
-        assert_eq!(ask(&mut one, own, &[], 0, now), Trial::Free);
+        let rivals = [rival(now + seconds(30), 1)];
+        let mut one = watched(&[told]);
+        let mut look = |rivals: &[Rival], late, after: f64| {
+            let now = now + Duration::from_secs_f64(after);
+            one.second_look(told, rivals, suspected(), 4, late, now)
+        };
+        assert_eq!(look(&rivals, 0.0, 0.0), Trial::Held(now + seconds(1)));
+        assert_eq!(look(&rivals, 1.0, 0.5), Trial::Held(now + seconds(6)));
+        assert_eq!(look(&rivals, 0.0, 1.0), Trial::Now);
+        let trying = Rival {
+            is_trying: true,
+            ..rivals[0]
+        };
+        let held = look(&[trying], 0.0, 1.0);
+        assert_eq!(held, Trial::Held(now + seconds(1) + HOLD));
+        assert_eq!(look(&[], 0.0, 0.0), Trial::Free);
+        // Among many, they take more time.
+        let mut one = watched(&[told]);
+        let many = one.second_look(told, &rivals, suspected(), 200, 1.0, now);
+        assert_eq!(many, Trial::Held(now + seconds(11)));
+    }
+
+    #[test]
+    fn whoever_knows_it_from_enough_makes_sure_now_and_then() {
+        let now = crate::time::now();
+        let told = Ejected {
+            is_own: false,
+            ..ejected(now + seconds(30))
+        };
+        let rivals = [rival(now + seconds(30), 1); 2];
+        let mut one = watched(&[told]);
+        for (late, expected) in [(0.0, 30), (0.5, 30 + 120), (1.0, 30 + 240)] {
+            let held = one.second_look(told, &rivals, condemned(), 4, late, now);
+            assert_eq!(held, Trial::Held(now + seconds(expected)));
+        }
+        // When they do not agree any more, its time begins then.
+        let later = now + seconds(10);
+        let held = one.second_look(told, &rivals, suspected(), 4, 0.0, later);
+        assert_eq!(held, Trial::Held(later + seconds(1)));
+        one.has_passed = true;
+        let passed = one.second_look(told, &rivals, condemned(), 4, 1.0, now);
+        assert_eq!(passed, Trial::Now);
+    }
+
+    #[test]
+    fn what_others_said_is_no_round_of_its_own() {
+        let now = crate::time::now();
+        let told = Ejected {
+            is_own: false,
+            ..ejected(now + seconds(30))
+        };
+        let own = |after| ejected(now + seconds(after));
+        assert_eq!(watched(&[told]).round(), 1);
+        assert_eq!(watched(&[told, own(33)]).round(), 1);
+        assert_eq!(watched(&[told, own(33), own(99)]).round(), 2);
+        assert_eq!(watched(&[own(30), own(90)]).round(), 2);
     }
 
     #[test]

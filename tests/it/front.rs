@@ -314,8 +314,8 @@ async fn a_machine_whose_node_drains_is_given_up() {
 #[test]
 fn keepalived_takes_the_file_that_is_shown() {
     let check = |file: &Path| {
-        let checked = Command::new("keepalived").args(["-t", "-f"]).arg(file);
-        checked.output().ok()
+        let mut keepalived = Command::new("keepalived");
+        keepalived.args(["-t", "-f"]).arg(file).output().ok()
     };
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/front");
     let shown = std::fs::read_to_string(format!("{examples}/keepalived.conf")).unwrap();

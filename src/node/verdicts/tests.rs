@@ -13,6 +13,7 @@ use crate::{
     discover::{Discovery, ServiceDiscovery as _, from_stream},
     endpoint::Endpoint,
     health::{Outlier, Standing},
+    member::Member,
     outcome::End,
     pick::{Pick, RoundRobin},
     register::{Memory, Registry},

@@ -73,6 +73,8 @@ enum Mention {
 pub(super) struct Said {
     pub(super) messages: Vec<Bytes>,
     mentions: Arc<[Mention]>,
+    /// The endpoints of which it says that it ejected them, where it says so.
+    pub(super) accused: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -202,6 +204,8 @@ impl Node {
     /// The endpoints that the next requests are sent to on trial.
     pub(super) fn trials(&self, now: Instant) -> Vec<(usize, Permit)> {
         let out = self.out.iter();
+        // Not those that the probes find ill.
+        let out = out.filter(|endpoint| self.verdicts[**endpoint] != Verdict::Unhealthy);
         let due = out.filter_map(|endpoint| {
             let permit = self
                 .healths
@@ -286,6 +290,19 @@ impl Node {
 /// Hearing and speaking.
 impl Node {
     pub(super) fn hear(&mut self, message: Bytes, said: &Said, now: Instant) {
+        let mentions = said.mentions.iter();
+        let news = mentions.filter_map(|mention| match *mention {
+            Mention::Something(endpoint) => Some(endpoint),
+            Mention::Probed(endpoint, verdict) => {
+                (self.verdicts[endpoint] != verdict).then_some(endpoint)
+            }
+        });
+        self.stirred.extend(news);
+        self.listen(message, now);
+    }
+
+    /// Hears what nobody of this simulation says.
+    pub(super) fn listen(&mut self, message: Bytes, now: Instant) {
         let heard = self.council.hear(message, now).unwrap();
         let Heard::Something {
             suspects,
@@ -301,17 +318,6 @@ impl Node {
             self.stirred.insert(endpoint);
             if self.council.is_prober(instance) {
                 self.hastened.insert(endpoint);
-            }
-        }
-        for mention in said.mentions.iter() {
-            match *mention {
-                Mention::Something(endpoint) => {
-                    self.stirred.insert(endpoint);
-                }
-                Mention::Probed(endpoint, verdict) if self.verdicts[endpoint] != verdict => {
-                    self.stirred.insert(endpoint);
-                }
-                Mention::Probed(..) => {}
             }
         }
     }
@@ -432,12 +438,12 @@ impl Node {
 
     fn said(&mut self, items: &[Item]) -> Said {
         let mut mentions = Vec::new();
+        let mut accused = Vec::new();
         let number = |instance: &Instance| self.site.numbers[instance];
         for item in items {
             match item {
                 Item::Ejected { all, .. } => {
-                    let all = all.iter();
-                    mentions.extend(all.map(|one| Mention::Something(number(&one.instance))));
+                    accused.extend(all.iter().map(|one| number(&one.instance)));
                 }
                 Item::Probed { some, .. } => {
                     let some = some.iter();
@@ -458,9 +464,11 @@ impl Node {
                 Item::Drains { .. } | Item::Requests { .. } | Item::Leaving => {}
             }
         }
+        mentions.extend(accused.iter().copied().map(Mention::Something));
         Said {
             messages: self.council.messages(items, PERIOD.mul_f64(2.5)),
             mentions: mentions.into(),
+            accused,
         }
     }
 
