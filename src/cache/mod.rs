@@ -171,6 +171,7 @@ pub mod store;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod tests;
+mod tick;
 mod tiered;
 mod value;
 mod version;

@@ -10,7 +10,6 @@ use super::{
     fill::{Fill, Ticket},
     flight::{Join, Landing, Lead, Turn},
     key::Key,
-    level1::Slot,
     lookup::{Bypass, Lookup, Verdict},
     store::{Found, Lease, Read, Unavailable},
     tiered::{Partition, Shared, TieredCache},
@@ -156,10 +155,12 @@ impl<V: Value> TieredCache<V> {
     /// Looks into level 1.
     pub(super) fn look(&self, key: &Key, view: View, now: Instant) -> Local<V> {
         let shared = &*self.shared;
-        let entry = match shared.level1.get(key) {
-            Some(Slot::Entry(entry)) => entry,
-            Some(Slot::Pass(until)) if now < until => return Local::Pass,
-            Some(Slot::Pass(_)) | None => return Local::Nothing,
+        let Some(entry) = shared.level1.get(key) else {
+            return if shared.level1.is_passed(key, now) {
+                Local::Pass
+            } else {
+                Local::Nothing
+            };
         };
         let (_, shard) = shared.sight.of(key);
         let is_confirmed = match view {
@@ -313,9 +314,7 @@ impl<V: Value> TieredCache<V> {
     /// What level 1 has that the policy lets be served unconfirmed.
     fn local_alone(&self, key: &Key, now: Instant) -> Option<Hit<V>> {
         let shared = &*self.shared;
-        let Some(Slot::Entry(entry)) = shared.level1.get(key) else {
-            return None;
-        };
+        let entry = shared.level1.get(key)?;
         let (_, shard) = shared.sight.of(key);
         let confirmed = shard.watermark.confirmed();
         let validity = shared.check(key, &entry, now);
@@ -383,7 +382,7 @@ impl<V: Value> Shared<V> {
             return Validity::Valid;
         }
         let view = shard.view.lock();
-        let scopes = key.scopes(&entry.scopes);
+        let scopes = key.scopes(entry.scopes());
         let validity = match entry.origin() {
             Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes),
             Origin::Island { generation, .. } => {

@@ -1,6 +1,10 @@
 //! The cache of two levels.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     audit::Audits,
@@ -145,7 +149,11 @@ impl<V: Value> TieredCache<V> {
     /// `None` says nothing about the key: [`lookup`](Self::lookup) does.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Hit<V>> {
-        match self.local(key, View::Followed, time::now()) {
+        self.peek_at(key, time::now())
+    }
+
+    pub(super) fn peek_at(&self, key: &Key, now: Instant) -> Option<Hit<V>> {
+        match self.local(key, View::Followed, now) {
             Local::Found(hit) => Some(hit),
             Local::Unconfirmed | Local::Pass | Local::Nothing => None,
         }

@@ -62,6 +62,7 @@ const PURE: &[&str] = &[
     "cache/resource.rs",
     "cache/scope.rs",
     "cache/store/shard.rs",
+    "cache/tick.rs",
     "cache/version.rs",
     "cache/view.rs",
     "check/message.rs",
