@@ -191,6 +191,11 @@ impl<V> Entry<V> {
     pub(super) fn check(&self, version: u64) {
         self.checked.store(version, Relaxed);
     }
+
+    /// It holds by all numbers of its epoch up to this one. To be said under the lock of the view.
+    pub(super) fn hold(&self, upto: u64) {
+        self.sequence.fetch_max(upto, Relaxed);
+    }
 }
 
 /// Where a value came from.

@@ -97,6 +97,11 @@ impl<V: Value> Level1<V> {
         self.passes.get(key).is_some_and(|until| now < until)
     }
 
+    /// Everything that is there, one after the other: nobody waits for whoever goes through it.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, Arc<Entry<V>>)> {
+        self.entries.iter()
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.entries.weight() + self.passes.weight()
     }

@@ -157,6 +157,7 @@ mod layer;
 mod lead;
 mod level1;
 mod lookup;
+mod past;
 mod resource;
 mod scope;
 mod seek;

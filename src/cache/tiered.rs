@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -84,13 +84,16 @@ impl<V: Value> TieredCache<V> {
         let bound = Duration::from_secs(1);
         let sight = Arc::new(Sight::new(Arc::new(store), time::now()));
         sight.allow(bound, bound);
+        let shared = Arc::new(Shared {
+            level1: Level1::new(bytes),
+            sight,
+            flights: Flights::new(),
+            audits: Audits::default(),
+        });
+        let sweep: Weak<Shared<V>> = Arc::downgrade(&shared);
+        shared.sight.swept_by(sweep);
         Self {
-            shared: Arc::new(Shared {
-                level1: Level1::new(bytes),
-                sight,
-                flights: Flights::new(),
-                audits: Audits::default(),
-            }),
+            shared,
             bound,
             partition: Partition::Bypass,
             lease: Duration::from_secs(3),

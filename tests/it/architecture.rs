@@ -59,6 +59,7 @@ const PURE: &[&str] = &[
     "cache/early.rs",
     "cache/http/",
     "cache/key.rs",
+    "cache/past.rs",
     "cache/resource.rs",
     "cache/scope.rs",
     "cache/store/shard.rs",
