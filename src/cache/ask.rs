@@ -1,5 +1,7 @@
 //! The way of a request that the memory of this node cannot answer at once.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
@@ -8,7 +10,7 @@ use tower::Service;
 
 use super::{
     Acknowledge, Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
-    answer::answer,
+    answer::{Conditions, answer},
     body::ResponseBody,
     http::{
         freshness::Reuse,
@@ -61,13 +63,15 @@ where
         mut miss,
     } = asking.find(&head.headers).await;
     let (layer, wanted) = (&asking.layer, &asking.wanted);
+    let conditions = Some(head.conditions(layer.options.wall()));
+    let now = time::now();
     let (fill, stale) = match lookup {
-        Lookup::Fresh(hit) => match layer.hit(&hit, &head.method, &head.headers, miss) {
+        Lookup::Fresh(hit) => match layer.hit(&hit, &head.method, conditions, miss, now) {
             Some(response) => return Ok(response),
             None => (None, None),
         },
         Lookup::Refresh(hit, fill) => {
-            let response = layer.hit(&hit, &head.method, &head.headers, Forward::Stale);
+            let response = layer.hit(&hit, &head.method, conditions, Forward::Stale, now);
             let Some(response) = response else {
                 unreachable!("only a response is served while it is filled again");
             };
@@ -110,7 +114,7 @@ where
 impl Asking {
     async fn find(&self, request: &HeaderMap) -> Found {
         let tiered = &self.layer.cache.tiered;
-        let judge = |hit: &Hit<Resource>| self.wanted.judge(hit);
+        let judge = |hit: &Hit<Resource>| self.wanted.judge(hit, time::now());
         let lookup = tiered.lookup(&self.wanted.key, judge).await;
         if let Lookup::Fresh(hit) = &lookup
             && let Kind::Variants(fields) = &hit.value().0
@@ -220,11 +224,12 @@ impl CacheLayer {
         &self,
         hit: &Hit<Resource>,
         method: &Method,
-        request: &HeaderMap,
+        conditions: Option<Conditions<'_>>,
         miss: Forward,
+        now: Instant,
     ) -> Option<Response<ResponseBody<R>>> {
         let stored = hit.value().stored()?;
-        let age = hit.age();
+        let age = hit.age_at(now);
         let freshness = stored.freshness();
         let ttl = freshness.ttl(age);
         let tier = match hit.level() {
@@ -246,7 +251,6 @@ impl CacheLayer {
             Ok((tier, _)) => (status::stale_hit(tier, ttl), Outcome::Stale),
         };
         self.cache.stats().outcome(outcome);
-        let now = self.options.wall();
-        Some(answer(stored, method, request, age, status, now))
+        Some(answer(stored, method, conditions, age, status))
     }
 }

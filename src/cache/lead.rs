@@ -20,7 +20,7 @@ use super::{
         tag, validation,
         vary::{self, Vary},
     },
-    resource::{Resource, Stored},
+    resource::{Content, Resource, Stored},
     stats::{Kept, Outcome},
     wanted::{Head, Wanted, content_length},
 };
@@ -155,10 +155,9 @@ impl Lead {
         Some(answer(
             stored,
             &self.head.method,
-            &self.head.headers,
+            Some(self.head.conditions(received.wall)),
             age,
             forwarded.value(),
-            received.wall,
         ))
     }
 
@@ -181,7 +180,7 @@ impl Lead {
         }
         self.layer.cache.stats().outcome(Outcome::Validated);
         let updated = validation::updated(&stored.headers, not_modified);
-        let storable = self.storable(stored.status, &updated, received);
+        let storable = self.storable(stored.status(), &updated, received);
         let mut forwarded = Forwarded {
             status: Some(StatusCode::NOT_MODIFIED),
             ..Forwarded::new(self.why)
@@ -189,14 +188,14 @@ impl Lead {
         let age = storable
             .as_ref()
             .map_or(Duration::ZERO, |storable| storable.age);
-        let now = received.wall;
-        let Head { method, headers } = self.head.clone();
+        let head = self.head.clone();
+        let conditions = Some(head.conditions(received.wall));
         let draft = match (storable, self.fill.take()) {
             (Some(storable), Some(fill)) => {
                 let scopes = self.scopes(&updated);
                 let fill = self.told_apart(fill, &updated).await;
                 scopes.zip(fill).map(|(scopes, fill)| {
-                    self.draft(fill, stored.status, storable, scopes, received)
+                    self.draft(fill, stored.status(), storable, scopes, received)
                 })
             }
             (Some(_), None) => None,
@@ -204,7 +203,7 @@ impl Lead {
                 if let Some(fill) = fill {
                     fill.pass(Duration::ZERO);
                 }
-                self.forget_if_forbidden(stored.status, &updated, received)
+                self.forget_if_forbidden(stored.status(), &updated, received)
                     .await;
                 None
             }
@@ -212,18 +211,18 @@ impl Lead {
         match draft {
             Some(draft) => {
                 forwarded.stored = Some(draft.freshness.ttl(age));
-                let filled = draft.store(stored.body.clone()).await;
+                let filled = draft.store(Content::Whole(stored.body.clone())).await;
                 let stored = filled
                     .hit()
                     .value()
                     .stored()
                     .expect("a response was stored");
-                answer(stored, &method, &headers, age, forwarded.value(), now)
+                answer(stored, &head.method, conditions, age, forwarded.value())
             }
             None => {
-                let (body, freshness) = (stored.body.clone(), stored.freshness());
-                let stored = Stored::new(stored.status, updated, body, &freshness);
-                answer(&stored, &method, &headers, age, forwarded.value(), now)
+                let content = Content::Whole(stored.body.clone());
+                let stored = Stored::new(stored.status(), updated, content, stored.freshness());
+                answer(&stored, &head.method, conditions, age, forwarded.value())
             }
         }
     }
@@ -236,18 +235,18 @@ impl Lead {
         received: Received,
     ) -> Response<ResponseBody<R>> {
         if let Some((_, stored)) = self.stale()
-            && parts.status == stored.status
+            && parts.status == stored.status()
         {
             if validation::head_agrees(&stored.headers, stored.body.len(), &parts.headers) {
                 let updated = validation::updated(&stored.headers, &parts.headers);
-                let (status, body) = (stored.status, stored.body.clone());
+                let (status, body) = (stored.status(), stored.body.clone());
                 if let Some(storable) = self.storable(status, &updated, received) {
                     if let Some(scopes) = self.scopes(&updated)
                         && let Some(fill) = self.fill.take()
                         && let Some(fill) = self.told_apart(fill, &updated).await
                     {
                         let draft = self.draft(fill, status, storable, scopes, received);
-                        draft.store(body).await;
+                        draft.store(Content::Whole(body)).await;
                     }
                 } else {
                     self.forget_if_forbidden(status, &updated, received).await;
@@ -287,7 +286,7 @@ impl Lead {
         );
         let expected = content_length(&parts.headers);
         let body = if body.is_end_stream() && expected.is_none_or(|length| length == 0) {
-            draft.store(Bytes::new()).await;
+            draft.store(Content::Whole(Bytes::new())).await;
             ResponseBody::passed(body)
         } else {
             let filling = Filling::new(body, draft, expected, self.layer.options.max_object);

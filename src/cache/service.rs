@@ -10,17 +10,19 @@ use tower::Service;
 
 use super::{
     CacheLayer, Verdict,
+    answer::Conditions,
     ask::{self, Asking},
     body::ResponseBody,
     future::ResponseFuture,
     http::{
-        request::{self, Content, Way},
+        request::{Content, Found, Way},
         status::Forward,
     },
     resource::Kind,
     stats::Outcome,
     wanted::Wanted,
 };
+use crate::time;
 
 /// The service of [`CacheLayer`](super::CacheLayer).
 #[derive(Clone, Debug)]
@@ -73,9 +75,10 @@ where
         } else {
             Content::Some
         };
-        let way = request::way(request.method(), request.headers(), content);
+        let found = Found::scan(request.headers());
+        let way = found.way(request.method(), request.headers(), content);
         let wanted = match way {
-            Way::Lookup | Way::Unsafe => Wanted::of(&request, &layer.options),
+            Way::Lookup | Way::Unsafe => Wanted::of(&request, &layer.options, found),
             Way::Bypass => None,
         };
         let Some(wanted) = wanted else {
@@ -109,16 +112,21 @@ impl CacheLayer {
         request: &Request<B>,
         wanted: &Wanted,
     ) -> Option<Response<ResponseBody<R>>> {
-        let mut hit = self.cache.tiered.peek(&wanted.key)?;
+        let now = time::now();
+        let tiered = &self.cache.tiered;
+        let mut hit = tiered.peek_at(&wanted.key, now)?;
         if let Kind::Variants(fields) = &hit.value().0 {
             let key = wanted.variant(fields, request.headers());
-            hit = self.cache.tiered.peek(&key)?;
+            hit = tiered.peek_at(&key, now)?;
         }
-        let is_fresh = !hit.is_purged() && wanted.judge(&hit) == Verdict::Fresh;
+        let is_fresh = !hit.is_purged() && wanted.judge(&hit, now) == Verdict::Fresh;
         if !is_fresh {
             return None;
         }
-        let (method, headers) = (request.method(), request.headers());
-        self.hit(&hit, method, headers, Forward::UriMiss)
+        let conditions = wanted.found.conditions.then(|| Conditions {
+            request: request.headers(),
+            now: self.options.wall(),
+        });
+        self.hit(&hit, request.method(), conditions, Forward::UriMiss, now)
     }
 }
