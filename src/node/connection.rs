@@ -43,6 +43,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> ServeBody fo
 #[derive(Debug, Default)]
 pub(super) struct Link {
     signal: AtomicU8,
+    /// Whether it was accepted by a server that was leaving already.
+    came_late: AtomicBool,
     waker: AtomicWaker,
     in_flight: AtomicU32,
     is_http2: AtomicBool,
@@ -54,10 +56,12 @@ pub(super) struct Link {
 
 /// Say with each HTTP/1.1 response that it is the last one.
 const LEAVE: u8 = 1;
-/// Finish what is in flight and close.
+/// Finish what is in flight and close. Who came late and has said nothing yet is about to ask.
 const FINISH: u8 = 2;
+/// Finish what is in flight and close, whoever it is.
+const END: u8 = 3;
 /// Close now.
-const CLOSE: u8 = 3;
+const CLOSE: u8 = 4;
 
 impl Link {
     pub(super) fn new(sweep: u32) -> Self {
@@ -75,13 +79,25 @@ impl Link {
         }
     }
 
+    /// Tells a new connection that the server is leaving.
+    pub(super) fn come_late(&self) {
+        self.came_late.store(true, Relaxed);
+        self.leave();
+    }
+
     fn is_leaving(&self) -> bool {
         self.signal.load(Relaxed) >= LEAVE
     }
 
-    /// Tells the connection to finish what is in flight and close.
+    /// Tells the connection to finish what is in flight and close. One that came late may ask yet.
     pub(super) fn finish(&self) {
         self.signal.fetch_max(FINISH, Relaxed);
+        self.waker.wake();
+    }
+
+    /// Tells the connection to finish what is in flight and close, also when it has said nothing.
+    pub(super) fn end(&self) {
+        self.signal.fetch_max(END, Relaxed);
         self.waker.wake();
     }
 
@@ -440,12 +456,76 @@ where
             *this.seen = signal;
             match (signal, this.served.as_mut().project()) {
                 (LEAVE, _) => {}
-                (FINISH, ServedProj::Http1 { inner }) => inner.graceful_shutdown(),
-                (FINISH, ServedProj::Http2 { inner }) => inner.as_mut().graceful_shutdown(),
+                (FINISH, ServedProj::Unknown { .. }) if this.link.came_late.load(Relaxed) => {}
+                (FINISH | END, ServedProj::Http1 { inner }) => inner.graceful_shutdown(),
+                (FINISH | END, ServedProj::Http2 { inner }) => inner.as_mut().graceful_shutdown(),
                 // It has not said enough to be asked anything.
                 _ => return Poll::Ready(Ok(())),
             }
         }
         this.served.poll(cx)
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use http_body_util::Full;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        sync::Semaphore,
+    };
+
+    /// What a client hears whose connection is told so before its request is there.
+    async fn heard(tell: impl Fn(&Link)) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let link = Arc::new(Link::new(0));
+        tell(&link);
+        let service = tower::service_fn(async |_| {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        });
+        let service = Counted::new(service, link, Arc::default(), Arc::default());
+        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let protocols = Arc::new(Protocols::new());
+        let connection = Connection::new(&protocols, stream, slot, service);
+        let connection = tokio::spawn(connection);
+        tokio::task::yield_now().await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        // A connection that was closed may be reset.
+        client.read_to_string(&mut text).await.ok();
+        connection.await.unwrap().unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn who_came_while_the_server_left_may_ask_yet() {
+        let text = heard(|link| {
+            link.come_late();
+            link.finish();
+        })
+        .await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.contains("connection: close\r\n"), "{text}");
+
+        let silent = heard(|link| {
+            link.leave();
+            link.finish();
+        });
+        assert_eq!(silent.await, "");
+        let too_late = heard(|link| {
+            link.come_late();
+            link.finish();
+            link.end();
+        });
+        assert_eq!(too_late.await, "");
     }
 }
