@@ -16,6 +16,7 @@ pub(super) fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
         return Err(Refusal::new(Reason::NotImplemented, detail));
     }
     framing(request.headers())?;
+    target(request)?;
     host(request)
 }
 
@@ -40,6 +41,16 @@ fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
     }
     if lengths.any(|other| other != first) {
         return Err(bad("more than one Content-Length"));
+    }
+    Ok(())
+}
+
+/// A target that is an authority alone is for CONNECT (RFC 9112 section 3.2.3).
+fn target<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let is_bare = uri.authority().is_some() && uri.scheme().is_none();
+    if is_bare && request.version() < Version::HTTP_2 {
+        return Err(bad("the target is neither a path nor a URL"));
     }
     Ok(())
 }
@@ -227,6 +238,18 @@ mod tests {
         let mut request = request(Version::HTTP_11, "http://a:80/x", &[("host", "b")]);
         check(&mut request).unwrap();
         assert_eq!(request.headers()[HOST], "a:80");
+    }
+
+    #[test]
+    fn a_target_is_a_path_or_a_url() {
+        let host = &[("host", "a")];
+        for version in [Version::HTTP_10, Version::HTTP_11] {
+            assert!(verdict(version, "users", host).is_err());
+            assert!(verdict(version, "a:80", host).is_err());
+            for target in ["/users", "http://a/users", "*"] {
+                assert_eq!(verdict(version, target, host), Ok(()), "{target}");
+            }
+        }
     }
 
     #[test]
