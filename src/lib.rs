@@ -115,6 +115,11 @@ pub mod client;
 pub mod cluster;
 #[cfg(feature = "config")]
 pub mod config;
+#[cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, reason = "a cache writes dates")
+)]
+mod date;
 pub mod discover;
 pub mod edge;
 pub mod endpoint;
