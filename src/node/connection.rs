@@ -48,6 +48,8 @@ pub(super) struct Link {
     waker: AtomicWaker,
     in_flight: AtomicU32,
     is_http2: AtomicBool,
+    /// Whether it has left HTTP, for a tunnel.
+    has_switched: AtomicBool,
     /// The sweep in which the last request ended.
     idle_since: AtomicU32,
     pub(super) blocked: Blocked,
@@ -124,6 +126,11 @@ impl Link {
         } else if idle > sweeps {
             self.close();
         }
+    }
+
+    /// Whether bytes that are written may be an answer of hyper's own.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.in_flight.load(Relaxed) == 0 && !self.has_switched.load(Relaxed)
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -282,6 +289,11 @@ where
         this.inner.poll(cx).map_ok(|mut response| {
             this.refusals.observe(&response);
             let in_flight = this.in_flight.take();
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                && let Some(InFlight { link, .. }) = &in_flight
+            {
+                link.has_switched.store(true, Relaxed);
+            }
             if in_flight
                 .as_ref()
                 .is_some_and(|counted| counted.link.is_leaving())

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::connection::Link;
+use super::{connection::Link, farewell};
 
 /// In which sweep a socket began to refuse bytes. A body behind it is not polled by then, so that
 /// no timer in a body can notice.
@@ -61,6 +61,8 @@ pub(super) struct Socket {
     stream: TcpStream,
     /// What was read to know what is spoken.
     first: BytesMut,
+    /// What is written instead of what hyper wrote: its last words, with a document.
+    farewell: Bytes,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
     /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
@@ -77,6 +79,7 @@ impl Socket {
         Self {
             stream,
             first: BytesMut::new(),
+            farewell: Bytes::new(),
             link,
             sweeps,
             _slot: slot,
@@ -107,6 +110,30 @@ impl Socket {
                 return Poll::Ready(Ok(Spoken::Http1));
             }
         }
+    }
+
+    /// Takes the last words of hyper, if these are.
+    fn take_farewell(&mut self, bytes: &[u8]) -> bool {
+        if !self.link.is_unasked() {
+            return false;
+        }
+        let Some(problem) = farewell::problem(bytes) else {
+            return false;
+        };
+        self.farewell = problem.into();
+        true
+    }
+
+    /// Writes the last words out.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.farewell.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.farewell);
+            match ready!(self.note(written))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.farewell.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Writes only what is new: nearly always the socket took it, as it did before.
@@ -149,6 +176,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.take_farewell(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(written)
     }
@@ -158,6 +188,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [bytes] = slices
+            && self.take_farewell(bytes)
+        {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.note(written)
     }
@@ -167,10 +202,12 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_farewell(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_farewell(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

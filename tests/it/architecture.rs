@@ -133,6 +133,7 @@ const PURE: &[&str] = &[
     "monitor/rule.rs",
     "monitor/template.rs",
     "monitor/track.rs",
+    "node/farewell.rs",
     "node/peers.rs",
     "outcome/",
     "pick/",
