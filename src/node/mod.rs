@@ -76,6 +76,8 @@ mod connection;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "server")]
+mod farewell;
+#[cfg(feature = "server")]
 mod listener;
 mod membership;
 mod peers;

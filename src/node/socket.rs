@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::connection::Link;
+use super::{connection::Link, farewell};
 
 /// In which sweep a socket began to refuse bytes. A body behind it is not polled by then, so that
 /// no timer in a body can notice.
@@ -72,6 +72,8 @@ pub(super) struct Socket {
     waiting: Option<Waker>,
     /// Whether that waker was left with the stream by the last read, and is there until it is used.
     is_left: bool,
+    /// What is written instead of what hyper wrote: its last words, with a document.
+    farewell: Bytes,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
     /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
@@ -91,6 +93,7 @@ impl Socket {
             is_new: true,
             waiting: None,
             is_left: false,
+            farewell: Bytes::new(),
             link,
             sweeps,
             _slot: slot,
@@ -117,6 +120,30 @@ impl Socket {
     pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             ready!(self.poll_first(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes the last words of hyper, if these are.
+    fn take_farewell(&mut self, bytes: &[u8]) -> bool {
+        if !self.link.is_unasked() {
+            return false;
+        }
+        let Some(problem) = farewell::problem(bytes) else {
+            return false;
+        };
+        self.farewell = problem.into();
+        true
+    }
+
+    /// Writes the last words out.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.farewell.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.farewell);
+            match ready!(self.note(written))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.farewell.advance(written),
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -211,6 +238,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.take_farewell(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(written)
     }
@@ -220,6 +250,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [bytes] = slices
+            && self.take_farewell(bytes)
+        {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.note(written)
     }
@@ -229,10 +264,12 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_farewell(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_farewell(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
