@@ -16,7 +16,7 @@ use super::{
         status::{self, Collapse, Forward, Forwarded, Tier},
         tag,
     },
-    lead::{Lead, Validation},
+    lead::{Conditions, Lead},
     resource::{Kind, Resource},
     shelter::{self, Sheltered},
     stats::Outcome,
@@ -145,7 +145,7 @@ impl Asking {
             stale,
             known,
             why,
-            validation: Validation::No,
+            conditions: Conditions::Clients,
             started: time::now(),
         }
     }
@@ -161,8 +161,7 @@ where
     S: Service<Request<B>, Response = Response<R>>,
 {
     let cache = &asking.layer.cache;
-    cache.stats().outcome(Outcome::Bypass);
-    let mut response = inner.call(request).await?;
+    let response = inner.call(request).await?;
     let status = response.status();
     if status.is_success() || status.is_redirection() {
         let scopes = asking.changed(response.headers());
@@ -170,8 +169,6 @@ where
             tracing::warn!(event = "cache_invalidation", %error, "other nodes may serve what a request changed");
         }
     }
-    let bypass = Forwarded::new(Forward::Bypass);
-    status::append(response.headers_mut(), bypass.value());
     Ok(response.map(ResponseBody::passed))
 }
 
@@ -179,7 +176,8 @@ impl Asking {
     /// What an answer to an unsafe request changed (RFC 9111 section 4.4, RFC 9875 section 3).
     fn changed(&self, response: &HeaderMap) -> Vec<Scope> {
         let primary = self.wanted.key.primary();
-        let mut scopes = vec![Scope::key(primary)];
+        let own = self.layer.cache.scopes_of(primary);
+        let mut scopes = own.unwrap_or_else(|_| vec![Scope::key(primary)]);
         for name in [header::LOCATION, header::CONTENT_LOCATION] {
             let reference = response.get(name).map(HeaderValue::to_str);
             if let Some(Ok(reference)) = reference

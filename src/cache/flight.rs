@@ -32,6 +32,8 @@ pub(super) enum Landing<V> {
     Again,
     /// Whoever waits asks the origin alone.
     Pass,
+    /// The store did not answer; whoever waits need not ask it as well.
+    Alone,
 }
 
 impl<V> Clone for Landing<V> {
@@ -41,6 +43,7 @@ impl<V> Clone for Landing<V> {
             Self::Stored(entry) => Self::Stored(Arc::clone(entry)),
             Self::Again => Self::Again,
             Self::Pass => Self::Pass,
+            Self::Alone => Self::Alone,
         }
     }
 }

@@ -128,11 +128,11 @@ impl<V: Value> TieredCache<V> {
                     Ok(lookup) => return lookup,
                     Err(_) => return self.lookup_alone(key, held, &judge).await,
                 },
-                Turn::Join(join) => {
-                    if let Some(lookup) = join_flight(join, &mut held, &judge).await {
-                        return lookup;
-                    }
-                }
+                Turn::Join(join) => match join_flight(join, &mut held, &judge).await {
+                    Joined::Over(lookup) => return lookup,
+                    Joined::Again => {}
+                    Joined::Alone => return self.lookup_alone(key, held, &judge).await,
+                },
             }
         }
         Lookup::Bypass {
@@ -187,16 +187,35 @@ impl<V: Value> TieredCache<V> {
         }
     }
 
-    /// Asks level 2 until there is an entry that serves, or a fill to make.
+    /// Asks level 2 until there is an entry that serves, or a fill to make. Who waits for this
+    /// lookup shares its luck: one after the other, they would wait for the store for long.
     async fn ask(
         &self,
         lead: Lead<V>,
         held: &mut Held<V>,
         judge: &impl Fn(&Hit<V>) -> Verdict,
     ) -> Result<Lookup<V>, Unavailable> {
-        let shared = &self.shared;
         let key = lead.key().clone();
-        let (number, shard) = shared.sight.of(&key);
+        let mut lead = Some(lead);
+        let asked = self.ask_for(&key, &mut lead, held, judge).await;
+        if asked.is_err()
+            && let Some(lead) = lead
+        {
+            lead.land(Landing::Alone);
+        }
+        asked
+    }
+
+    /// Takes the lead once there is something to fill.
+    async fn ask_for(
+        &self,
+        key: &Key,
+        lead: &mut Option<Lead<V>>,
+        held: &mut Held<V>,
+        judge: &impl Fn(&Hit<V>) -> Verdict,
+    ) -> Result<Lookup<V>, Unavailable> {
+        let shared = &self.shared;
+        let (number, shard) = shared.sight.of(key);
         let has_view = shard.view.lock().epoch().is_some();
         if !has_view {
             // The first request: nothing could be kept without a view.
@@ -211,10 +230,10 @@ impl<V: Value> TieredCache<V> {
         let mut unfit = held.hit.as_ref().map(|hit| hit.entry.id);
         loop {
             let begun = shard.view.lock().begin();
-            let stamp = match shared.sight.store.read(number, &key, lease, unfit).await? {
+            let stamp = match shared.sight.store.read(number, key, lease, unfit).await? {
                 Read::Found(found) => {
                     unfit = Some(found.id);
-                    if let Some(hit) = shared.promote(number, &key, found, begun)
+                    if let Some(hit) = shared.promote(number, key, found, begun)
                         && let Some(hit) = held.weigh(hit, judge)
                     {
                         return Ok(Lookup::Fresh(hit));
@@ -238,6 +257,7 @@ impl<V: Value> TieredCache<V> {
                 }
             };
             let origin = Origin::Stamp(stamp);
+            let lead = lead.take().expect("it is taken once, here");
             return Ok(self.filled_by(lead, held, begun, origin));
         }
     }
@@ -295,7 +315,7 @@ impl<V: Value> TieredCache<V> {
                     return self.filled_by(lead, &mut held, begun, origin);
                 }
                 Turn::Join(join) => {
-                    if let Some(lookup) = join_flight(join, &mut held, judge).await {
+                    if let Joined::Over(lookup) = join_flight(join, &mut held, judge).await {
                         return lookup;
                     }
                 }
@@ -338,17 +358,26 @@ impl<V: Value> TieredCache<V> {
     }
 }
 
-/// Waits for somebody else's fill, unless what is held serves meanwhile. `None`: ask again.
+/// What waiting for somebody else's fill came to.
+enum Joined<V: Value> {
+    Over(Lookup<V>),
+    /// Ask again.
+    Again,
+    /// The store does not answer.
+    Alone,
+}
+
+/// Waits for somebody else's fill, unless what is held serves meanwhile.
 async fn join_flight<V: Value>(
     join: Join<V>,
     held: &mut Held<V>,
     judge: &impl Fn(&Hit<V>) -> Verdict,
-) -> Option<Lookup<V>> {
+) -> Joined<V> {
     if let Some(hit) = held.served() {
-        return Some(Lookup::Refresh(hit, None));
+        return Joined::Over(Lookup::Refresh(hit, None));
     }
     if held.is_never_fresh() {
-        return Some(Lookup::Bypass {
+        return Joined::Over(Lookup::Bypass {
             reason: Bypass::HitForMiss,
             stale: held.hit.take(),
         });
@@ -362,10 +391,14 @@ async fn join_flight<V: Value>(
                 is_confirmed,
                 is_purged: false,
             };
-            held.weigh(hit, judge).map(Lookup::Fresh)
+            match held.weigh(hit, judge) {
+                Some(hit) => Joined::Over(Lookup::Fresh(hit)),
+                None => Joined::Again,
+            }
         }
-        Landing::Again | Landing::No => None,
-        Landing::Pass => Some(Lookup::Bypass {
+        Landing::Again | Landing::No => Joined::Again,
+        Landing::Alone => Joined::Alone,
+        Landing::Pass => Joined::Over(Lookup::Bypass {
             reason: Bypass::HitForMiss,
             stale: held.hit.take(),
         }),

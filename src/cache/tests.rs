@@ -414,15 +414,25 @@ async fn a_table_of_tombstones_that_is_full_makes_misses_and_nothing_stale() {
     assert_eq!(hit(&one).await.value(), "b");
 }
 
-/// A store whose news have no invalidation in them.
+/// A store with a fault.
 #[derive(Debug)]
-struct Deaf(Memory);
+struct Faulty(Memory, Fault);
 
-mod deaf {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Its news have no invalidation in them.
+    Deaf,
+    /// It does not answer whoever reads.
+    Hung,
+}
+
+mod faulty {
+    use std::time::Duration;
+
     use futures_util::{FutureExt as _, future::BoxFuture};
     use tokio::sync::watch;
 
-    use super::Deaf;
+    use super::{Fault, Faulty};
     use crate::cache::{
         Key, News, Purge, Scope, Stamp,
         store::{
@@ -432,7 +442,7 @@ mod deaf {
 
     type Answer<'a, T> = BoxFuture<'a, Result<T, Unavailable>>;
 
-    impl Level2 for Deaf {
+    impl Level2 for Faulty {
         fn shards(&self) -> u16 {
             1
         }
@@ -448,6 +458,12 @@ mod deaf {
             lease: Lease,
             unfit: Option<u64>,
         ) -> Answer<'a, Read> {
+            if self.1 == Fault::Hung {
+                let patience = tokio::time::sleep(Duration::from_millis(40));
+                return patience
+                    .map(|()| Err(Unavailable::new("no answer")))
+                    .boxed();
+            }
             self.0.read(shard, key, lease, unfit)
         }
 
@@ -471,6 +487,9 @@ mod deaf {
 
         fn news(&self, shard: u16, node: Node) -> Answer<'_, News> {
             let news = self.0.news(shard, node);
+            if self.1 != Fault::Deaf {
+                return news;
+            }
             news.map(|news| {
                 news.map(|news| News {
                     tombstones: Vec::new(),
@@ -508,11 +527,26 @@ mod deaf {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_store_that_hangs_behind_others() {
+    let store = Faulty(Memory::new(), Fault::Hung);
+    let cache = TieredCache::<String>::with_store(1 << 20, store);
+    let start = crate::time::now();
+    let lookups = join_all((0..50).map(async |_| look(&cache).await)).await;
+    assert_eq!(since(start), Duration::from_millis(40));
+    let is_alone = |lookup: &Lookup<String>| {
+        let reason = Bypass::Unavailable;
+        matches!(lookup, Lookup::Bypass { reason: found, .. } if *found == reason)
+    };
+    assert!(lookups.iter().all(is_alone));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_auditor_counts_what_is_served_and_should_not_be() {
     for purge in [Purge::Hard, Purge::Soft] {
         let store = Memory::with_capacity(1 << 20);
         let one = node(&store);
-        let deaf = TieredCache::<String>::with_store(1 << 20, Deaf(store.clone())).audit(1.0);
+        let deaf = TieredCache::<String>::with_store(1 << 20, Faulty(store.clone(), Fault::Deaf));
+        let deaf = deaf.audit(1.0);
         put(&one, "a").await;
         hit(&deaf).await;
         assert_eq!(hit(&deaf).await.level(), Level::One);

@@ -9,13 +9,13 @@ use super::{
     plan::{Plan, Tls},
     route_layers::{cache, cache_layer, failover_layer, limit},
     running::Running,
-    serve::{Routes, Target},
+    serve::{Routes, Target, concern},
     settings::{EtcdSettings, FailoverSettings, RouteSettings, Settings, StoreSettings},
     structure::{Own, Peers},
     watch::Ground,
 };
 use crate::{
-    cache::{Cache, HttpCache},
+    cache::{Cache, CacheLayer, Concern, HttpCache},
     cluster::Cluster,
     discover::State,
     etcd::Etcd,
@@ -159,9 +159,13 @@ impl Gateway {
         }
         self.limits = self.limits_of(&plan.settings);
         let mut failovers = std::mem::take(&mut self.failovers);
+        let stored = plan.settings.routes.iter();
+        let stored = stored.filter(|route| route.cache.is_some());
+        let concern = concern(stored.map(|route| &route.matching));
         let mut table = Vec::new();
         for route in &plan.settings.routes {
-            table.push((route.matching.clone(), self.target(route, &mut failovers)));
+            let target = self.target(route, concern.as_ref(), &mut failovers);
+            table.push((route.matching.clone(), target));
         }
         routes.set(table.into_iter().collect::<Table<Target>>());
         // Clusters that are gone stop following only now, when no route leads to them.
@@ -223,7 +227,12 @@ impl Gateway {
         self.stats.values().cloned().collect()
     }
 
-    fn target(&mut self, route: &RouteSettings, previous: &mut Vec<RunningFailover>) -> Target {
+    fn target(
+        &mut self,
+        route: &RouteSettings,
+        concern: Option<&Concern>,
+        previous: &mut Vec<RunningFailover>,
+    ) -> Target {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
         let limits = route.rate_limit.iter();
         let limits = limits.map(|limit| self.limits[&limit.name].clone());
@@ -236,8 +245,15 @@ impl Gateway {
             let fallback = fallback.map(|name| self.clusters[name].backend(None));
             let running = &self.clusters[&share.cluster];
             let stack = running.stack(share.subset.as_ref(), failover, fallback);
-            let cached = match (&route.cache, &self.cache) {
-                (Some(settings), Some(cache)) => cache_layer(settings, cache).layer(stack),
+            let cached = match (&self.cache, &route.cache, concern) {
+                (Some(cache), Some(settings), _) => {
+                    let layer = cache_layer(settings, cache);
+                    layer.chosen_by(route.matching.headers()).layer(stack)
+                }
+                // A POST to this route may change what another one has stored of its URL.
+                (Some(cache), None, Some(concern)) => {
+                    Cache::beside(stack, CacheLayer::new(cache.clone()), concern.clone())
+                }
                 _ => Cache::off(stack),
             };
             stacks.push((timeout.layer(limit.layer(cached)), share.weight));

@@ -811,3 +811,116 @@ async fn a_node_caches_by_its_file_and_invalidates_by_its_admin_address() {
     assert!(metrics.contains("tower_gateway_cache_requests_total{outcome=\"miss\"} 4\n"));
     assert!(metrics.contains("tower_gateway_cache_invalidations_total 3\n"));
 }
+
+/// A backend that counts what it answers to GETs, which are fresh for a minute.
+async fn counting(name: &'static str) -> Backend {
+    let count = std::sync::atomic::AtomicU32::new(0);
+    Backend::answering(move |request| {
+        if request.head.method() != "GET" {
+            return b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
+        }
+        let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let body = format!("{name} {number}");
+        let length = body.len();
+        format!(
+            "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .into_bytes()
+    })
+    .await
+}
+
+/// A node over two clusters, `one` and `two`, with these routes.
+async fn node_over(backends: [&Backend; 2], routes: &str) -> Gateway {
+    let [one, two] = backends.map(|backend| {
+        let address = backend.address;
+        format!("{{ discovery: {{ type: static, endpoints: [ {{ address: \"{address}\" }} ] }} }}")
+    });
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+         clusters: {{ one: {one}, two: {two} }}\n\
+         routes:{routes}"
+    );
+    Gateway::start(&text).await
+}
+
+/// What a client gets that sends one request with these fields.
+async fn asked(gateway: &Gateway, method: &str, path: &str, fields: &str) -> String {
+    let mut client = gateway.connect().await;
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: example.com\r\n{fields}\r\n");
+    client.ask(request).await.text().to_owned()
+}
+
+#[tokio::test]
+async fn routes_that_a_field_chooses_keep_their_answers_apart() {
+    let (one, two) = (counting("one").await, counting("two").await);
+    let routes = "
+  - { match: { path_prefix: /, headers: { x-version: v2 } }, cluster: two, cache: {} }
+  - { match: { path_prefix: / }, cluster: one, cache: {} }
+";
+    let gateway = node_over([&one, &two], routes).await;
+    let v2 = "x-version: v2\r\n";
+    for _ in 0..2 {
+        assert_eq!(asked(&gateway, "GET", "/", "").await, "one 0");
+        assert_eq!(asked(&gateway, "GET", "/", v2).await, "two 0");
+        // Nobody asked for that version: it is the route that tells answers apart.
+        let v3 = "x-version: v3\r\n";
+        assert_eq!(asked(&gateway, "GET", "/", v3).await, "one 0");
+    }
+    // Both are of the one URL.
+    let body = r#"{"keys": ["http://example.com/"]}"#;
+    let invalidate = format!("http://{}/cache/invalidate", gateway.admin);
+    let invalidate = Request::post(invalidate).body(Full::from(body)).unwrap();
+    let done = crate::support::http_client().request(invalidate).await;
+    assert_eq!(done.unwrap().status(), 200);
+    assert_eq!(asked(&gateway, "GET", "/", v2).await, "two 1");
+    assert_eq!(asked(&gateway, "GET", "/", "").await, "one 1");
+}
+
+#[tokio::test]
+async fn what_a_route_without_a_cache_changes_is_not_served_by_another() {
+    let (one, two) = (counting("one").await, counting("two").await);
+    let routes = "
+  - { match: { path_prefix: /a, methods: [GET] }, cluster: one, cache: { sort_query: true } }
+  - { match: { path_prefix: / }, cluster: two }
+";
+    let gateway = node_over([&one, &two], routes).await;
+    for (number, method) in ["POST", "DELETE", "PATCH"].into_iter().enumerate() {
+        let expected = format!("one {number}");
+        for query in ["b=1&a=2", "a=2&b=1"] {
+            let path = format!("/a?{query}");
+            assert_eq!(
+                asked(&gateway, "GET", &path, "").await,
+                expected,
+                "{method}"
+            );
+        }
+        asked(&gateway, method, "/b", "content-length: 0\r\n").await;
+        assert_eq!(asked(&gateway, "GET", "/a?a=2&b=1", "").await, expected);
+        asked(&gateway, method, "/a?b=1&a=2", "content-length: 0\r\n").await;
+    }
+    // What is no URL of the route with a cache has nothing to do with it.
+    let (_, metrics) = crate::support::get(gateway.admin, "/metrics").await;
+    assert!(metrics.contains("tower_gateway_cache_invalidations_total 3\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_url_has_the_scheme_that_the_proxy_in_front_tells() {
+    let origin = Origin::new(|_, head| async move {
+        let told = head.headers.get("x-forwarded-proto");
+        let told = told.map_or("", |told| told.to_str().unwrap());
+        response(200, FRESH, told.to_owned())
+    });
+    let (cache, site) = site(&origin);
+    let https = [("x-forwarded-proto", "HTTPS")];
+    for _ in 0..2 {
+        assert_eq!(get(&site, "http://h/", &[]).await.text(), "");
+        assert_eq!(get(&site, "http://h/", &https).await.text(), "HTTPS");
+    }
+    assert_eq!(get(&site, "https://h:443/", &[]).await.did(), HIT);
+    let scopes = cache.scopes_of("https://h/").unwrap();
+    let invalidated = cache.invalidate(&scopes, Acknowledge::Stored).await;
+    invalidated.unwrap();
+    assert!(!get(&site, "http://h/", &https).await.is_hit());
+    assert_eq!(get(&site, "http://h/", &[]).await.did(), HIT);
+}
