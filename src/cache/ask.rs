@@ -7,7 +7,7 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Acknowledge, Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
+    Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
     answer::answer,
     body::ResponseBody,
     http::{
@@ -53,6 +53,7 @@ where
     S::Future: Send + 'static,
     S::Error: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Send,
 {
     let head = Head::of(&request);
     let Found {
@@ -165,8 +166,8 @@ where
     let status = response.status();
     if status.is_success() || status.is_redirection() {
         let scopes = asking.changed(response.headers());
-        if let Err(error) = cache.invalidate(&scopes, Acknowledge::Stored).await {
-            tracing::warn!(event = "cache_invalidation", %error, "other nodes may serve what a request changed");
+        if let Err(error) = cache.invalidate_changed(&scopes).await {
+            tracing::warn!(event = "cache_invalidation", %error, "other nodes may serve what a request changed until the store is back");
         }
     }
     Ok(response.map(ResponseBody::passed))

@@ -35,7 +35,7 @@ pub(super) struct Options {
     pub(super) query: QueryRules,
     pub(super) scheme: Scheme,
     /// What the keys of variants begin with.
-    pub(super) chosen_by: String,
+    pub(super) chosen_by: Arc<str>,
     wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -55,7 +55,7 @@ impl CacheLayer {
             tags_header: None,
             query: QueryRules::new(),
             scheme: Scheme::HTTP,
-            chosen_by: String::new(),
+            chosen_by: Arc::default(),
             wall_clock: Arc::new(time::wall),
         };
         Self { cache, options }
@@ -105,7 +105,7 @@ impl CacheLayer {
     /// the URL is the same.
     #[must_use]
     pub fn chosen_by(mut self, fields: &[(HeaderName, HeaderValue)]) -> Self {
-        self.options.chosen_by = vary::chosen_by(fields);
+        self.options.chosen_by = vary::chosen_by(fields).into();
         self
     }
 

@@ -94,6 +94,7 @@ impl Lead {
     where
         F: Future<Output = Result<Response<R>, E>>,
         R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Send,
     {
         let fetched = fetch.await;
         let at = time::now();
@@ -287,6 +288,7 @@ impl Lead {
     ) -> Response<ResponseBody<R>>
     where
         R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Send,
     {
         self.layer.cache.stats().outcome(Outcome::Miss);
         let mut forwarded = Forwarded::new(self.why);

@@ -221,6 +221,7 @@ impl<V: Value> TieredCache<V> {
             // The first request: nothing could be kept without a view.
             shared.sight.confirm(number).await?;
         }
+        shared.sight.settle(number).await?;
         let lease = Lease {
             holder: shared.sight.node,
             span: self.lease,

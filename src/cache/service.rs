@@ -53,13 +53,20 @@ impl fmt::Debug for Concern {
     }
 }
 
+/// Which requests change what others have stored, and where.
+#[derive(Debug)]
+struct Notice {
+    layer: CacheLayer,
+    concern: Concern,
+}
+
 /// What there is to do with requests.
 #[derive(Clone, Debug)]
 enum Role {
     /// They are answered from the cache, and fill it.
     Answer(CacheLayer),
     /// Nothing of them is stored, and some change what others have stored.
-    Notice(CacheLayer, Concern),
+    Notice(Arc<Notice>),
     /// They are passed on.
     Pass,
 }
@@ -81,7 +88,7 @@ impl<S> Cache<S> {
     pub(crate) fn beside(inner: S, layer: CacheLayer, concern: Concern) -> Self {
         Self {
             inner,
-            role: Role::Notice(layer, concern),
+            role: Role::Notice(Arc::new(Notice { layer, concern })),
         }
     }
 
@@ -105,6 +112,7 @@ where
     S::Future: Send + 'static,
     B: Body + Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Send,
 {
     type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
@@ -117,12 +125,11 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let layer = match &self.role {
             Role::Answer(layer) => layer,
-            Role::Notice(layer, concern) => {
-                let wanted = noticed(layer, concern, &request);
-                let Some(wanted) = wanted else {
+            Role::Notice(notice) => {
+                let Some(wanted) = notice.wanted(&request) else {
                     return ResponseFuture::unseen(self.inner.call(request));
                 };
-                let layer = layer.clone();
+                let layer = notice.layer.clone();
                 let clone = self.inner.clone();
                 let inner = mem::replace(&mut self.inner, clone);
                 let asking = Asking { layer, wanted };
@@ -176,12 +183,15 @@ fn way<B: Body>(request: &Request<B>) -> Way {
     request::way(request.method(), request.headers(), content)
 }
 
-/// What a request names that may change what others have stored of it.
-fn noticed<B: Body>(layer: &CacheLayer, concern: &Concern, request: &Request<B>) -> Option<Wanted> {
-    let is_noticed = way(request) == Way::Unsafe && (concern.0)(request.uri(), request.headers());
-    is_noticed
-        .then(|| Wanted::of(request, &layer.options))
-        .flatten()
+impl Notice {
+    /// What a request names that may change what others have stored of it.
+    fn wanted<B: Body>(&self, request: &Request<B>) -> Option<Wanted> {
+        let Concern(concerns) = &self.concern;
+        let is_noticed = way(request) == Way::Unsafe && concerns(request.uri(), request.headers());
+        is_noticed
+            .then(|| Wanted::of(request, &self.layer.options))
+            .flatten()
+    }
 }
 
 impl CacheLayer {

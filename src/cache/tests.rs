@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -418,12 +421,20 @@ async fn a_table_of_tombstones_that_is_full_makes_misses_and_nothing_stale() {
 #[derive(Debug)]
 struct Faulty(Memory, Fault);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Fault {
     /// Its news have no invalidation in them.
     Deaf,
     /// It does not answer whoever reads.
     Hung,
+    /// It is away while this says so.
+    Away(Arc<AtomicBool>),
+}
+
+impl Fault {
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Away(away) if away.load(Relaxed))
+    }
 }
 
 mod faulty {
@@ -442,6 +453,10 @@ mod faulty {
 
     type Answer<'a, T> = BoxFuture<'a, Result<T, Unavailable>>;
 
+    fn away<T: Send>() -> Answer<'static, T> {
+        std::future::ready(Err(Unavailable::new("it is away"))).boxed()
+    }
+
     impl Level2 for Faulty {
         fn shards(&self) -> u16 {
             1
@@ -458,7 +473,10 @@ mod faulty {
             lease: Lease,
             unfit: Option<u64>,
         ) -> Answer<'a, Read> {
-            if self.1 == Fault::Hung {
+            if self.1.is_away() {
+                return away();
+            }
+            if matches!(self.1, Fault::Hung) {
                 let patience = tokio::time::sleep(Duration::from_millis(40));
                 return patience
                     .map(|()| Err(Unavailable::new("no answer")))
@@ -482,12 +500,18 @@ mod faulty {
             purge: Purge,
             replicas: u32,
         ) -> Answer<'a, Invalidated> {
+            if self.1.is_away() {
+                return away();
+            }
             self.0.invalidate(shard, scopes, purge, replicas)
         }
 
         fn news(&self, shard: u16, node: Node) -> Answer<'_, News> {
             let news = self.0.news(shard, node);
-            if self.1 != Fault::Deaf {
+            if self.1.is_away() {
+                return away();
+            }
+            if !matches!(self.1, Fault::Deaf) {
                 return news;
             }
             news.map(|news| {
@@ -538,6 +562,59 @@ async fn nobody_waits_for_a_store_that_hangs_behind_others() {
         matches!(lookup, Lookup::Bypass { reason: found, .. } if *found == reason)
     };
     assert!(lookups.iter().all(is_alone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_request_changed_while_the_store_was_away_is_gone_when_it_is_back() {
+    for debts in [1, 5000] {
+        let store = Memory::with_capacity(1 << 20);
+        let away = Arc::new(AtomicBool::new(false));
+        let faulty = Faulty(store.clone(), Fault::Away(Arc::clone(&away)));
+        let one = TieredCache::<String>::with_store(1 << 20, faulty);
+        let other = node(&store);
+        put(&other, "old").await;
+        hit(&one).await;
+        away.store(true, Relaxed);
+        for at in 1..debts {
+            let scopes = [Scope::tag(&at.to_string())];
+            one.invalidate_changed(&scopes).await.unwrap_err();
+        }
+        let scopes = [Scope::tag("t")];
+        one.invalidate_changed(&scopes).await.unwrap_err();
+        // The other one hears of it when it can.
+        hit(&other).await;
+        away.store(false, Relaxed);
+        let is_gone = |lookup: &Lookup<String>| matches!(lookup, Lookup::Fill(_));
+        for _ in 0..2 {
+            let found = look(&one).await;
+            assert!(is_gone(&found), "{debts}: {found:?}");
+        }
+        tokio::time::sleep(seconds(1)).await;
+        assert!(is_gone(&look(&other).await), "{debts}");
+        // It is told once.
+        put(&other, "new").await;
+        tokio::time::sleep(seconds(5)).await;
+        assert_eq!(hit(&one).await.value(), "new");
+        assert_eq!(hit(&other).await.value(), "new");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_requests_what_was_changed_is_told_as_well() {
+    let store = Memory::with_capacity(1 << 20);
+    let away = Arc::new(AtomicBool::new(false));
+    let faulty = Faulty(store.clone(), Fault::Away(Arc::clone(&away)));
+    let one = TieredCache::<String>::with_store(1 << 20, faulty);
+    let other = node(&store);
+    put(&other, "old").await;
+    away.store(true, Relaxed);
+    let scopes = [Scope::tag("t")];
+    one.invalidate_changed(&scopes).await.unwrap_err();
+    tokio::time::sleep(seconds(5)).await;
+    hit(&other).await;
+    away.store(false, Relaxed);
+    tokio::time::sleep(seconds(2)).await;
+    assert!(matches!(look(&other).await, Lookup::Fill(_)));
 }
 
 #[tokio::test(start_paused = true)]

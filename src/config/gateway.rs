@@ -46,6 +46,8 @@ pub(super) struct Gateway {
     shared: Option<Redis>,
     /// Made when the first route wants it; what it holds outlives every plan.
     cache: Option<HttpCache>,
+    /// By which it shares that, where it is shared.
+    cache_connection: Option<Connection>,
     /// Opened when the first plan has a Redis to share.
     redis: Option<Connection>,
     etcds: Etcds,
@@ -80,6 +82,7 @@ impl Gateway {
             store,
             shared,
             cache: None,
+            cache_connection: None,
             redis: None,
             etcds: Etcds::default(),
             own: Own::default(),
@@ -148,15 +151,7 @@ impl Gateway {
             running.set_place(&self.own);
             self.clusters.insert(name.clone(), running);
         }
-        if self.cache.is_none()
-            && plan
-                .settings
-                .routes
-                .iter()
-                .any(|route| route.cache.is_some())
-        {
-            self.cache = Some(cache(&plan.settings.store));
-        }
+        self.open_cache(plan);
         self.limits = self.limits_of(&plan.settings);
         let mut failovers = std::mem::take(&mut self.failovers);
         let stored = plan.settings.routes.iter();
@@ -170,6 +165,20 @@ impl Gateway {
         routes.set(table.into_iter().collect::<Table<Target>>());
         // Clusters that are gone stop following only now, when no route leads to them.
         drop(previous);
+    }
+
+    /// Makes the cache when the first route wants it. Returns its connection, where it has one and
+    /// was made just now.
+    pub(super) fn open_cache(&mut self, plan: &Plan) -> Option<Connection> {
+        let mut routes = plan.settings.routes.iter();
+        if self.cache.is_some() || !routes.any(|route| route.cache.is_some()) {
+            return None;
+        }
+        let store = &plan.settings.store;
+        let shared = store.redis.as_ref();
+        self.cache_connection = shared.map(|redis| Connection::open(redis.options()));
+        self.cache = Some(cache(store, self.cache_connection.as_ref()));
+        self.cache_connection.clone()
     }
 
     /// The connection over which instances are known, if there is a Redis to share.
@@ -194,6 +203,11 @@ impl Gateway {
         for (cluster, minimum) in &self.minimums {
             verdicts.divide(cluster, minimum.clone());
         }
+    }
+
+    /// The connection of the cache, where it is shared.
+    pub(super) fn cache_connection(&self) -> Option<Connection> {
+        self.cache_connection.clone()
     }
 
     pub(super) fn cache(&self) -> Option<&HttpCache> {

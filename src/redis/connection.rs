@@ -76,6 +76,18 @@ impl Connection {
         self.shared.gate.is_open()
     }
 
+    /// Waits until the server answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn available(&self) {
+        let mut availability = self.availability();
+        let is_available = availability.wait_for(|is_available| *is_available);
+        // The sender is held by this connection.
+        is_available.await.map(drop).unwrap_or_default();
+    }
+
     /// Follows whether the server answers.
     #[must_use]
     pub fn availability(&self) -> watch::Receiver<bool> {
@@ -229,9 +241,8 @@ impl Connection {
             let Some(RedisError::Lost(_)) = answer.map_err(RedisError::new).err() else {
                 return;
             };
-            let mut availability = this.availability();
-            let is_back = availability.wait_for(|is_available| *is_available);
-            if tokio::time::timeout(patience, is_back).await.is_ok() {
+            let is_back = tokio::time::timeout(patience, this.available()).await;
+            if is_back.is_ok() {
                 let again = client.custom::<Value, _>(command(), values).await;
                 drop(again);
             }

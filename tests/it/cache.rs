@@ -102,6 +102,24 @@ async fn nodes_share_what_is_stored_and_what_is_invalidated() {
 }
 
 #[tokio::test]
+async fn many_scopes_at_once_hold_up_nobody() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let (one, other) = (node(&server).await, node(&server).await);
+    put(&one, "a").await;
+    assert!(found(&other).await.is_some());
+    let mut scopes: Vec<_> = (0..20_000).map(|at| Scope::tag(&at.to_string())).collect();
+    // Not of the last that are told.
+    scopes[100] = Scope::tag("t");
+    let told = calls(&server, "evalsha");
+    let done = one.invalidate(&scopes, Purge::Hard, Acknowledge::Everywhere);
+    done.await.unwrap();
+    assert!(calls(&server, "evalsha") - told >= 20);
+    assert!(found(&one).await.is_none() && found(&other).await.is_none());
+}
+
+#[tokio::test]
 async fn large_bodies_come_back_whole() {
     let Some(server) = RedisServer::start().await else {
         return;

@@ -340,6 +340,108 @@ async fn a_client_that_leaves_does_not_take_the_answer_from_those_who_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_keeps_nobody_waiting() {
+    let (origin, pieces) = streaming(FRESH);
+    let (cache, site) = site(&origin);
+    let ask = || {
+        let site = site.clone();
+        tokio::spawn(async move { get(&site, "/", &[]).await })
+    };
+    let mut idle = send(&site, request(Method::GET, "/", &[]))
+        .await
+        .into_body();
+    pieces.send("one ");
+    assert_eq!(piece(&mut idle).await.unwrap(), "one ");
+    // Now it stands still, and others come.
+    let waiters = [ask(), ask()];
+    settle().await;
+    pieces.send("two ");
+    pieces.send("three");
+    pieces.end();
+    for waiter in waiters {
+        assert_eq!(waiter.await.unwrap().text(), "one two three");
+    }
+    assert_eq!(get(&site, "/", &[]).await.did(), HIT);
+    assert_eq!(origin.requests(), 1);
+    // It has missed nothing.
+    assert_eq!(piece(&mut idle).await.unwrap(), "two ");
+    assert_eq!(piece(&mut idle).await.unwrap(), "three");
+    assert_eq!(piece(&mut idle).await, None);
+    assert!(cache.stats().kept().any(|kept| kept == (Kept::Stored, 1)));
+}
+
+/// Others wait before there is anything to read.
+#[tokio::test(start_paused = true)]
+async fn who_shares_a_request_reads_at_its_own_pace() {
+    for ends_well in [true, false] {
+        let (origin, pieces) = streaming(FRESH);
+        let (_, site) = site(&origin);
+        let heads = tokio::spawn(async move {
+            join_all((0..3).map(|_| send(&site, request(Method::GET, "/", &[])))).await
+        });
+        settle().await;
+        assert_eq!(origin.requests(), 1);
+        pieces.send("one ");
+        settle().await;
+        assert!(!heads.is_finished(), "those who wait get what is whole");
+        if ends_well {
+            pieces.send("two");
+            pieces.end();
+            for head in heads.await.unwrap() {
+                let body = head.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, "one two");
+            }
+            continue;
+        }
+        // What broke off is seen to break off by the first, and is asked for again by the others.
+        pieces.fail();
+        settle().await;
+        assert_eq!(origin.requests(), 2);
+        pieces.send("again");
+        pieces.end();
+        let mut bodies = Vec::new();
+        for head in heads.await.unwrap() {
+            let body = head.into_body().collect().await;
+            bodies.push(body.map(|body| body.to_bytes()).ok());
+        }
+        assert_eq!(bodies, [None, Some("again".into()), Some("again".into())]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_comes_no_sooner_than_it_is_read() {
+    let chunks = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let sent = Arc::clone(&chunks);
+    let origin = Origin::new(move |_, _| {
+        let sent = Arc::clone(&sent);
+        async move {
+            let chunks = (0..1000).map(move |_| {
+                sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(Frame::data(Bytes::from(vec![b'x'; 100])))
+            });
+            let body = StreamBody::new(futures_util::stream::iter(chunks)).boxed_unsync();
+            pause(1).await;
+            response(200, FRESH, "").map(|_| body)
+        }
+    });
+    let cache = HttpCache::new(64 << 20);
+    let site = layer(&cache).max_object(1000).layer(origin.clone());
+    let ask = || {
+        let site = site.clone();
+        tokio::spawn(async move { send(&site, request(Method::GET, "/", &[])).await })
+    };
+    let (first, second) = (ask(), ask());
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    settle().await;
+    let read = chunks.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(read < 30, "{read} chunks are held that nobody reads");
+    for head in [first, second] {
+        let body = head.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body.len(), 100_000);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_alone_ends_its_request() {
     let (origin, pieces) = streaming(FRESH);
     let (_, site) = site(&origin);
@@ -923,4 +1025,30 @@ async fn a_url_has_the_scheme_that_the_proxy_in_front_tells() {
     invalidated.unwrap();
     assert!(!get(&site, "http://h/", &https).await.is_hit());
     assert_eq!(get(&site, "http://h/", &[]).await.did(), HIT);
+}
+
+/// It waits for its store for a moment before it listens, and before it goes over to routes that
+/// have a cache: else the first requests would go past it. A machine that stands still for longer
+/// than that moment may spoil a round.
+#[tokio::test]
+async fn a_node_over_redis_caches_from_its_first_request_on() {
+    let Some(server) = crate::support::redis::RedisServer::start().await else {
+        return;
+    };
+    let backend = counting("one").await;
+    let store = format!("store: {{ type: redis, url: \"{}\" }}\n", server.url());
+    let text = |route| format!("{store}{}", one_cluster(backend.address, "", route));
+    let mut cached = [0, 0];
+    for round in 0..5 {
+        let first = format!("/{round}");
+        let is_cached = async |gateway: &Gateway| {
+            asked(gateway, "GET", &first, "").await == asked(gateway, "GET", &first, "").await
+        };
+        let started = Gateway::start(&text("cache: {}")).await;
+        cached[0] += u32::from(is_cached(&started).await);
+        let mut reloaded = Gateway::start(&text("")).await;
+        reloaded.reload(&text("cache: {}")).await;
+        cached[1] += u32::from(is_cached(&reloaded).await);
+    }
+    assert!(cached.iter().all(|rounds| *rounds >= 3), "{cached:?}");
 }

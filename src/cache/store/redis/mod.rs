@@ -41,6 +41,8 @@ const LARGE: &str = "large";
 const SHARDS: u16 = 16;
 /// After this time no lease is worth giving back.
 const LONGEST_LEASE: Duration = Duration::from_secs(3);
+/// Invalidated by one script, at most: a millisecond's work.
+const MOST_SCOPES: usize = 1000;
 /// What a read says first.
 const FOUND: u64 = 1;
 const FILL: u64 = 2;
@@ -350,7 +352,28 @@ impl Redis {
         connection.tell(&scripts.release, keys, vec![id(holder)], LONGEST_LEASE);
     }
 
+    /// Many at once are told in turns: while it runs a script, a server does nothing else.
     async fn invalidate_scopes(
+        &self,
+        shard: u16,
+        scopes: &[Scope],
+        purge: Purge,
+        replicas: u32,
+    ) -> Result<Invalidated, Unavailable> {
+        let mut turns = scopes.chunks(MOST_SCOPES);
+        let first = turns.next().unwrap_or_default();
+        let mut done = self.invalidate_some(shard, first, purge, replicas).await?;
+        for scopes in turns {
+            let next = self.invalidate_some(shard, scopes, purge, replicas).await?;
+            done = Invalidated {
+                replicas: next.replicas.min(done.replicas),
+                ..next
+            };
+        }
+        Ok(done)
+    }
+
+    async fn invalidate_some(
         &self,
         shard: u16,
         scopes: &[Scope],
