@@ -198,10 +198,7 @@ pub(super) fn json_response(value: &Value) -> Response {
 /// Lets through who shows the token, when there is one.
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let token = admin.shared.token.lock().clone();
-    let shown = request
-        .headers()
-        .get(AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let shown = request.headers().get(AUTHORIZATION).and_then(shown_token);
     let is_allowed = match &token {
         // Without a token, a page in a browser on this machine must not drain the node.
         None if is_cross_site(&request) => {
@@ -226,6 +223,14 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
         "the admin token is missing or wrong\n",
     )
         .into_response()
+}
+
+/// The token of a field; the name of its scheme is in any case (RFC 9110 section 11.1).
+fn shown_token(field: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = field.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then(|| token.trim_ascii_start())
 }
 
 /// Whether a browser sends a request that changes something on behalf of another page.

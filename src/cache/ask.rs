@@ -9,8 +9,8 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Acknowledge, Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
-    answer::{Conditions, answer},
+    Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
+    answer::{self, answer},
     body::ResponseBody,
     http::{
         freshness::Reuse,
@@ -18,7 +18,7 @@ use super::{
         status::{self, Collapse, Forward, Forwarded, Tier},
         tag,
     },
-    lead::{Lead, Validation},
+    lead::{Conditions, Lead},
     resource::{Kind, Resource},
     shelter::{self, Sheltered},
     stats::Outcome,
@@ -55,6 +55,7 @@ where
     S::Future: Send + 'static,
     S::Error: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Send,
 {
     let head = Head::of(&request);
     let Found {
@@ -149,7 +150,7 @@ impl Asking {
             stale,
             known,
             why,
-            validation: Validation::No,
+            conditions: Conditions::Clients,
             started: time::now(),
         }
     }
@@ -165,17 +166,14 @@ where
     S: Service<Request<B>, Response = Response<R>>,
 {
     let cache = &asking.layer.cache;
-    cache.stats().outcome(Outcome::Bypass);
-    let mut response = inner.call(request).await?;
+    let response = inner.call(request).await?;
     let status = response.status();
     if status.is_success() || status.is_redirection() {
         let scopes = asking.changed(response.headers());
-        if let Err(error) = cache.invalidate(&scopes, Acknowledge::Stored).await {
-            tracing::warn!(event = "cache_invalidation", %error, "other nodes may serve what a request changed");
+        if let Err(error) = cache.invalidate_changed(&scopes).await {
+            tracing::warn!(event = "cache_invalidation", %error, "other nodes may serve what a request changed until the store is back");
         }
     }
-    let bypass = Forwarded::new(Forward::Bypass);
-    status::append(response.headers_mut(), bypass.value());
     Ok(response.map(ResponseBody::passed))
 }
 
@@ -183,7 +181,8 @@ impl Asking {
     /// What an answer to an unsafe request changed (RFC 9111 section 4.4, RFC 9875 section 3).
     fn changed(&self, response: &HeaderMap) -> Vec<Scope> {
         let primary = self.wanted.key.primary();
-        let mut scopes = vec![Scope::key(primary)];
+        let own = self.layer.cache.scopes_of(primary);
+        let mut scopes = own.unwrap_or_else(|_| vec![Scope::key(primary)]);
         for name in [header::LOCATION, header::CONTENT_LOCATION] {
             let reference = response.get(name).map(HeaderValue::to_str);
             if let Some(Ok(reference)) = reference
@@ -224,7 +223,7 @@ impl CacheLayer {
         &self,
         hit: &Hit<Resource>,
         method: &Method,
-        conditions: Option<Conditions<'_>>,
+        conditions: Option<answer::Conditions<'_>>,
         miss: Forward,
         now: Instant,
     ) -> Option<Response<ResponseBody<R>>> {

@@ -68,7 +68,7 @@ impl<B> From<Bytes> for ResponseBody<B> {
 
 impl<B> Body for ResponseBody<B>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + 'static,
 {
     type Data = Bytes;
     type Error = B::Error;

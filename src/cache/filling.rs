@@ -1,18 +1,25 @@
 //! A body on its way to a client and into the cache.
 
 use std::{
+    any::Any,
     future::poll_fn,
     mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, future::BoxFuture};
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Either, select},
+};
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
+use tokio::sync::mpsc;
 
 use super::{
     Fill, Keep, Scope,
@@ -71,12 +78,38 @@ impl Draft {
 }
 
 /// A body that is collected as it passes. When its client leaves and others wait for it, it goes
-/// on without one.
+/// on without one; when its client is slow to read, nobody waits for that.
 pub(super) struct Filling<B> {
-    /// None once somebody else took it over.
-    work: Option<Pin<Box<Work<B>>>>,
+    source: Arc<Mutex<Source<B>>>,
     /// Takes it over when nobody polls any more.
     finish: fn(Pin<Box<Work<B>>>),
+}
+
+/// Where the client of a body has it from.
+enum Source<B> {
+    /// The body itself, which comes no sooner than it is read.
+    Own {
+        work: Pin<Box<Work<B>>>,
+        /// Who reads it.
+        reader: Option<Waker>,
+    },
+    /// A task that reads for all, until there is nothing to collect any more.
+    Driven {
+        frames: mpsc::UnboundedReceiver<Passed<B>>,
+        /// Of the body, if that is known.
+        left: Option<u64>,
+    },
+    /// Somebody else took it over, or it is read.
+    Over,
+}
+
+/// What a task hands to the client.
+enum Passed<B> {
+    Frame(Frame<Bytes>),
+    /// The error of the body.
+    Failed(Box<dyn Any + Send>),
+    /// The rest.
+    Work(Pin<Box<Work<B>>>),
 }
 
 pin_project! {
@@ -152,6 +185,7 @@ impl Collecting {
 impl<B> Filling<B>
 where
     B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
 {
     pub(super) fn new(inner: B, draft: Draft, expected: Option<usize>, most: usize) -> Self {
         let collecting = Collecting {
@@ -162,22 +196,95 @@ where
             expected,
             most,
         };
+        let audience = collecting.draft.fill.audience();
         let work = Work {
             inner,
             state: State::Collecting(Box::new(collecting)),
         };
-        Self {
-            work: Some(Box::pin(work)),
-            finish,
-        }
+        let source = Arc::new(Mutex::new(Source::Own {
+            work: Box::pin(work),
+            reader: None,
+        }));
+        let drives = Arc::downgrade(&source);
+        audience.when_waiting(move || {
+            if let Some(source) = drives.upgrade() {
+                drive(&source);
+            }
+        });
+        Self { source, finish }
     }
+}
 
+impl<B> Filling<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
     /// Goes on without a client.
-    pub(super) fn detach(mut self) {
-        if let Some(work) = self.work.take() {
-            finish(work);
+    pub(super) fn detach(self) {
+        let source = mem::replace(&mut *self.source.lock(), Source::Over);
+        match source {
+            Source::Own { work, .. } => (self.finish)(work),
+            Source::Driven { mut frames, .. } => {
+                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                    runtime.spawn(async move { while frames.recv().await.is_some() {} });
+                }
+            }
+            Source::Over => {}
         }
     }
+}
+
+/// Has a task read the body, now that others wait for it: they must not wait for its client.
+fn drive<B>(source: &Mutex<Source<B>>)
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return;
+    };
+    let mut source = source.lock();
+    match mem::replace(&mut *source, Source::Over) {
+        Source::Own { work, reader } if work.is_filling() => {
+            let (sender, frames) = mpsc::unbounded_channel();
+            let left = work.inner.size_hint().exact();
+            *source = Source::Driven { frames, left };
+            drop(source);
+            runtime.spawn(read_for_all(work, sender));
+            if let Some(reader) = reader {
+                reader.wake();
+            }
+        }
+        other => *source = other,
+    }
+}
+
+/// Reads the body for as long as it is collected, then leaves it to its client. What the client has
+/// not read yet is no more than is collected.
+async fn read_for_all<B>(mut work: Pin<Box<Work<B>>>, client: mpsc::UnboundedSender<Passed<B>>)
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
+    let until = time::after(time::now(), BACKGROUND);
+    let mut limit = std::pin::pin!(time::sleep_until(until));
+    while work.is_filling() {
+        let frame = poll_fn(|cx| work.as_mut().poll_frame(cx));
+        let Either::Left((frame, _)) = select(frame, limit.as_mut()).await else {
+            break;
+        };
+        let passed = match frame {
+            Some(Ok(frame)) => Passed::Frame(frame),
+            Some(Err(error)) => Passed::Failed(Box::new(error)),
+            None => break,
+        };
+        let is_read = client.send(passed).is_ok();
+        if !is_read && !work.is_awaited() {
+            return;
+        }
+    }
+    // An error says that the client is gone.
+    drop(client.send(Passed::Work(work)));
 }
 
 /// Goes on in the background, to the end or for as long as that may take.
@@ -191,7 +298,7 @@ where
     runtime.spawn(async move {
         let until = time::after(time::now(), BACKGROUND);
         let rest = async {
-            while !matches!(work.state, State::Passing | State::Ended) {
+            while work.is_filling() {
                 if poll_fn(|cx| work.as_mut().poll_frame(cx)).await.is_none() {
                     break;
                 }
@@ -199,8 +306,24 @@ where
         };
         let rest = std::pin::pin!(rest);
         let limit = std::pin::pin!(time::sleep_until(until));
-        futures_util::future::select(rest, limit).await;
+        select(rest, limit).await;
     });
+}
+
+impl<B> Work<B> {
+    /// Whether anything comes of it beside what its client reads.
+    fn is_filling(&self) -> bool {
+        matches!(self.state, State::Collecting(_) | State::Storing { .. })
+    }
+
+    /// Whether anybody beside its client waits for it.
+    fn is_awaited(&self) -> bool {
+        match &self.state {
+            State::Collecting(collecting) => collecting.audience.is_waiting(),
+            State::Storing { .. } => true,
+            State::Passing | State::Ended => false,
+        }
+    }
 }
 
 impl<B> Work<B>
@@ -257,48 +380,93 @@ where
     }
 }
 
-impl<B: Body<Data = Bytes>> Filling<B> {
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        match &mut self.work {
-            Some(work) => work.as_mut().poll_frame(cx),
-            None => Poll::Ready(None),
+impl<B: Body<Data = Bytes>> Work<B> {
+    fn is_end_stream(&self) -> bool {
+        match self.state {
+            State::Collecting(_) | State::Storing { .. } => false,
+            State::Passing => self.inner.is_end_stream(),
+            State::Ended => true,
         }
     }
 
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.work.as_ref().is_none_or(|work| match work.state {
-            State::Collecting(_) | State::Storing { .. } => false,
-            State::Passing => work.inner.is_end_stream(),
-            State::Ended => true,
-        })
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        let Some(work) = &self.work else {
-            return SizeHint::with_exact(0);
-        };
-        match &work.state {
+    fn size_hint(&self) -> SizeHint {
+        match &self.state {
             State::Storing { last, .. } => {
                 let held = last.as_ref().and_then(Frame::data_ref);
                 SizeHint::with_exact(held.map_or(0, Bytes::len) as u64)
             }
-            State::Collecting(_) | State::Passing => work.inner.size_hint(),
+            State::Collecting(_) | State::Passing => self.inner.size_hint(),
             State::Ended => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl<B> Filling<B>
+where
+    B: Body<Data = Bytes> + 'static,
+{
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let mut source = self.source.lock();
+        loop {
+            match &mut *source {
+                Source::Own { work, reader } => {
+                    let frame = work.as_mut().poll_frame(cx);
+                    if frame.is_pending()
+                        && !reader.as_ref().is_some_and(|one| one.will_wake(cx.waker()))
+                    {
+                        *reader = Some(cx.waker().clone());
+                    }
+                    return frame;
+                }
+                Source::Driven { frames, left } => match ready!(frames.poll_recv(cx)) {
+                    Some(Passed::Frame(frame)) => {
+                        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                        *left = left.map(|left| left.saturating_sub(length));
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    Some(Passed::Failed(error)) => {
+                        *source = Source::Over;
+                        let error = error.downcast().expect("only errors of the body are sent");
+                        return Poll::Ready(Some(Err(*error)));
+                    }
+                    Some(Passed::Work(work)) => *source = Source::Own { work, reader: None },
+                    // The task is gone with its runtime. What is missing must not look like the end.
+                    None => return Poll::Pending,
+                },
+                Source::Over => return Poll::Ready(None),
+            }
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        match &*self.source.lock() {
+            Source::Own { work, .. } => work.is_end_stream(),
+            Source::Driven { .. } => false,
+            Source::Over => true,
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match &*self.source.lock() {
+            Source::Own { work, .. } => work.size_hint(),
+            Source::Driven { left, .. } => {
+                left.map_or_else(SizeHint::default, SizeHint::with_exact)
+            }
+            Source::Over => SizeHint::with_exact(0),
         }
     }
 }
 
 impl<B> Drop for Filling<B> {
     fn drop(&mut self) {
-        let goes_on = |work: &mut Pin<Box<Work<B>>>| match &work.state {
-            State::Collecting(collecting) => collecting.audience.is_waiting(),
-            State::Storing { .. } => true,
-            State::Passing | State::Ended => false,
-        };
-        if let Some(work) = self.work.take_if(goes_on) {
+        // A task that reads for all goes on for as long as somebody waits.
+        let source = mem::replace(&mut *self.source.lock(), Source::Over);
+        if let Source::Own { work, .. } = source
+            && work.is_awaited()
+        {
             (self.finish)(work);
         }
     }

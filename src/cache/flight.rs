@@ -20,7 +20,16 @@ pub(super) struct Flights<V> {
     shared: Arc<Mutex<HashMap<Key, Flight<V>>>>,
 }
 
-type Flight<V> = Arc<watch::Sender<Landing<V>>>;
+type Flight<V> = Arc<Course<V>>;
+
+/// A fill on its way.
+struct Course<V> {
+    landing: watch::Sender<Landing<V>>,
+    /// What is done when the next one begins to wait.
+    joined: Mutex<Option<Joined>>,
+}
+
+type Joined = Box<dyn FnOnce() + Send>;
 
 /// What became of a fill.
 pub(super) enum Landing<V> {
@@ -32,6 +41,8 @@ pub(super) enum Landing<V> {
     Again,
     /// Whoever waits asks the origin alone.
     Pass,
+    /// The store did not answer; whoever waits need not ask it as well.
+    Alone,
 }
 
 impl<V> Clone for Landing<V> {
@@ -41,6 +52,7 @@ impl<V> Clone for Landing<V> {
             Self::Stored(entry) => Self::Stored(Arc::clone(entry)),
             Self::Again => Self::Again,
             Self::Pass => Self::Pass,
+            Self::Alone => Self::Alone,
         }
     }
 }
@@ -67,14 +79,32 @@ impl<V> Audience<V> {
     /// Whether there is anybody.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.0.receiver_count() > 0
+        self.0.landing.receiver_count() > 0
+    }
+
+    /// Has this done once somebody waits: at once if there is anybody.
+    pub(super) fn when_waiting(&self, joined: impl FnOnce() + Send + 'static) {
+        *self.0.joined.lock() = Some(Box::new(joined));
+        // Whoever came before that was not seen by it.
+        if self.is_waiting() {
+            self.0.announce();
+        }
+    }
+}
+
+impl<V> Course<V> {
+    fn announce(&self) {
+        let joined = self.joined.lock().take();
+        if let Some(joined) = joined {
+            joined();
+        }
     }
 }
 
 impl<V> fmt::Debug for Audience<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Audience")
-            .field(&self.0.receiver_count())
+            .field(&self.0.landing.receiver_count())
             .finish()
     }
 }
@@ -90,20 +120,30 @@ impl<V> Flights<V> {
     }
 
     pub(super) fn turn(&self, key: &Key) -> Turn<V> {
-        match self.shared.lock().entry(key.clone()) {
-            hash_map::Entry::Occupied(other) => Turn::Join(Join(other.get().subscribe())),
+        let (other, join) = match self.shared.lock().entry(key.clone()) {
+            hash_map::Entry::Occupied(other) => {
+                let other = Arc::clone(other.get());
+                // Before it is let go, so that it does not land unseen.
+                let join = Join(other.landing.subscribe());
+                (other, join)
+            }
             hash_map::Entry::Vacant(none) => {
-                let flight = Arc::new(watch::Sender::new(Landing::No));
+                let flight = Arc::new(Course {
+                    landing: watch::Sender::new(Landing::No),
+                    joined: Mutex::new(None),
+                });
                 none.insert(Arc::clone(&flight));
-                Turn::Lead(Lead {
+                return Turn::Lead(Lead {
                     flights: Self {
                         shared: Arc::clone(&self.shared),
                     },
                     key: key.clone(),
                     flight,
-                })
+                });
             }
-        }
+        };
+        other.announce();
+        Turn::Join(join)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -131,14 +171,14 @@ impl<V> Lead<V> {
 
     pub(super) fn land(self, landing: Landing<V>) {
         self.close();
-        self.flight.send_replace(landing);
+        self.flight.landing.send_replace(landing);
     }
 }
 
 impl<V> Drop for Lead<V> {
     fn drop(&mut self) {
         self.close();
-        self.flight.send_if_modified(|landing| {
+        self.flight.landing.send_if_modified(|landing| {
             let is_open = matches!(landing, Landing::No);
             if is_open {
                 *landing = Landing::Again;
@@ -204,6 +244,29 @@ mod tests {
         assert!(join(&flights, &key).is_some());
         drop(next);
         assert_eq!(flights.len(), 0);
+    }
+
+    #[test]
+    fn who_leads_is_told_once_that_somebody_waits() {
+        let flights = Flights::new();
+        let key = Key::new("a");
+        let Turn::Lead(lead) = flights.turn(&key) else {
+            panic!("nobody led")
+        };
+        let told = Arc::new(Mutex::new(0));
+        let tell = || {
+            let told = Arc::clone(&told);
+            move || *told.lock() += 1
+        };
+        lead.audience().when_waiting(tell());
+        assert_eq!(*told.lock(), 0);
+        let waiters = [join(&flights, &key), join(&flights, &key)];
+        assert_eq!(*told.lock(), 1);
+        lead.audience().when_waiting(tell());
+        assert_eq!(*told.lock(), 2);
+        drop(waiters);
+        lead.audience().when_waiting(tell());
+        assert_eq!(*told.lock(), 2);
     }
 
     #[test]

@@ -117,6 +117,12 @@ impl HttpCache {
             .await
     }
 
+    /// Invalidates what a request has changed; see [`TieredCache::invalidate_changed`].
+    pub(super) async fn invalidate_changed(&self, scopes: &[Scope]) -> Result<(), NotAcknowledged> {
+        self.stats.invalidation();
+        self.tiered.invalidate_changed(scopes).await
+    }
+
     /// What the cache did.
     #[must_use]
     pub fn stats(&self) -> &Stats {

@@ -118,6 +118,24 @@ impl<V: Value> TieredCache<V> {
         Ok(Acknowledged { level: acknowledge })
     }
 
+    /// Invalidates what a request has changed, which holds whatever becomes of this: where the store
+    /// cannot be told now, it is told as soon as it can be, and before this node reads anything from
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// When other nodes may serve what is invalidated until then.
+    pub(super) async fn invalidate_changed(&self, scopes: &[Scope]) -> Result<(), NotAcknowledged> {
+        let done = self.invalidate(scopes, Purge::Hard, Acknowledge::Stored);
+        let done = done.await.map(drop);
+        if done.is_err() {
+            for (number, scopes) in self.by_shard(scopes) {
+                self.shared.sight.owe(number, &scopes);
+            }
+        }
+        done
+    }
+
     /// A primary key is in its own shard, anything else may be in all of them.
     fn by_shard(&self, scopes: &[Scope]) -> BTreeMap<u16, Vec<Scope>> {
         let sight = &self.shared.sight;

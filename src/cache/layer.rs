@@ -4,10 +4,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderName, uri::Scheme};
+use http::{HeaderName, HeaderValue, uri::Scheme};
 use tower::Layer;
 
-use super::{Cache, HttpCache, QueryRules};
+use super::{Cache, HttpCache, QueryRules, http::vary};
 use crate::time;
 
 /// Answers from a cache what it may; see the [module docs](super).
@@ -19,6 +19,7 @@ use crate::time;
 /// - `tags_header`: none
 /// - `query`: queries stay as they are
 /// - `scheme`: `http`
+/// - `chosen_by`: nothing
 /// - `wall_clock`: that of the system
 #[derive(Clone, Debug)]
 pub struct CacheLayer {
@@ -33,6 +34,8 @@ pub(super) struct Options {
     pub(super) tags_header: Option<HeaderName>,
     pub(super) query: QueryRules,
     pub(super) scheme: Scheme,
+    /// What the keys of variants begin with.
+    pub(super) chosen_by: Arc<str>,
     wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -52,6 +55,7 @@ impl CacheLayer {
             tags_header: None,
             query: QueryRules::new(),
             scheme: Scheme::HTTP,
+            chosen_by: Arc::default(),
             wall_clock: Arc::new(time::wall),
         };
         Self { cache, options }
@@ -89,10 +93,19 @@ impl CacheLayer {
     }
 
     /// Sets the scheme of requests that do not name theirs: `https` where the application ends TLS
-    /// itself.
+    /// itself. `X-Forwarded-Proto` names that of the client where a proxy in front ends it.
     #[must_use]
     pub fn scheme(mut self, scheme: Scheme) -> Self {
         self.options.scheme = scheme;
+        self
+    }
+
+    /// Says by which fields of requests, and which values of theirs, they came to this layer and not
+    /// to another one over the same cache: its answers are kept apart from those of that one, though
+    /// the URL is the same.
+    #[must_use]
+    pub fn chosen_by(mut self, fields: &[(HeaderName, HeaderValue)]) -> Self {
+        self.options.chosen_by = vary::chosen_by(fields).into();
         self
     }
 
@@ -125,6 +138,7 @@ impl fmt::Debug for Options {
             .field("tags_header", &self.tags_header)
             .field("query", &self.query)
             .field("scheme", &self.scheme)
+            .field("chosen_by", &self.chosen_by)
             .finish_non_exhaustive()
     }
 }

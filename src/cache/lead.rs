@@ -24,19 +24,20 @@ use super::{
     stats::{Kept, Outcome},
     wanted::{Head, Wanted, content_length},
 };
-use crate::{
-    refusal::{Dialect, Reason, Refusal},
-    time,
-};
+use crate::{refusal::Refusal, time};
 
 /// How long it is known by which fields the responses of a resource are told apart.
 const VARIANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Whether the origin was asked to confirm a stored response.
+/// Which conditions the origin was asked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Validation {
-    Yes,
-    No,
+pub(super) enum Conditions {
+    /// Those of the client.
+    Clients,
+    /// None.
+    Removed,
+    /// Those that confirm a stored response.
+    Stored,
 }
 
 /// A request that goes to the origin.
@@ -53,7 +54,7 @@ pub(super) struct Lead {
     /// The fields by which the responses of the resource are told apart, as far as is known.
     pub(super) known: Box<[HeaderName]>,
     pub(super) why: Forward,
-    pub(super) validation: Validation,
+    pub(super) conditions: Conditions,
     pub(super) started: Instant,
 }
 
@@ -74,10 +75,12 @@ impl Lead {
         if let Some(stored) = self.stale.as_ref().and_then(|hit| hit.value().stored()) {
             headers.remove(header::RANGE);
             headers.remove(header::IF_RANGE);
-            if validation::ask(headers, &stored.headers) {
-                self.validation = Validation::Yes;
-            }
+            self.conditions = match validation::ask(headers, &stored.headers) {
+                true => Conditions::Stored,
+                false => Conditions::Removed,
+            };
         } else if self.fill.is_some() {
+            self.conditions = Conditions::Removed;
             // The whole response is of use to others; what the client has is seen afterwards.
             for condition in validation::CONDITIONS {
                 headers.remove(condition);
@@ -91,6 +94,7 @@ impl Lead {
     where
         F: Future<Output = Result<Response<R>, E>>,
         R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Send,
     {
         let fetched = fetch.await;
         let at = time::now();
@@ -108,7 +112,7 @@ impl Lead {
             }
         };
         let status = response.status();
-        if status == StatusCode::NOT_MODIFIED && self.validation == Validation::Yes {
+        if status == StatusCode::NOT_MODIFIED && self.conditions == Conditions::Stored {
             return Ok(self.validated(response.headers(), received).await);
         }
         if is_failure(status)
@@ -173,10 +177,22 @@ impl Lead {
             .stored()
             .expect("only a response is confirmed");
         if !validation::is_about(&stored.headers, not_modified) {
+            // It was asked about this one alone, and says that nothing changed. But it calls it by
+            // another name, so this is the last time that it serves.
             self.pass(Duration::ZERO);
             self.forget().await;
-            let detail = "the service confirmed a response that it was not asked about";
-            return Refusal::new(Reason::Upstream, detail).into_response(Dialect::Http);
+            self.layer.cache.stats().outcome(Outcome::Validated);
+            let forwarded = Forwarded {
+                status: Some(StatusCode::NOT_MODIFIED),
+                ..Forwarded::new(self.why)
+            };
+            return answer(
+                stored,
+                &self.head.method,
+                Some(self.head.conditions(received.wall)),
+                stale.age(),
+                forwarded.value(),
+            );
         }
         self.layer.cache.stats().outcome(Outcome::Validated);
         let updated = validation::updated(&stored.headers, not_modified);
@@ -270,20 +286,28 @@ impl Lead {
     ) -> Response<ResponseBody<R>>
     where
         R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Send,
     {
         self.layer.cache.stats().outcome(Outcome::Miss);
         let mut forwarded = Forwarded::new(self.why);
+        // Where the origin has seen the conditions of the client, it has evaluated them.
+        let has_already = self.conditions != Conditions::Clients
+            && validation::has_already(
+                &self.head.headers,
+                parts.status,
+                &parts.headers,
+                received.wall,
+            );
         let Some(draft) = self.kept(&parts, received).await else {
-            let response = Response::from_parts(parts, ResponseBody::passed(body));
-            return with_status(response, forwarded);
+            let body = if has_already {
+                become_not_modified(&mut parts);
+                ResponseBody::from(Bytes::new())
+            } else {
+                ResponseBody::passed(body)
+            };
+            return with_status(Response::from_parts(parts, body), forwarded);
         };
         forwarded.stored = Some(draft.freshness.ttl(draft.age));
-        let has_already = validation::has_already(
-            &self.head.headers,
-            parts.status,
-            &parts.headers,
-            received.wall,
-        );
         let expected = content_length(&parts.headers);
         let body = if body.is_end_stream() && expected.is_none_or(|length| length == 0) {
             draft.store(Content::Whole(Bytes::new())).await;
@@ -298,8 +322,7 @@ impl Lead {
             }
         };
         if has_already {
-            validation::not_modified_fields(&mut parts.headers);
-            parts.status = StatusCode::NOT_MODIFIED;
+            become_not_modified(&mut parts);
         }
         with_status(Response::from_parts(parts, body), forwarded)
     }
@@ -468,6 +491,11 @@ impl Lead {
             tracing::debug!(%error, "what the origin contradicts may still be served");
         }
     }
+}
+
+fn become_not_modified(parts: &mut Parts) {
+    validation::not_modified_fields(&mut parts.headers);
+    parts.status = StatusCode::NOT_MODIFIED;
 }
 
 fn with_status<B>(mut response: Response<B>, forwarded: Forwarded) -> Response<B> {

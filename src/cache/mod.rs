@@ -180,6 +180,11 @@ mod view;
 mod wanted;
 mod watermark;
 
+#[cfg_attr(
+    not(feature = "config"),
+    allow(unused_imports, reason = "routes of a node have a cache or none")
+)]
+pub(crate) use self::service::Concern;
 pub use self::{
     audit::Audited,
     entry::{Hit, Level},

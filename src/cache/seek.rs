@@ -133,11 +133,11 @@ impl<V: Value> TieredCache<V> {
                     Ok(lookup) => return lookup,
                     Err(_) => return self.lookup_alone(key, held, &judge).await,
                 },
-                Turn::Join(join) => {
-                    if let Some(lookup) = join_flight(join, &mut held, &judge).await {
-                        return lookup;
-                    }
-                }
+                Turn::Join(join) => match join_flight(join, &mut held, &judge).await {
+                    Joined::Over(lookup) => return lookup,
+                    Joined::Again => {}
+                    Joined::Alone => return self.lookup_alone(key, held, &judge).await,
+                },
             }
         }
         Lookup::Bypass {
@@ -194,21 +194,41 @@ impl<V: Value> TieredCache<V> {
         }
     }
 
-    /// Asks level 2 until there is an entry that serves, or a fill to make.
+    /// Asks level 2 until there is an entry that serves, or a fill to make. Who waits for this
+    /// lookup shares its luck: one after the other, they would wait for the store for long.
     async fn ask(
         &self,
         lead: Lead<V>,
         held: &mut Held<V>,
         judge: &impl Fn(&Hit<V>) -> Verdict,
     ) -> Result<Lookup<V>, Unavailable> {
-        let shared = &self.shared;
         let key = lead.key().clone();
-        let (number, shard) = shared.sight.of(&key);
+        let mut lead = Some(lead);
+        let asked = self.ask_for(&key, &mut lead, held, judge).await;
+        if asked.is_err()
+            && let Some(lead) = lead
+        {
+            lead.land(Landing::Alone);
+        }
+        asked
+    }
+
+    /// Takes the lead once there is something to fill.
+    async fn ask_for(
+        &self,
+        key: &Key,
+        lead: &mut Option<Lead<V>>,
+        held: &mut Held<V>,
+        judge: &impl Fn(&Hit<V>) -> Verdict,
+    ) -> Result<Lookup<V>, Unavailable> {
+        let shared = &self.shared;
+        let (number, shard) = shared.sight.of(key);
         let has_view = shard.view.lock().epoch().is_some();
         if !has_view {
             // The first request: nothing could be kept without a view.
             shared.sight.confirm(number).await?;
         }
+        shared.sight.settle(number).await?;
         let lease = Lease {
             holder: shared.sight.node,
             span: self.lease,
@@ -221,10 +241,10 @@ impl<V: Value> TieredCache<V> {
                 let mut view = shard.view.lock();
                 (view.begin(), view.applied())
             };
-            let stamp = match shared.sight.store.read(number, &key, lease, unfit).await? {
+            let stamp = match shared.sight.store.read(number, key, lease, unfit).await? {
                 Read::Found(found) => {
                     unfit = Some(found.id);
-                    if let Some(hit) = shared.promote(number, &key, found, begun, applied)
+                    if let Some(hit) = shared.promote(number, key, found, begun, applied)
                         && let Some(hit) = held.weigh(hit, judge)
                     {
                         return Ok(Lookup::Fresh(hit));
@@ -248,6 +268,7 @@ impl<V: Value> TieredCache<V> {
                 }
             };
             let origin = Origin::Stamp(stamp);
+            let lead = lead.take().expect("it is taken once, here");
             return Ok(self.filled_by(lead, held, begun, origin));
         }
     }
@@ -305,7 +326,7 @@ impl<V: Value> TieredCache<V> {
                     return self.filled_by(lead, &mut held, begun, origin);
                 }
                 Turn::Join(join) => {
-                    if let Some(lookup) = join_flight(join, &mut held, judge).await {
+                    if let Joined::Over(lookup) = join_flight(join, &mut held, judge).await {
                         return lookup;
                     }
                 }
@@ -346,17 +367,26 @@ impl<V: Value> TieredCache<V> {
     }
 }
 
-/// Waits for somebody else's fill, unless what is held serves meanwhile. `None`: ask again.
+/// What waiting for somebody else's fill came to.
+enum Joined<V: Value> {
+    Over(Lookup<V>),
+    /// Ask again.
+    Again,
+    /// The store does not answer.
+    Alone,
+}
+
+/// Waits for somebody else's fill, unless what is held serves meanwhile.
 async fn join_flight<V: Value>(
     join: Join<V>,
     held: &mut Held<V>,
     judge: &impl Fn(&Hit<V>) -> Verdict,
-) -> Option<Lookup<V>> {
+) -> Joined<V> {
     if let Some(hit) = held.served() {
-        return Some(Lookup::Refresh(hit, None));
+        return Joined::Over(Lookup::Refresh(hit, None));
     }
     if held.is_never_fresh() {
-        return Some(Lookup::Bypass {
+        return Joined::Over(Lookup::Bypass {
             reason: Bypass::HitForMiss,
             stale: held.hit.take(),
         });
@@ -370,10 +400,14 @@ async fn join_flight<V: Value>(
                 is_confirmed,
                 is_purged: false,
             };
-            held.weigh(hit, judge).map(Lookup::Fresh)
+            match held.weigh(hit, judge) {
+                Some(hit) => Joined::Over(Lookup::Fresh(hit)),
+                None => Joined::Again,
+            }
         }
-        Landing::Again | Landing::No => None,
-        Landing::Pass => Some(Lookup::Bypass {
+        Landing::Again | Landing::No => Joined::Again,
+        Landing::Alone => Joined::Alone,
+        Landing::Pass => Joined::Over(Lookup::Bypass {
             reason: Bypass::HitForMiss,
             stale: held.hit.take(),
         }),

@@ -1,10 +1,11 @@
 use std::{
-    mem,
+    fmt, mem,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body::Body;
 use tower::Service;
 
@@ -16,7 +17,7 @@ use super::{
     future::ResponseFuture,
     http::{
         request::{Content, Found, Way},
-        status::Forward,
+        status::{self, Forward, Forwarded},
     },
     resource::Kind,
     stats::Outcome,
@@ -28,15 +29,68 @@ use crate::time;
 #[derive(Clone, Debug)]
 pub struct Cache<S> {
     inner: S,
-    /// None passes everything on.
-    layer: Option<CacheLayer>,
+    role: Role,
+}
+
+/// Whether others may have stored a response to a GET of this URL, by the URI and the fields of a
+/// request to it.
+#[derive(Clone)]
+pub(crate) struct Concern(Arc<dyn Fn(&Uri, &HeaderMap) -> bool + Send + Sync>);
+
+impl Concern {
+    #[cfg_attr(
+        not(feature = "config"),
+        allow(dead_code, reason = "routes of a node have a cache or none")
+    )]
+    pub(crate) fn new(
+        is_stored: impl Fn(&Uri, &HeaderMap) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(is_stored))
+    }
+}
+
+impl fmt::Debug for Concern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Concern").finish_non_exhaustive()
+    }
+}
+
+/// Which requests change what others have stored, and where.
+#[derive(Debug)]
+struct Notice {
+    layer: CacheLayer,
+    concern: Concern,
+}
+
+/// What there is to do with requests.
+#[derive(Clone, Debug)]
+enum Role {
+    /// They are answered from the cache, and fill it.
+    Answer(CacheLayer),
+    /// Nothing of them is stored, and some change what others have stored.
+    Notice(Arc<Notice>),
+    /// They are passed on.
+    Pass,
 }
 
 impl<S> Cache<S> {
     pub(super) fn new(inner: S, layer: CacheLayer) -> Self {
         Self {
             inner,
-            layer: Some(layer),
+            role: Role::Answer(layer),
+        }
+    }
+
+    /// A service that stores nothing, beside others over the same cache that do: an unsafe method
+    /// invalidates what they have stored of its URL.
+    #[cfg_attr(
+        not(feature = "config"),
+        allow(dead_code, reason = "routes of a node have a cache or none")
+    )]
+    pub(crate) fn beside(inner: S, layer: CacheLayer, concern: Concern) -> Self {
+        Self {
+            inner,
+            role: Role::Notice(Arc::new(Notice { layer, concern })),
         }
     }
 
@@ -46,7 +100,10 @@ impl<S> Cache<S> {
         allow(dead_code, reason = "routes of a node have a cache or none")
     )]
     pub(crate) fn off(inner: S) -> Self {
-        Self { inner, layer: None }
+        Self {
+            inner,
+            role: Role::Pass,
+        }
     }
 }
 
@@ -57,6 +114,7 @@ where
     S::Future: Send + 'static,
     B: Body + Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Send,
 {
     type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
@@ -67,16 +125,22 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(layer) = &self.layer else {
-            return ResponseFuture::unseen(self.inner.call(request));
+        let layer = match &self.role {
+            Role::Answer(layer) => layer,
+            Role::Notice(notice) => {
+                let Some(wanted) = notice.wanted(&request) else {
+                    return ResponseFuture::unseen(self.inner.call(request));
+                };
+                let layer = notice.layer.clone();
+                let clone = self.inner.clone();
+                let inner = mem::replace(&mut self.inner, clone);
+                let asking = Asking { layer, wanted };
+                let changed = ask::change(asking, inner, request);
+                return ResponseFuture::asked(Box::pin(changed));
+            }
+            Role::Pass => return ResponseFuture::unseen(self.inner.call(request)),
         };
-        let content = if request.body().is_end_stream() {
-            Content::None
-        } else {
-            Content::Some
-        };
-        let found = Found::scan(request.headers());
-        let way = found.way(request.method(), request.headers(), content);
+        let (way, found) = way(&request);
         let wanted = match way {
             Way::Lookup | Way::Unsafe => Wanted::of(&request, &layer.options, found),
             Way::Bypass => None,
@@ -100,8 +164,38 @@ where
         if way == Way::Lookup {
             ResponseFuture::asked(Box::pin(ask::ask(asking, inner, request)))
         } else {
-            ResponseFuture::asked(Box::pin(ask::change(asking, inner, request)))
+            layer.cache.stats().outcome(Outcome::Bypass);
+            let changed = ask::change(asking, inner, request);
+            ResponseFuture::asked(Box::pin(async {
+                let mut response = changed.await?;
+                let bypass = Forwarded::new(Forward::Bypass);
+                status::append(response.headers_mut(), bypass.value());
+                Ok(response)
+            }))
         }
+    }
+}
+
+fn way<B: Body>(request: &Request<B>) -> (Way, Found) {
+    let content = if request.body().is_end_stream() {
+        Content::None
+    } else {
+        Content::Some
+    };
+    let found = Found::scan(request.headers());
+    let way = found.way(request.method(), request.headers(), content);
+    (way, found)
+}
+
+impl Notice {
+    /// What a request names that may change what others have stored of it.
+    fn wanted<B: Body>(&self, request: &Request<B>) -> Option<Wanted> {
+        let Concern(concerns) = &self.concern;
+        let (way, found) = way(request);
+        let is_noticed = way == Way::Unsafe && concerns(request.uri(), request.headers());
+        is_noticed
+            .then(|| Wanted::of(request, &self.layer.options, found))
+            .flatten()
     }
 }
 

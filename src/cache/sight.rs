@@ -29,6 +29,9 @@ use crate::{
 /// The pause between news when nothing hints at any: a third of the smallest bound, and no less.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
 /// Tombstones in a shard, at most, before the oldest are forgotten, and everything that is as old.
+/// Scopes that the store is still to be told of, at most; more are all that there are.
+const MOST_DEBTS: usize = 1024;
+/// Tombstones in a shard, at most, before the oldest are forgotten.
 const MOST_TOMBSTONES: usize = 100_000;
 /// Tombstones in a shard above which those of keys are forgotten when fills are over.
 const MANY_TOMBSTONES: usize = 10_000;
@@ -73,6 +76,38 @@ pub(super) struct Shard {
     /// Rises when the store is there again: what was filled without it is dropped.
     generation: AtomicU64,
     past: Mutex<Past>,
+    debts: Debts,
+}
+
+/// Scopes that the store is to be told of before anything is read from it again.
+#[derive(Debug, Default)]
+struct Debts {
+    scopes: Mutex<Vec<Scope>>,
+    /// Whether there are any, or are being settled. Whoever sees none reads what was there before.
+    any: AtomicBool,
+    settling: tokio::sync::Mutex<()>,
+}
+
+impl Debts {
+    fn add(&self, scopes: &[Scope]) {
+        let mut owed = self.scopes.lock();
+        if owed.len() + scopes.len() > MOST_DEBTS {
+            owed.clear();
+            owed.push(Scope::all());
+        } else {
+            owed.extend_from_slice(scopes);
+        }
+        self.any.store(true, Relaxed);
+    }
+
+    /// The store knows of these.
+    fn remove(&self, scopes: &[Scope]) {
+        let mut owed = self.scopes.lock();
+        if owed.starts_with(scopes) {
+            owed.drain(..scopes.len());
+        }
+        self.any.store(!owed.is_empty(), Relaxed);
+    }
 }
 
 impl Sight {
@@ -84,6 +119,7 @@ impl Sight {
             is_alone: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             past: Mutex::default(),
+            debts: Debts::default(),
         });
         Self {
             shards: shards.collect(),
@@ -252,6 +288,33 @@ impl Sight {
         shard.nudge.notify_one();
     }
 
+    /// Has the store told of these scopes as soon as it can be, and before this node reads anything
+    /// from it.
+    pub(super) fn owe(&self, number: u16, scopes: &[Scope]) {
+        let shard = self.shard(number);
+        shard.debts.add(scopes);
+        shard.nudge.notify_one();
+    }
+
+    /// Tells the store of what it could not be told when it was due.
+    pub(super) async fn settle(&self, number: u16) -> Result<(), Unavailable> {
+        let debts = &self.shard(number).debts;
+        if !debts.any.load(Relaxed) {
+            return Ok(());
+        }
+        // Who comes meanwhile waits until it is done.
+        let turn = debts.settling.lock().await;
+        let scopes = debts.scopes.lock().clone();
+        if !scopes.is_empty() {
+            let told = self.store.invalidate(number, &scopes, Purge::Hard, 0);
+            let told = told.await?;
+            self.invalidated(number, told.stamp, &scopes, Purge::Hard);
+            debts.remove(&scopes);
+        }
+        drop(turn);
+        Ok(())
+    }
+
     /// Drops scopes on this node alone.
     pub(super) fn drop_here(&self, number: u16, scopes: &[Scope]) {
         let shard = self.shard(number);
@@ -294,6 +357,11 @@ async fn follow(sight: Weak<Sight>, number: u16) {
         let mut answer = sight.confirm(number).await;
         if matches!(answer, Ok(Learned::More)) {
             answer = sight.confirm(number).await;
+        }
+        if answer.is_ok()
+            && let Err(unavailable) = sight.settle(number).await
+        {
+            answer = Err(unavailable);
         }
         if let Err(unavailable) = answer {
             tracing::debug!(shard = number, error = %unavailable, "no news");

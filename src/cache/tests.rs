@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -346,7 +349,7 @@ async fn a_cache_that_is_dropped_stops_following() {
     let store = Memory::new();
     let cache = node(&store);
     put(&cache, "a").await;
-    let sight = std::sync::Arc::downgrade(&cache.shared.sight);
+    let sight = Arc::downgrade(&cache.shared.sight);
     tokio::time::sleep(seconds(1)).await;
     drop(cache);
     tokio::time::sleep(seconds(2)).await;
@@ -518,15 +521,33 @@ async fn what_is_made_slowly_is_made_again_before_it_has_to_be() {
     assert_eq!(get().await.value(), "1");
 }
 
-/// A store whose news have no invalidation in them.
+/// A store with a fault.
 #[derive(Debug)]
-struct Deaf(Memory);
+struct Faulty(Memory, Fault);
 
-mod deaf {
+#[derive(Debug)]
+enum Fault {
+    /// Its news have no invalidation in them.
+    Deaf,
+    /// It does not answer whoever reads.
+    Hung,
+    /// It is away while this says so.
+    Away(Arc<AtomicBool>),
+}
+
+impl Fault {
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Away(away) if away.load(Relaxed))
+    }
+}
+
+mod faulty {
+    use std::time::Duration;
+
     use futures_util::{FutureExt as _, future::BoxFuture};
     use tokio::sync::watch;
 
-    use super::Deaf;
+    use super::{Fault, Faulty};
     use crate::cache::{
         Key, News, Purge, Scope, Stamp,
         store::{
@@ -536,7 +557,11 @@ mod deaf {
 
     type Answer<'a, T> = BoxFuture<'a, Result<T, Unavailable>>;
 
-    impl Level2 for Deaf {
+    fn away<T: Send + 'static>() -> Answer<'static, T> {
+        std::future::ready(Err(Unavailable::new("it is away"))).boxed()
+    }
+
+    impl Level2 for Faulty {
         fn shards(&self) -> u16 {
             1
         }
@@ -552,6 +577,15 @@ mod deaf {
             lease: Lease,
             unfit: Option<u64>,
         ) -> Answer<'a, Read> {
+            if self.1.is_away() {
+                return away();
+            }
+            if matches!(self.1, Fault::Hung) {
+                let patience = tokio::time::sleep(Duration::from_millis(40));
+                return patience
+                    .map(|()| Err(Unavailable::new("no answer")))
+                    .boxed();
+            }
             self.0.read(shard, key, lease, unfit)
         }
 
@@ -570,11 +604,20 @@ mod deaf {
             purge: Purge,
             replicas: u32,
         ) -> Answer<'a, Invalidated> {
+            if self.1.is_away() {
+                return away();
+            }
             self.0.invalidate(shard, scopes, purge, replicas)
         }
 
         fn news(&self, shard: u16, node: Node) -> Answer<'_, News> {
             let news = self.0.news(shard, node);
+            if self.1.is_away() {
+                return away();
+            }
+            if !matches!(self.1, Fault::Deaf) {
+                return news;
+            }
             news.map(|news| {
                 news.map(|news| News {
                     tombstones: Vec::new(),
@@ -616,11 +659,79 @@ mod deaf {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_store_that_hangs_behind_others() {
+    let store = Faulty(Memory::new(), Fault::Hung);
+    let cache = TieredCache::<String>::with_store(1 << 20, store);
+    let start = crate::time::now();
+    let lookups = join_all((0..50).map(async |_| look(&cache).await)).await;
+    assert_eq!(since(start), Duration::from_millis(40));
+    let is_alone = |lookup: &Lookup<String>| {
+        let reason = Bypass::Unavailable;
+        matches!(lookup, Lookup::Bypass { reason: found, .. } if *found == reason)
+    };
+    assert!(lookups.iter().all(is_alone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_request_changed_while_the_store_was_away_is_gone_when_it_is_back() {
+    for debts in [1, 5000] {
+        let store = Memory::with_capacity(1 << 20);
+        let away = Arc::new(AtomicBool::new(false));
+        let faulty = Faulty(store.clone(), Fault::Away(Arc::clone(&away)));
+        let one = TieredCache::<String>::with_store(1 << 20, faulty);
+        let other = node(&store);
+        put(&other, "old").await;
+        hit(&one).await;
+        away.store(true, Relaxed);
+        for at in 1..debts {
+            let scopes = [Scope::tag(&at.to_string())];
+            one.invalidate_changed(&scopes).await.unwrap_err();
+        }
+        let scopes = [Scope::tag("t")];
+        one.invalidate_changed(&scopes).await.unwrap_err();
+        // The other one hears of it when it can.
+        hit(&other).await;
+        away.store(false, Relaxed);
+        let is_gone = |lookup: &Lookup<String>| matches!(lookup, Lookup::Fill(_));
+        for _ in 0..2 {
+            let found = look(&one).await;
+            assert!(is_gone(&found), "{debts}: {found:?}");
+        }
+        tokio::time::sleep(seconds(1)).await;
+        assert!(is_gone(&look(&other).await), "{debts}");
+        // It is told once.
+        put(&other, "new").await;
+        tokio::time::sleep(seconds(5)).await;
+        assert_eq!(hit(&one).await.value(), "new");
+        assert_eq!(hit(&other).await.value(), "new");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_requests_what_was_changed_is_told_as_well() {
+    let store = Memory::with_capacity(1 << 20);
+    let away = Arc::new(AtomicBool::new(false));
+    let faulty = Faulty(store.clone(), Fault::Away(Arc::clone(&away)));
+    let one = TieredCache::<String>::with_store(1 << 20, faulty);
+    let other = node(&store);
+    put(&other, "old").await;
+    away.store(true, Relaxed);
+    let scopes = [Scope::tag("t")];
+    one.invalidate_changed(&scopes).await.unwrap_err();
+    tokio::time::sleep(seconds(5)).await;
+    hit(&other).await;
+    away.store(false, Relaxed);
+    tokio::time::sleep(seconds(2)).await;
+    assert!(matches!(look(&other).await, Lookup::Fill(_)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_auditor_counts_what_is_served_and_should_not_be() {
     for purge in [Purge::Hard, Purge::Soft] {
         let store = Memory::with_capacity(1 << 20);
         let one = node(&store);
-        let deaf = TieredCache::<String>::with_store(1 << 20, Deaf(store.clone())).audit(1.0);
+        let deaf = TieredCache::<String>::with_store(1 << 20, Faulty(store.clone(), Fault::Deaf));
+        let deaf = deaf.audit(1.0);
         put(&one, "a").await;
         hit(&deaf).await;
         assert_eq!(hit(&deaf).await.level(), Level::One);

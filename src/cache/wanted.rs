@@ -41,7 +41,8 @@ impl Wanted {
     /// None when the request names no resource that could have a key.
     pub(super) fn of<B>(request: &Request<B>, options: &Options, found: Found) -> Option<Self> {
         let uri = request.uri();
-        let scheme = uri.scheme_str().unwrap_or(options.scheme.as_str());
+        let told = request::told_scheme(request.headers()).or_else(|| uri.scheme_str());
+        let scheme = told.unwrap_or(options.scheme.as_str());
         let authority = match uri.authority() {
             Some(authority) => authority.as_str(),
             None => request.headers().get(header::HOST)?.to_str().ok()?,
@@ -54,6 +55,7 @@ impl Wanted {
         let write = |text: &mut String| {
             key::append_primary(text, scheme, authority, sent)?;
             let primary = text.len();
+            text.push_str(&options.chosen_by);
             if found.unkeyed {
                 request::append_unkeyed(text, request.headers(), scheme, authority);
             }

@@ -9,13 +9,13 @@ use super::{
     plan::{Plan, Tls},
     route_layers::{cache, cache_layer, failover_layer, limit},
     running::Running,
-    serve::{Routes, Target},
+    serve::{Routes, Target, concern},
     settings::{EtcdSettings, FailoverSettings, RouteSettings, Settings, StoreSettings},
     structure::{Own, Peers},
     watch::Ground,
 };
 use crate::{
-    cache::{Cache, HttpCache},
+    cache::{Cache, CacheLayer, Concern, HttpCache},
     cluster::Cluster,
     discover::State,
     etcd::Etcd,
@@ -46,6 +46,8 @@ pub(super) struct Gateway {
     shared: Option<Redis>,
     /// Made when the first route wants it; what it holds outlives every plan.
     cache: Option<HttpCache>,
+    /// By which it shares that, where it is shared.
+    cache_connection: Option<Connection>,
     /// Opened when the first plan has a Redis to share.
     redis: Option<Connection>,
     etcds: Etcds,
@@ -82,6 +84,7 @@ impl Gateway {
             store,
             shared,
             cache: None,
+            cache_connection: None,
             redis: None,
             etcds: Etcds::default(),
             own: Own::default(),
@@ -151,24 +154,34 @@ impl Gateway {
             running.set_place(&self.own);
             self.clusters.insert(name.clone(), running);
         }
-        if self.cache.is_none()
-            && plan
-                .settings
-                .routes
-                .iter()
-                .any(|route| route.cache.is_some())
-        {
-            self.cache = Some(cache(&plan.settings.store));
-        }
+        self.open_cache(plan);
         self.limits = self.limits_of(&plan.settings);
         let mut failovers = std::mem::take(&mut self.failovers);
+        let stored = plan.settings.routes.iter();
+        let stored = stored.filter(|route| route.cache.is_some());
+        let concern = concern(stored.map(|route| &route.matching));
         let mut table = Vec::new();
         for route in &plan.settings.routes {
-            table.push((route.matching.clone(), self.target(route, &mut failovers)));
+            let target = self.target(route, concern.as_ref(), &mut failovers);
+            table.push((route.matching.clone(), target));
         }
         routes.set(table.into_iter().collect::<Table<Target>>());
         // Clusters that are gone stop following only now, when no route leads to them.
         drop(previous);
+    }
+
+    /// Makes the cache when the first route wants it. Returns its connection, where it has one and
+    /// was made just now.
+    pub(super) fn open_cache(&mut self, plan: &Plan) -> Option<Connection> {
+        let mut routes = plan.settings.routes.iter();
+        if self.cache.is_some() || !routes.any(|route| route.cache.is_some()) {
+            return None;
+        }
+        let store = &plan.settings.store;
+        let shared = store.redis.as_ref();
+        self.cache_connection = shared.map(|redis| Connection::open(redis.options()));
+        self.cache = Some(cache(store, self.cache_connection.as_ref()));
+        self.cache_connection.clone()
     }
 
     /// The connection over which instances are known, if there is a Redis to share.
@@ -193,6 +206,11 @@ impl Gateway {
         for (cluster, minimum) in &self.minimums {
             verdicts.divide(cluster, minimum.clone());
         }
+    }
+
+    /// The connection of the cache, where it is shared.
+    pub(super) fn cache_connection(&self) -> Option<Connection> {
+        self.cache_connection.clone()
     }
 
     pub(super) fn cache(&self) -> Option<&HttpCache> {
@@ -226,7 +244,12 @@ impl Gateway {
         self.stats.values().cloned().collect()
     }
 
-    fn target(&mut self, route: &RouteSettings, previous: &mut Vec<RunningFailover>) -> Target {
+    fn target(
+        &mut self,
+        route: &RouteSettings,
+        concern: Option<&Concern>,
+        previous: &mut Vec<RunningFailover>,
+    ) -> Target {
         let timeout = TimeoutLayer::new(route.timeout).idle_timeout(route.idle_timeout);
         let limits = route.rate_limit.iter();
         let limits = limits.map(|limit| self.limits[&limit.name].clone());
@@ -241,8 +264,15 @@ impl Gateway {
             let stack = || {
                 let subset = share.subset.as_ref();
                 let stack = running.stack(subset, failover.clone(), fallback.clone());
-                let cached = match (&route.cache, &self.cache) {
-                    (Some(settings), Some(cache)) => cache_layer(settings, cache).layer(stack),
+                let cached = match (&self.cache, &route.cache, concern) {
+                    (Some(cache), Some(settings), _) => {
+                        let layer = cache_layer(settings, cache);
+                        layer.chosen_by(route.matching.headers()).layer(stack)
+                    }
+                    // A POST to this route may change what another one has stored of its URL.
+                    (Some(cache), None, Some(concern)) => {
+                        Cache::beside(stack, CacheLayer::new(cache.clone()), concern.clone())
+                    }
                     _ => Cache::off(stack),
                 };
                 timeout.layer(limit.layer(cached))

@@ -212,8 +212,8 @@ impl Node {
             state.alerts.monitor.keep_in(file).await;
         }
         state.apply(&plan);
-        connected(&state).await;
         let mut following: Vec<_> = follow(&state).await.into_iter().collect();
+        connected(&state).await;
         let place = keep_place(state.membership.clone(), Arc::downgrade(&state));
         following.push(tokio::spawn(place).abort_handle());
         following.extend(count(&state));
@@ -440,6 +440,11 @@ impl State {
     /// the keys that would need a restart.
     async fn go_over(&self, plan: &Plan) -> Vec<String> {
         let pending = self.gateway.lock().prepare(plan);
+        let opened = self.gateway.lock().open_cache(plan);
+        if let Some(connection) = opened {
+            // Without it the first requests would go past the cache. An error says that it is away.
+            drop(tokio::time::timeout(STORE, connection.available()).await);
+        }
         if !discovered(pending, NEW_CLUSTERS).await {
             tracing::warn!(
                 event = "discovery_slow",
@@ -541,10 +546,14 @@ async fn connected(state: &State) {
     let Some(store) = state.gateway.lock().shared() else {
         return;
     };
-    if tokio::time::timeout(STORE, store.available())
-        .await
-        .is_err()
-    {
+    let cache = state.gateway.lock().cache_connection();
+    let cached = async {
+        if let Some(connection) = cache {
+            connection.available().await;
+        }
+    };
+    let both = futures_util::future::join(store.available(), cached);
+    if tokio::time::timeout(STORE, both).await.is_err() {
         tracing::warn!(
             event = "store_unreachable",
             "the store does not answer: this node counts alone until it does"

@@ -46,14 +46,14 @@ pub(super) fn limit(settings: &LimitSettings) -> Limit {
 }
 
 /// The responses of all routes, shared with the other nodes where there is a server for it.
-pub(super) fn cache(settings: &StoreSettings) -> HttpCache {
+pub(super) fn cache(settings: &StoreSettings, connection: Option<&Connection>) -> HttpCache {
     let bytes = settings.cache_memory as u64;
-    match &settings.redis {
-        Some(redis) => {
-            let connection = Connection::open(redis.options());
-            HttpCache::with_store(bytes, store::Redis::new(connection, &redis.namespace))
+    match (&settings.redis, connection) {
+        (Some(redis), Some(connection)) => {
+            let store = store::Redis::new(connection.clone(), &redis.namespace);
+            HttpCache::with_store(bytes, store)
         }
-        None => HttpCache::new(bytes),
+        _ => HttpCache::new(bytes),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::{Request, Response, header::HOST};
+use http::{HeaderMap, Method, Request, Response, Uri, header::HOST};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
@@ -17,14 +17,14 @@ use tower::Service;
 
 use crate::{
     balance::{self, Balance},
-    cache::{self, Cache},
+    cache::{self, Cache, Concern},
     edge,
     error_response::ErrorResponse,
     failover::{self, Failover},
     limit::{self, RateLimit},
     pick::{Schedule, Sequence},
     refusal::{Dialect, Reason, Refusal},
-    route::{self, Table},
+    route::{self, Match, Table},
     timeout::{Timeout, body::TimeoutBody},
     upstream::{self, Upstream},
     worker::Worker,
@@ -151,14 +151,7 @@ impl Service<Request<ClientBody>> for Routes {
 
     fn call(&mut self, request: Request<ClientBody>) -> RouteFuture {
         let uri = request.uri();
-        let host = match uri.authority() {
-            Some(authority) => authority.as_str(),
-            None => request
-                .headers()
-                .get(HOST)
-                .and_then(|host| host.to_str().ok())
-                .unwrap_or_default(),
-        };
+        let host = host(uri, request.headers());
         let table = self.table.load();
         let path = route::resolve(uri.path());
         let target = table.find(request.method(), host, &path, request.headers());
@@ -171,6 +164,30 @@ impl Service<Request<ClientBody>> for Routes {
             },
         }
     }
+}
+
+/// The host that a request names, with its port.
+fn host<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> &'r str {
+    match uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => headers
+            .get(HOST)
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or_default(),
+    }
+}
+
+/// What routes that store responses have to do with requests of others: those to a URL of theirs.
+pub(super) fn concern<'m>(stored: impl Iterator<Item = &'m Match>) -> Option<Concern> {
+    let mut stored = stored.peekable();
+    stored.peek()?;
+    let urls: Table<()> = stored.map(|matching| (matching.url(), ())).collect();
+    Some(Concern::new(move |uri, headers| {
+        let path = route::resolve(uri.path());
+        let none = HeaderMap::new();
+        let found = urls.find(&Method::GET, host(uri, headers), &path, &none);
+        found.is_some()
+    }))
 }
 
 pin_project! {

@@ -11,6 +11,7 @@ use fred::{
     interfaces::ClientLike as _,
     types::{ClusterHash, CustomCommand, Value},
 };
+use futures_util::FutureExt as _;
 use tokio::sync::{OnceCell, watch};
 
 use super::{
@@ -73,6 +74,18 @@ impl Connection {
     #[must_use]
     pub fn is_available(&self) -> bool {
         self.shared.gate.is_open()
+    }
+
+    /// Waits until the server answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn available(&self) {
+        let mut availability = self.availability();
+        let is_available = availability.wait_for(|is_available| *is_available);
+        // The sender is held by this connection.
+        is_available.await.map(drop).unwrap_or_default();
     }
 
     /// Follows whether the server answers.
@@ -199,10 +212,45 @@ impl Connection {
         // other, the text of the script would decide which server of a cluster gets it.
         let hash = ClusterHash::Custom(slot(keys));
         let command = CustomCommand::new_static(name, hash, false);
-        let mut values = Vec::with_capacity(2 + keys.len() + arguments.len());
-        values.extend([script, Argument::from(keys.len() as u64).into()]);
-        values.extend(keys.iter().chain(arguments).cloned().map(Value::from));
-        self.call(client, command, values).await
+        self.call(client, command, values(script, keys, arguments))
+            .await
+    }
+
+    /// Has a script run once the server has done all that it was sent before, whether it answers
+    /// then or not, and once more if the connection is lost and back within this time. Nobody
+    /// waits for it.
+    pub(crate) fn tell(
+        &self,
+        script: &Script,
+        keys: Vec<Argument>,
+        arguments: Vec<Argument>,
+        patience: Duration,
+    ) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let this = self.clone();
+        // By its text: nobody would send that to a server which does not know the script.
+        let text = Value::from(script.text.clone());
+        let mut told = Box::pin(async move {
+            let command =
+                || CustomCommand::new_static("EVAL", ClusterHash::Custom(slot(&keys)), false);
+            let values = values(text, &keys, &arguments);
+            let client = &this.shared.client;
+            let answer = client.custom::<Value, _>(command(), values.clone()).await;
+            let Some(RedisError::Lost(_)) = answer.map_err(RedisError::new).err() else {
+                return;
+            };
+            let is_back = tokio::time::timeout(patience, this.available()).await;
+            if is_back.is_ok() {
+                let again = client.custom::<Value, _>(command(), values).await;
+                drop(again);
+            }
+        });
+        // The first time it is polled it is sent, before all that is sent later.
+        if told.as_mut().now_or_never().is_none() {
+            runtime.spawn(told);
+        }
     }
 
     /// Gets fields of a hash.
@@ -251,6 +299,14 @@ impl Drop for Shared {
             runtime.spawn(async move { client.quit().await });
         }
     }
+}
+
+/// What a command is sent that runs a script.
+fn values(script: Value, keys: &[Argument], arguments: &[Argument]) -> Vec<Value> {
+    let mut values = Vec::with_capacity(2 + keys.len() + arguments.len());
+    values.extend([script, Argument::from(keys.len() as u64).into()]);
+    values.extend(keys.iter().chain(arguments).cloned().map(Value::from));
+    values
 }
 
 /// The slot of a cluster that keys are in.

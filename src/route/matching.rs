@@ -57,6 +57,22 @@ impl Match {
         self
     }
 
+    /// The conditions on the URL alone: on host and path.
+    #[must_use]
+    pub fn url(&self) -> Self {
+        Self {
+            host: self.host.clone(),
+            path: self.path.clone(),
+            ..Self::any()
+        }
+    }
+
+    /// The conditions on header fields.
+    #[must_use]
+    pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.headers
+    }
+
     /// Whether every condition holds. `host` is the value of `Host` or `:authority`, `path` has no
     /// query.
     #[must_use]
@@ -94,6 +110,24 @@ impl Match {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_has_no_method_and_no_headers() {
+        let condition = Match::any()
+            .host("example.com".parse().unwrap())
+            .path_prefix("/api".parse().unwrap())
+            .method(Method::GET)
+            .header(
+                HeaderName::from_static("x-version"),
+                HeaderValue::from_static("v2"),
+            );
+        let url = condition.url();
+        let takes = |host, path| url.matches(&Method::POST, host, path, &HeaderMap::new());
+        assert!(takes("example.com", "/api/x"));
+        assert!(!takes("example.org", "/api/x") && !takes("example.com", "/x"));
+        assert_eq!(condition.headers().len(), 1);
+        assert!(url.headers().is_empty());
+    }
 
     #[test]
     fn no_condition_takes_all() {

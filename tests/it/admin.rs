@@ -238,7 +238,11 @@ async fn the_token_is_asked_for() {
         assert_eq!(ask("GET", path, Some("Bearer wrong")).await, 401, "{path}");
         assert_eq!(ask("GET", path, Some("Bearer s3cre")).await, 401, "{path}");
         assert_eq!(ask("GET", path, Some("s3cret")).await, 401, "{path}");
-        assert_eq!(ask("GET", path, Some("Bearer s3cret")).await, 200, "{path}");
+        for shown in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"] {
+            assert_eq!(ask("GET", path, Some(shown)).await, 200, "{path} {shown}");
+        }
+        assert_eq!(ask("GET", path, Some("Basic s3cret")).await, 401, "{path}");
+        assert_eq!(ask("GET", path, Some("Bearer")).await, 401, "{path}");
     }
     assert_eq!(ask("POST", "/drain", None).await, 401);
     assert_eq!(ask("GET", "/readyz", None).await, 200);

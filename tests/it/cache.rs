@@ -102,6 +102,24 @@ async fn nodes_share_what_is_stored_and_what_is_invalidated() {
 }
 
 #[tokio::test]
+async fn many_scopes_at_once_hold_up_nobody() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let (one, other) = (node(&server).await, node(&server).await);
+    put(&one, "a").await;
+    assert!(found(&other).await.is_some());
+    let mut scopes: Vec<_> = (0..20_000).map(|at| Scope::tag(&at.to_string())).collect();
+    // Not of the last that are told.
+    scopes[100] = Scope::tag("t");
+    let told = calls(&server, "evalsha");
+    let done = one.invalidate(&scopes, Purge::Hard, Acknowledge::Everywhere);
+    done.await.unwrap();
+    assert!(calls(&server, "evalsha") - told >= 20);
+    assert!(found(&one).await.is_none() && found(&other).await.is_none());
+}
+
+#[tokio::test]
 async fn large_bodies_come_back_whole() {
     let Some(server) = RedisServer::start().await else {
         return;
@@ -307,6 +325,73 @@ async fn a_request_that_is_under_way_does_not_wait_for_a_store_that_begins_to_ha
         assert!(bypasses(&lookups), "{lookups:?}");
         server.resume();
         tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// A request gives up on a store that hangs. What it asked for is done when the store goes on, and
+/// that must not keep others waiting for a fill that nobody makes.
+#[tokio::test]
+async fn nobody_waits_for_who_gave_up_on_a_store_that_hung() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let lease = Duration::from_secs(600);
+    let hasty = node_with(Options::new(&server.url()).unwrap()).await;
+    let (hasty, patient) = (hasty.lease(lease), node(&server).await.lease(lease));
+    let other = node(&server).await.lease(lease);
+    for cache in [&hasty, &patient, &other] {
+        drop(cache.lookup(&key(), fresh).await);
+    }
+    let is_free = async |asked: &Key| {
+        server.resume();
+        let lookup = crate::support::within("a turn", other.lookup(asked, fresh)).await;
+        assert!(matches!(lookup, Lookup::Fill(_)), "{asked:?}: {lookup:?}");
+        // The next one is asked of a store that answers.
+        until("the store", async || {
+            matches!(hasty.lookup(&key(), fresh).await, Lookup::Fill(_))
+        })
+        .await;
+    };
+    for round in 0..3 {
+        let named = |name: &str| Key::new(&format!("{name} {round}"));
+        let timed_out = named("timed out");
+        server.pause();
+        let lookup = hasty.lookup(&timed_out, fresh).await;
+        assert!(bypasses(&[lookup]));
+        is_free(&timed_out).await;
+
+        let left = named("left");
+        server.pause();
+        let lookup = patient.lookup(&left, fresh);
+        let left_early = tokio::time::timeout(Duration::from_millis(20), lookup).await;
+        assert!(left_early.is_err());
+        is_free(&left).await;
+
+        let not_stored = named("not stored");
+        let Lookup::Fill(fill) = hasty.lookup(&not_stored, fresh).await else {
+            panic!("the store answers")
+        };
+        server.pause();
+        let filled = fill.store(Bytes::from("a"), [], Keep::new(HOUR)).await;
+        assert!(!filled.is_stored());
+        server.resume();
+        let found = async || other.lookup(&not_stored, fresh).await;
+        // It was stored after all, or the next one may try.
+        let lookup = crate::support::within("a turn", found()).await;
+        assert!(matches!(lookup, Lookup::Fill(_) | Lookup::Fresh(_)));
+        drop(lookup);
+        until("the store", async || {
+            matches!(hasty.lookup(&key(), fresh).await, Lookup::Fill(_))
+        })
+        .await;
+
+        let passed = named("passed");
+        let Lookup::Fill(fill) = hasty.lookup(&passed, fresh).await else {
+            panic!("the store answers")
+        };
+        server.pause();
+        fill.pass(Duration::ZERO);
+        is_free(&passed).await;
     }
 }
 

@@ -343,6 +343,108 @@ async fn a_client_that_leaves_does_not_take_the_answer_from_those_who_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_keeps_nobody_waiting() {
+    let (origin, pieces) = streaming(FRESH);
+    let (cache, site) = site(&origin);
+    let ask = || {
+        let site = site.clone();
+        tokio::spawn(async move { get(&site, "/", &[]).await })
+    };
+    let mut idle = send(&site, request(Method::GET, "/", &[]))
+        .await
+        .into_body();
+    pieces.send("one ");
+    assert_eq!(piece(&mut idle).await.unwrap(), "one ");
+    // Now it stands still, and others come.
+    let waiters = [ask(), ask()];
+    settle().await;
+    pieces.send("two ");
+    pieces.send("three");
+    pieces.end();
+    for waiter in waiters {
+        assert_eq!(waiter.await.unwrap().text(), "one two three");
+    }
+    assert_eq!(get(&site, "/", &[]).await.did(), HIT);
+    assert_eq!(origin.requests(), 1);
+    // It has missed nothing.
+    assert_eq!(piece(&mut idle).await.unwrap(), "two ");
+    assert_eq!(piece(&mut idle).await.unwrap(), "three");
+    assert_eq!(piece(&mut idle).await, None);
+    assert!(cache.stats().kept().any(|kept| kept == (Kept::Stored, 1)));
+}
+
+/// Others wait before there is anything to read.
+#[tokio::test(start_paused = true)]
+async fn who_shares_a_request_reads_at_its_own_pace() {
+    for ends_well in [true, false] {
+        let (origin, pieces) = streaming(FRESH);
+        let (_, site) = site(&origin);
+        let heads = tokio::spawn(async move {
+            join_all((0..3).map(|_| send(&site, request(Method::GET, "/", &[])))).await
+        });
+        settle().await;
+        assert_eq!(origin.requests(), 1);
+        pieces.send("one ");
+        settle().await;
+        assert!(!heads.is_finished(), "those who wait get what is whole");
+        if ends_well {
+            pieces.send("two");
+            pieces.end();
+            for head in heads.await.unwrap() {
+                let body = head.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, "one two");
+            }
+            continue;
+        }
+        // What broke off is seen to break off by the first, and is asked for again by the others.
+        pieces.fail();
+        settle().await;
+        assert_eq!(origin.requests(), 2);
+        pieces.send("again");
+        pieces.end();
+        let mut bodies = Vec::new();
+        for head in heads.await.unwrap() {
+            let body = head.into_body().collect().await;
+            bodies.push(body.map(|body| body.to_bytes()).ok());
+        }
+        assert_eq!(bodies, [None, Some("again".into()), Some("again".into())]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_comes_no_sooner_than_it_is_read() {
+    let chunks = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let sent = Arc::clone(&chunks);
+    let origin = Origin::new(move |_, _| {
+        let sent = Arc::clone(&sent);
+        async move {
+            let chunks = (0..1000).map(move |_| {
+                sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(Frame::data(Bytes::from(vec![b'x'; 100])))
+            });
+            let body = StreamBody::new(futures_util::stream::iter(chunks)).boxed_unsync();
+            pause(1).await;
+            response(200, FRESH, "").map(|_| body)
+        }
+    });
+    let cache = HttpCache::new(64 << 20);
+    let site = layer(&cache).max_object(1000).layer(origin.clone());
+    let ask = || {
+        let site = site.clone();
+        tokio::spawn(async move { send(&site, request(Method::GET, "/", &[])).await })
+    };
+    let (first, second) = (ask(), ask());
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    settle().await;
+    let read = chunks.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(read < 30, "{read} chunks are held that nobody reads");
+    for head in [first, second] {
+        let body = head.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body.len(), 100_000);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_alone_ends_its_request() {
     let (origin, pieces) = streaming(FRESH);
     let (_, site) = site(&origin);
@@ -855,4 +957,143 @@ async fn a_node_caches_by_its_file_and_invalidates_by_its_admin_address() {
     assert!(metrics.contains("tower_gateway_cache_requests_total{outcome=\"hit_l1\"} 4\n"));
     assert!(metrics.contains("tower_gateway_cache_requests_total{outcome=\"miss\"} 4\n"));
     assert!(metrics.contains("tower_gateway_cache_invalidations_total 3\n"));
+}
+
+/// A backend that counts what it answers to GETs, which are fresh for a minute.
+async fn counting(name: &'static str) -> Backend {
+    let count = std::sync::atomic::AtomicU32::new(0);
+    Backend::answering(move |request| {
+        if request.head.method() != "GET" {
+            return b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
+        }
+        let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let body = format!("{name} {number}");
+        let length = body.len();
+        format!(
+            "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .into_bytes()
+    })
+    .await
+}
+
+/// A node over two clusters, `one` and `two`, with these routes.
+async fn node_over(backends: [&Backend; 2], routes: &str) -> Gateway {
+    let [one, two] = backends.map(|backend| {
+        let address = backend.address;
+        format!("{{ discovery: {{ type: static, endpoints: [ {{ address: \"{address}\" }} ] }} }}")
+    });
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+         clusters: {{ one: {one}, two: {two} }}\n\
+         routes:{routes}"
+    );
+    Gateway::start(&text).await
+}
+
+/// What a client gets that sends one request with these fields.
+async fn asked(gateway: &Gateway, method: &str, path: &str, fields: &str) -> String {
+    let mut client = gateway.connect().await;
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: example.com\r\n{fields}\r\n");
+    client.ask(request).await.text().to_owned()
+}
+
+#[tokio::test]
+async fn routes_that_a_field_chooses_keep_their_answers_apart() {
+    let (one, two) = (counting("one").await, counting("two").await);
+    let routes = "
+  - { match: { path_prefix: /, headers: { x-version: v2 } }, cluster: two, cache: {} }
+  - { match: { path_prefix: / }, cluster: one, cache: {} }
+";
+    let gateway = node_over([&one, &two], routes).await;
+    let v2 = "x-version: v2\r\n";
+    for _ in 0..2 {
+        assert_eq!(asked(&gateway, "GET", "/", "").await, "one 0");
+        assert_eq!(asked(&gateway, "GET", "/", v2).await, "two 0");
+        // Nobody asked for that version: it is the route that tells answers apart.
+        let v3 = "x-version: v3\r\n";
+        assert_eq!(asked(&gateway, "GET", "/", v3).await, "one 0");
+    }
+    // Both are of the one URL.
+    let body = r#"{"keys": ["http://example.com/"]}"#;
+    let invalidate = format!("http://{}/cache/invalidate", gateway.admin);
+    let invalidate = Request::post(invalidate).body(Full::from(body)).unwrap();
+    let done = crate::support::http_client().request(invalidate).await;
+    assert_eq!(done.unwrap().status(), 200);
+    assert_eq!(asked(&gateway, "GET", "/", v2).await, "two 1");
+    assert_eq!(asked(&gateway, "GET", "/", "").await, "one 1");
+}
+
+#[tokio::test]
+async fn what_a_route_without_a_cache_changes_is_not_served_by_another() {
+    let (one, two) = (counting("one").await, counting("two").await);
+    let routes = "
+  - { match: { path_prefix: /a, methods: [GET] }, cluster: one, cache: { sort_query: true } }
+  - { match: { path_prefix: / }, cluster: two }
+";
+    let gateway = node_over([&one, &two], routes).await;
+    for (number, method) in ["POST", "DELETE", "PATCH"].into_iter().enumerate() {
+        let expected = format!("one {number}");
+        for query in ["b=1&a=2", "a=2&b=1"] {
+            let path = format!("/a?{query}");
+            assert_eq!(
+                asked(&gateway, "GET", &path, "").await,
+                expected,
+                "{method}"
+            );
+        }
+        asked(&gateway, method, "/b", "content-length: 0\r\n").await;
+        assert_eq!(asked(&gateway, "GET", "/a?a=2&b=1", "").await, expected);
+        asked(&gateway, method, "/a?b=1&a=2", "content-length: 0\r\n").await;
+    }
+    // What is no URL of the route with a cache has nothing to do with it.
+    let (_, metrics) = crate::support::get(gateway.admin, "/metrics").await;
+    assert!(metrics.contains("tower_gateway_cache_invalidations_total 3\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_url_has_the_scheme_that_the_proxy_in_front_tells() {
+    let origin = Origin::new(|_, head| async move {
+        let told = head.headers.get("x-forwarded-proto");
+        let told = told.map_or("", |told| told.to_str().unwrap());
+        response(200, FRESH, told.to_owned())
+    });
+    let (cache, site) = site(&origin);
+    let https = [("x-forwarded-proto", "HTTPS")];
+    for _ in 0..2 {
+        assert_eq!(get(&site, "http://h/", &[]).await.text(), "");
+        assert_eq!(get(&site, "http://h/", &https).await.text(), "HTTPS");
+    }
+    assert_eq!(get(&site, "https://h:443/", &[]).await.did(), HIT);
+    let scopes = cache.scopes_of("https://h/").unwrap();
+    let invalidated = cache.invalidate(&scopes, Acknowledge::Stored).await;
+    invalidated.unwrap();
+    assert!(!get(&site, "http://h/", &https).await.is_hit());
+    assert_eq!(get(&site, "http://h/", &[]).await.did(), HIT);
+}
+
+/// It waits for its store for a moment before it listens, and before it goes over to routes that
+/// have a cache: else the first requests would go past it. A machine that stands still for longer
+/// than that moment may spoil a round.
+#[tokio::test]
+async fn a_node_over_redis_caches_from_its_first_request_on() {
+    let Some(server) = RedisServer::start().await else {
+        return;
+    };
+    let backend = counting("one").await;
+    let store = format!("store: {{ type: redis, url: \"{}\" }}\n", server.url());
+    let text = |route| format!("{store}{}", one_cluster(backend.address, "", route));
+    let mut cached = [0, 0];
+    for round in 0..5 {
+        let first = format!("/{round}");
+        let is_cached = async |gateway: &Gateway| {
+            asked(gateway, "GET", &first, "").await == asked(gateway, "GET", &first, "").await
+        };
+        let started = Gateway::start(&text("cache: {}")).await;
+        cached[0] += u32::from(is_cached(&started).await);
+        let mut reloaded = Gateway::start(&text("")).await;
+        reloaded.reload(&text("cache: {}")).await;
+        cached[1] += u32::from(is_cached(&reloaded).await);
+    }
+    assert!(cached.iter().all(|rounds| *rounds >= 3), "{cached:?}");
 }

@@ -245,6 +245,45 @@ async fn an_etcd_that_lost_its_data_is_read_anew() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_two_keys_name_is_there_until_both_are_gone() {
+    if !has_etcd() {
+        return;
+    }
+    let server = EtcdServer::start().await;
+    let etcd = Etcd::new([server.url()]).unwrap();
+    // Not before it has to: the next look at the list would hide what is wrong.
+    let backend = EtcdPrefix::new(etcd, "/services/").reread(Duration::from_secs(3600));
+    let discovery = Discovery::new(backend).debounce(Duration::from_millis(10));
+    let named = |port: u16| value(&endpoint(port).id("one"));
+    server.put("/services/users/a", &named(1)).await;
+    let mut watch = discovery.watch(&"users".into());
+    says(&mut watch, "live one").await;
+    let port = |watch: &ServiceWatch| watch.current().endpoints[0].address.port();
+    server.put("/services/users/b", &named(2)).await;
+    server
+        .put("/services/users/c", &value(&endpoint(3).id("three")))
+        .await;
+    says(&mut watch, "live one,three").await;
+    assert_eq!(port(&watch), 1, "of two keys the first counts");
+    server.delete("/services/users/a").await;
+    within("the other key", async {
+        while told(&watch.current()) != "live one,three" || port(&watch) != 2 {
+            watch.changed().await;
+        }
+    })
+    .await;
+    server.put("/services/users/a", &named(1)).await;
+    server.delete("/services/users/c").await;
+    says(&mut watch, "live one").await;
+    server.delete("/services/users/b").await;
+    server
+        .put("/services/users/c", &value(&endpoint(3).id("three")))
+        .await;
+    says(&mut watch, "live one,three").await;
+    assert_eq!(port(&watch), 1);
+}
+
+#[tokio::test]
 async fn a_gateway_follows_the_keys() {
     if !has_etcd() {
         return;

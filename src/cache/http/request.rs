@@ -84,6 +84,20 @@ impl Found {
     }
 }
 
+/// The scheme that the client used, as the proxy says that spoke with it. It is a part of the key,
+/// so whoever makes it up gets answers of his own.
+pub(crate) fn told_scheme(headers: &HeaderMap) -> Option<&'static str> {
+    let mut lines = headers.get_all(X_FORWARDED_PROTO).iter();
+    let (Some(told), None) = (lines.next(), lines.next()) else {
+        return None;
+    };
+    ["http", "https"]
+        .into_iter()
+        .find(|scheme| told.as_bytes().eq_ignore_ascii_case(scheme.as_bytes()))
+}
+
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 /// Whether origins are known to make links and redirects from such an input beside the URL.
 fn is_unkeyed(name: &str) -> bool {
     matches!(

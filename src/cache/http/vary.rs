@@ -67,6 +67,25 @@ pub(crate) fn append_selecting(key: &mut String, fields: &[HeaderName], request:
     }
 }
 
+/// What keeps apart the answers to requests that were chosen by these fields. No text of
+/// [`append_selecting`] begins like it.
+pub(crate) fn chosen_by(fields: &[(HeaderName, HeaderValue)]) -> String {
+    let mut fields: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
+    fields.sort_unstable();
+    fields.dedup();
+    let mut text = String::new();
+    for (name, value) in fields {
+        text.push_str("\n?");
+        text.push_str(name);
+        text.push(':');
+        append(&mut text, value);
+    }
+    text
+}
+
 /// Fields in which space around commas means nothing.
 fn is_list(name: &HeaderName) -> bool {
     [

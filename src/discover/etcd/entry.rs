@@ -1,5 +1,7 @@
 //! What a key says. PURE.
 
+use std::collections::HashMap;
+
 use super::super::{RawEvent, Refused, listing};
 use crate::{
     endpoint::{Endpoint, EndpointId},
@@ -89,6 +91,75 @@ impl Prefix {
     }
 }
 
+/// Which id each key takes. Ids are meant to be one key's own, but keys are written by anybody.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    by_key: HashMap<Vec<u8>, EndpointId>,
+    /// The keys of each id.
+    keys: HashMap<EndpointId, u32>,
+}
+
+/// Whether an id is one key's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    Sole,
+    /// What becomes of the endpoint, only the whole list says.
+    Contested,
+}
+
+impl Names {
+    pub(super) fn of(prefix: &Prefix, pairs: &[KeyValue]) -> Self {
+        let mut names = Self::default();
+        for pair in pairs {
+            if let Ok(endpoint) = prefix.endpoint(pair) {
+                names.take(&pair.key, endpoint.id);
+            }
+        }
+        names
+    }
+
+    /// Takes a change, which means these events.
+    pub(super) fn change(&mut self, key: &[u8], events: &[RawEvent]) -> Claim {
+        let mut claim = Claim::Sole;
+        for event in events {
+            let next = match event {
+                RawEvent::Remove(_) => None,
+                RawEvent::Upsert(endpoint) => Some(endpoint.id.clone()),
+                // What the key was before stays.
+                _ => continue,
+            };
+            if self.leave(key) > 0 || next.is_some_and(|id| self.take(key, id) > 1) {
+                claim = Claim::Contested;
+            }
+        }
+        claim
+    }
+
+    /// How many keys have the id now.
+    fn take(&mut self, key: &[u8], id: EndpointId) -> u32 {
+        self.by_key.insert(key.to_vec(), id.clone());
+        let keys = self.keys.entry(id).or_default();
+        *keys += 1;
+        *keys
+    }
+
+    /// How many other keys have the id that this one had.
+    fn leave(&mut self, key: &[u8]) -> u32 {
+        let Some(id) = self.by_key.remove(key) else {
+            return 0;
+        };
+        let Some(keys) = self.keys.get_mut(&id) else {
+            return 0;
+        };
+        *keys -= 1;
+        let left = *keys;
+        if left == 0 {
+            self.keys.remove(&id);
+        }
+        left
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +208,36 @@ mod tests {
         assert!(refused[1].starts_with("4: line 1"), "{refused:?}");
         assert!(refused[1].contains("adress"), "{refused:?}");
         assert_eq!(refused.len(), 3, "{refused:?}");
+    }
+
+    #[test]
+    fn an_id_of_two_keys_is_contested_until_it_is_one_keys_own() {
+        let prefix = prefix();
+        let pairs = [pair("/s/users/1", NAMED), pair("/s/users/2", ONE)];
+        let mut names = Names::of(&prefix, &pairs);
+        let mut told = |key: &str, value: Option<&str>, previous: Option<&str>| {
+            let change = Change {
+                pair: pair(key, value.unwrap_or_default()),
+                is_deleted: value.is_none(),
+                previous: previous.map(|previous| pair(key, previous)),
+            };
+            names.change(key.as_bytes(), &prefix.events(&change))
+        };
+        for (key, value, previous, expected) in [
+            ("/s/users/2", Some(ONE), Some(ONE), Claim::Sole),
+            ("/s/users/2", Some(NAMED), Some(ONE), Claim::Contested),
+            ("/s/users/1", Some("{"), Some(NAMED), Claim::Sole),
+            ("/s/users/1", Some(NAMED), Some("{"), Claim::Contested),
+            ("/s/users/2", None, Some(NAMED), Claim::Contested),
+            ("/s/users/1", Some(NAMED), Some(NAMED), Claim::Sole),
+            ("/s/users/named", Some(ONE), None, Claim::Contested),
+            ("/s/users/named", None, Some(ONE), Claim::Contested),
+            ("/s/users/1", None, Some(NAMED), Claim::Sole),
+            ("/s/users/3", None, Some(ONE), Claim::Sole),
+        ] {
+            assert_eq!(told(key, value, previous), expected, "{key} {value:?}");
+        }
+        assert!(names.by_key.is_empty() && names.keys.is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     etcd::{Etcd, EtcdError, Follow, Noticed, Range},
     time,
 };
-use entry::Prefix;
+use entry::{Claim, Names, Prefix};
 
 /// A backend that follows the keys of etcd with a prefix, each the JSON of one endpoint:
 ///
@@ -107,6 +107,7 @@ impl DiscoveryBackend for EtcdPrefix {
         let follower = Follower {
             etcd: self.etcd.clone(),
             prefix: Prefix::new(prefix),
+            names: Names::default(),
             reread: self.reread,
             stage: Stage::Begin(from),
             said: VecDeque::new(),
@@ -184,6 +185,8 @@ impl Place {
 struct Follower {
     etcd: Etcd,
     prefix: Prefix,
+    /// Of the keys that this connection has seen.
+    names: Names,
     reread: Duration,
     stage: Stage,
     /// What is known and not told yet.
@@ -280,8 +283,18 @@ impl Follower {
                 let news = changes
                     .iter()
                     .filter(|change| change.pair.mod_revision > place.revision);
-                self.said
-                    .extend(news.flat_map(|change| self.prefix.events(change)));
+                let mut told = Vec::new();
+                let mut is_contested = false;
+                for change in news {
+                    let events = self.prefix.events(change);
+                    let claim = self.names.change(&change.pair.key, &events);
+                    is_contested |= claim == Claim::Contested;
+                    told.extend(events);
+                }
+                if is_contested {
+                    return self.read_again().await;
+                }
+                self.said.extend(told);
                 place.revision = place.revision.max(revision);
                 let cursor = place.cursor();
                 self.said.push_back(RawEvent::Alive(Some(cursor)));
@@ -315,7 +328,8 @@ impl Follower {
         Ok(range.await?)
     }
 
-    fn reset(&self, range: &Range) -> RawEvent {
+    fn reset(&mut self, range: &Range) -> RawEvent {
+        self.names = Names::of(&self.prefix, &range.pairs);
         let (endpoints, refused) = self.prefix.endpoints(&range.pairs);
         let place = Place {
             cluster: range.cluster,

@@ -39,6 +39,10 @@ const INLINE: &str = "body";
 const LARGE: &str = "large";
 /// Over how many slots a cluster spreads the cache.
 const SHARDS: u16 = 16;
+/// After this time no lease is worth giving back.
+const LONGEST_LEASE: Duration = Duration::from_secs(3);
+/// Invalidated by one script, at most: a millisecond's work.
+const MOST_SCOPES: usize = 1000;
 /// What a read says first.
 const FOUND: u64 = 1;
 const FILL: u64 = 2;
@@ -223,6 +227,8 @@ impl Redis {
             millis(lease.span).max(1).into(),
             unfit.map_or_else(|| "".into(), id),
         ];
+        let holder = lease.holder;
+        let mut unanswered = Unanswered::new(self, shard, key, holder);
         let asked = self.ask_to_read(shard, keys, arguments);
         let (asked, large) = if unfit.is_none() && self.shared.large.has(key) {
             let both = futures_util::future::join(asked, self.large_entry(shard, key));
@@ -231,7 +237,8 @@ impl Redis {
         } else {
             (asked.await, None)
         };
-        let mut answer = asked?;
+        unanswered.heed(&asked);
+        let mut answer = asked.map_err(Unavailable::new)?;
         let kind = answer.number()?;
         if kind == FOUND {
             let (mut found, has_body) = answer.found()?;
@@ -285,12 +292,12 @@ impl Redis {
         shard: u16,
         keys: Vec<Argument>,
         arguments: Vec<Argument>,
-    ) -> Result<Answer, Unavailable> {
+    ) -> Result<Answer, RedisError> {
+        let connection = &self.shared.connection;
         let own = &self.shared.own[usize::from(shard)];
         if let Some(script) = own.script() {
-            let connection = &self.shared.connection;
             let answer = connection.run_known(&script, &keys, &arguments).await;
-            if let Some(answer) = answer.map_err(Unavailable::new)? {
+            if let Some(answer) = answer? {
                 return Ok(Answer::new(answer));
             }
             own.forget(&script);
@@ -304,7 +311,8 @@ impl Redis {
         }
         // Boxed, as each call that a future may make takes kilobytes of it, and nearly all reads are
         // made by the way above.
-        Box::pin(self.run(&self.shared.scripts.read, keys, arguments)).await
+        let answer = connection.run(&self.shared.scripts.read, keys, arguments);
+        Box::pin(answer).await.map(Answer::new)
     }
 
     /// Makes a script for the server, and keeps it if it is right.
@@ -347,16 +355,51 @@ impl Redis {
             id(put.holder),
         ];
         arguments.extend(put.scopes.iter().map(scope));
-        let mut answer = self
-            .run(&self.shared.scripts.store, keys, arguments)
-            .await?;
-        Ok(match answer.number()? {
+        let mut unanswered = Unanswered::new(self, shard, key, put.holder);
+        let connection = &self.shared.connection;
+        let answer = connection.run(&self.shared.scripts.store, keys, arguments);
+        let answer = answer.await.map(Answer::new);
+        unanswered.heed(&answer);
+        Ok(match answer.map_err(Unavailable::new)?.number()? {
             0 => Stored::Refused,
             _ => Stored::Stored,
         })
     }
 
+    /// Ends a lease of this node, whenever the server comes to it. Also while it is known not to
+    /// answer: it may have it for the requests that it was sent before that.
+    fn give_back(&self, shard: u16, key: &Key, holder: u64) {
+        let keys = vec![self.key(shard, "l", key)];
+        let Shared {
+            connection,
+            scripts,
+            ..
+        } = &*self.shared;
+        connection.tell(&scripts.release, keys, vec![id(holder)], LONGEST_LEASE);
+    }
+
+    /// Many at once are told in turns: while it runs a script, a server does nothing else.
     async fn invalidate_scopes(
+        &self,
+        shard: u16,
+        scopes: &[Scope],
+        purge: Purge,
+        replicas: u32,
+    ) -> Result<Invalidated, Unavailable> {
+        let mut turns = scopes.chunks(MOST_SCOPES);
+        let first = turns.next().unwrap_or_default();
+        let mut done = self.invalidate_some(shard, first, purge, replicas).await?;
+        for scopes in turns {
+            let next = self.invalidate_some(shard, scopes, purge, replicas).await?;
+            done = Invalidated {
+                replicas: next.replicas.min(done.replicas),
+                ..next
+            };
+        }
+        Ok(done)
+    }
+
+    async fn invalidate_some(
         &self,
         shard: u16,
         scopes: &[Scope],
@@ -482,13 +525,8 @@ impl Level2 for Redis {
         key: &'a Key,
         holder: u64,
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
-        let keys = vec![self.key(shard, "l", key)];
-        let done = async move {
-            self.run(&self.shared.scripts.release, keys, vec![id(holder)])
-                .await?;
-            Ok(())
-        };
-        done.boxed()
+        self.give_back(shard, key, holder);
+        std::future::ready(Ok(())).boxed()
     }
 
     fn invalidate<'a>(
@@ -566,6 +604,41 @@ impl Level2 for Redis {
 
     fn hints(&self, shard: u16) -> watch::Receiver<u64> {
         self.shared.hints[usize::from(shard)].subscribe()
+    }
+}
+
+/// A call by which this node gets a lease, or gives one back, as long as nobody knows whether the
+/// server has done it. If nobody will, the lease is given back after it, whenever that is: other
+/// nodes would wait until it runs out for a fill that nobody makes.
+struct Unanswered<'a> {
+    store: &'a Redis,
+    shard: u16,
+    key: &'a Key,
+    holder: u64,
+    is_known: bool,
+}
+
+impl<'a> Unanswered<'a> {
+    fn new(store: &'a Redis, shard: u16, key: &'a Key, holder: u64) -> Self {
+        Self {
+            store,
+            shard,
+            key,
+            holder,
+            is_known: false,
+        }
+    }
+
+    fn heed(&mut self, answer: &Result<Answer, RedisError>) {
+        self.is_known = !matches!(answer, Err(RedisError::Timeout | RedisError::Lost(_)));
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.is_known {
+            self.store.give_back(self.shard, self.key, self.holder);
+        }
     }
 }
 
