@@ -128,7 +128,9 @@ impl Names {
                 // What the key was before stays.
                 _ => continue,
             };
-            if self.leave(key) > 0 || next.is_some_and(|id| self.take(key, id) > 1) {
+            let others = self.leave(key);
+            let holders = next.map_or(0, |id| self.take(key, id));
+            if others > 0 || holders > 1 {
                 claim = Claim::Contested;
             }
         }
