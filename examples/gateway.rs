@@ -89,16 +89,9 @@ fn serve(arguments: Arguments) -> io::Result<ExitCode> {
         Some(threads) => threads,
         None => available_parallelism()?,
     };
-    let runtime = match std::env::var_os("GATEWAY_STEALING") {
-        Some(_) if threads.get() > 1 => Builder::new_multi_thread()
-            .worker_threads(threads.get())
-            .enable_all()
-            .build()?,
-        _ => Builder::new_current_thread().enable_all().build()?,
-    };
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let workers = match threads.get() {
-        _ if std::env::var_os("GATEWAY_STEALING").is_some() => None,
-        1 if std::env::var_os("GATEWAY_WORKER").is_none() => None,
+        1 => None,
         _ => Some(Workers::start(threads)?),
     };
     Ok(runtime.block_on(async {

@@ -90,7 +90,7 @@
 //! | feature | | what it adds |
 //! |---|---|---|
 //! | `client` | default | `upstream`: a connection pool for each endpoint |
-//! | `server` | | `node::Listener`: HTTP/1.1 and HTTP/2 on one port, drained on request |
+//! | `server` | | `node::Listener`: HTTP/1.1 and HTTP/2 on one port, drained on request; `node::Workers`: a thread for each core |
 //! | `tls` | | `upstream::TlsConnector`: TLS to endpoints by rustls |
 //! | `cache` | | `cache`: a shared HTTP cache, and the two levels beneath it |
 //! | `redis` | | `redis`, `discover::RedisServices`, `register::RedisRegistry`, `store::RedisStore`, `store::RedisBus`: what the nodes of a cluster share, in Redis |

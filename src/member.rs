@@ -729,6 +729,30 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "client")]
+    fn workers_have_attachments_of_their_own() {
+        let member = member();
+        let owner = Owner::default();
+        let common = member.attachment(&owner, || String::from("common"));
+        let here = member.attachment_of_worker(&owner, || 1_u32);
+        let there = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                Worker::begin();
+                let own = member.attachment_of_worker(&owner, || 2_u32);
+                assert!(Arc::ptr_eq(
+                    &own,
+                    &member.attachment_of_worker(&owner, || 3)
+                ));
+                assert_eq!(*member.attachment(&owner, String::new), *common);
+                own
+            });
+            other.join().unwrap()
+        });
+        assert_eq!((*here, *there), (1, 2));
+        assert_eq!(*member.attachment_of_worker(&owner, || 4_u32), 1);
+    }
+
+    #[test]
     fn an_owner_that_is_gone_leaves_nothing_behind() {
         let member = member();
         let gone = Owner::default();

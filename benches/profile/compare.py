@@ -11,18 +11,17 @@ from statistics import median
 import ground
 from ground import EVERYTHING, LAYERS, Backends, Failed, Gateway, cpu_seconds, need, settings
 
-CONNECTIONS = 64
 
-
-def measure(wrk, binary, layers, path, seconds):
+def measure(wrk, binary, layers, path, seconds, connections, threads):
     """Microseconds of user and system time a request."""
+    gateway_core, load_core = [[], []] if threads > 1 else [["taskset", "-c", core] for core in "01"]
     with ground.folder() as name:
         folder = Path(name)
         with Backends(folder) as backends:
-            pinned = ["taskset", "-c", "0"]
-            with Gateway(folder, settings(backends.addresses, layers), binary, pinned) as gateway:
+            text = settings(backends.addresses, layers)
+            with Gateway(folder, text, binary, gateway_core, threads) as gateway:
                 url = f"http://{gateway.address[0]}:{gateway.address[1]}{path}"
-                load = ["taskset", "-c", "1", wrk, "-t", "1", "-c", str(CONNECTIONS)]
+                load = [*load_core, wrk, "-t", "1", "-c", str(connections)]
                 subprocess.run([*load, "-d", "1s", url], check=True, capture_output=True)
                 before = cpu_seconds(gateway.pid)
                 done = subprocess.run([*load, "-d", f"{seconds}s", url], check=True, capture_output=True, text=True)
@@ -40,13 +39,16 @@ def main():
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--path", default="/1k")
     parser.add_argument("--bare", action="store_true")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1, help="with more than one, nothing is pinned to a core")
     arguments = parser.parse_args()
     wrk, _ = need("wrk", "taskset")
     layers = LAYERS["bare"] if arguments.bare else EVERYTHING
     rounds = []
     for turn in range(arguments.rounds):
         order = arguments.builds[turn % len(arguments.builds) :] + arguments.builds[: turn % len(arguments.builds)]
-        costs = {build: measure(wrk, build, layers, arguments.path, arguments.seconds) for build in order}
+        how = (layers, arguments.path, arguments.seconds, arguments.connections, arguments.threads)
+        costs = {build: measure(wrk, build, *how) for build in order}
         rounds.append(costs)
         ground.say(f"round {turn + 1}: " + ", ".join(f"{build.name} {sum(cost):.1f}" for build, cost in costs.items()))
     first = arguments.builds[0]

@@ -6,6 +6,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
     },
     thread,
     time::Duration,
@@ -143,10 +144,14 @@ impl fmt::Debug for Workers {
 }
 
 fn start(number: usize, mut over: watch::Receiver<()>) -> io::Result<Thread> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
+    let (tell, told) = mpsc::sync_channel(1);
     let serve = move || {
         Worker::begin();
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        drop(tell.send(Ok(runtime.handle().clone())));
         runtime.block_on(async {
             // What ends it is an error: the sender is gone.
             while timeout(BEAT, over.changed()).await.is_err() {}
@@ -156,7 +161,7 @@ fn start(number: usize, mut over: watch::Receiver<()>) -> io::Result<Thread> {
         .name(format!("worker-{number}"))
         .spawn(serve)?;
     Ok(Thread {
-        runtime: handle,
+        runtime: told.recv().expect("a worker tells how it started")?,
         connections: AtomicUsize::new(0),
     })
 }

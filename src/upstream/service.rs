@@ -33,7 +33,9 @@ pub enum Protocol {
 }
 
 /// Sends requests to their chosen endpoint; see the [module docs](super). Clones share the
-/// connection pools.
+/// connection pools. Of `node::Workers`, each uses the connections that its own thread drives, and
+/// those of others only where a bound keeps it from making one; all bounds are on all of them
+/// together.
 ///
 /// # Defaults
 ///
