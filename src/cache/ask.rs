@@ -1,8 +1,10 @@
 //! The way of a request that the memory of this node cannot answer at once.
 
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower::Service;
 
@@ -23,6 +25,7 @@ use super::{
     wanted::{Head, Wanted},
 };
 use crate::{
+    attempt::Terms,
     refusal::{Dialect, Reason, Refusal},
     time,
 };
@@ -42,11 +45,12 @@ struct Found {
     miss: Forward,
 }
 
-/// Answers a request from the cache, or by the origin and into the cache.
+/// Answers a request from the cache, or by the origin and into the cache. When its client gives up
+/// before that, a stale response may stand in: it is a failure of the origin as well.
 pub(super) async fn ask<S, B, R>(
     asking: Asking,
-    mut inner: S,
-    mut request: Request<B>,
+    inner: S,
+    request: Request<B>,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<R>>,
@@ -55,7 +59,46 @@ where
     R: Body<Data = Bytes> + Send + 'static,
     R::Error: Send,
 {
-    let head = Head::of(&request);
+    let head = Arc::new(Head::of(&request));
+    let terms = request.extensions().get::<Terms>();
+    let Some(deadline) = terms.and_then(|terms| terms.deadline) else {
+        return find_or_fetch(asking, inner, request, head).await;
+    };
+    let (layer, wanted) = (asking.layer.clone(), asking.wanted.clone());
+    let mut exchange = pin!(find_or_fetch(asking, inner, request, Arc::clone(&head)));
+    let mut over = pin!(time::sleep_until(deadline));
+    let answered = poll_fn(|cx| {
+        if let Poll::Ready(answered) = exchange.as_mut().poll(cx) {
+            return Poll::Ready(Some(answered));
+        }
+        // Whoever gives up on this future looks at the clock as well, and after this.
+        if over.as_mut().poll(cx).is_ready() || time::now() >= deadline {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    });
+    if let Some(answered) = answered.await {
+        return answered;
+    }
+    match layer.stand_in(&wanted, &head) {
+        Some(response) => Ok(response),
+        None => exchange.await,
+    }
+}
+
+async fn find_or_fetch<S, B, R>(
+    asking: Asking,
+    mut inner: S,
+    mut request: Request<B>,
+    head: Arc<Head>,
+) -> Result<Response<ResponseBody<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Send,
+{
     let Found {
         lookup,
         known,
@@ -132,7 +175,7 @@ impl Asking {
 
     fn lead(
         self,
-        head: Head,
+        head: Arc<Head>,
         fill: Option<Fill<Resource>>,
         stale: Option<Hit<Resource>>,
         known: Box<[HeaderName]>,
@@ -214,6 +257,34 @@ impl Wanted {
 }
 
 impl CacheLayer {
+    /// A stale response in place of an answer that did not come in time, if it says that it may be
+    /// one (RFC 5861 section 4).
+    fn stand_in<R>(&self, wanted: &Wanted, head: &Head) -> Option<Response<ResponseBody<R>>> {
+        let mut hit = self.cache.tiered.peek(&wanted.key)?;
+        if let Kind::Variants(fields) = &hit.value().0 {
+            let key = wanted.variant(fields, &head.headers);
+            hit = self.cache.tiered.peek(&key)?;
+        }
+        let (stored, age) = (hit.value().stored()?, hit.age());
+        if !stored.freshness().stands_in(&wanted.control, age) {
+            return None;
+        }
+        self.cache.stats().outcome(Outcome::Stale);
+        let forwarded = Forwarded {
+            status: Some(StatusCode::GATEWAY_TIMEOUT),
+            ..Forwarded::new(wanted.why(Some(&hit)).unwrap_or(Forward::Stale))
+        };
+        let (status, now) = (forwarded.value(), self.options.wall());
+        Some(answer(
+            stored,
+            &head.method,
+            &head.headers,
+            age,
+            status,
+            now,
+        ))
+    }
+
     /// The answer that a hit makes; none when it is no response.
     pub(super) fn hit<R>(
         &self,

@@ -1,6 +1,9 @@
 //! A request at the origin: what becomes of its answer.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header, response::Parts};
@@ -46,7 +49,7 @@ pub(super) struct Lead {
     pub(super) layer: CacheLayer,
     pub(super) wanted: Wanted,
     /// As the client sent it.
-    pub(super) head: Head,
+    pub(super) head: Arc<Head>,
     /// None when the answer is for this request alone.
     pub(super) fill: Option<Fill<Resource>>,
     /// A response to be confirmed, or to stand in when the origin fails.
@@ -207,7 +210,7 @@ impl Lead {
             .as_ref()
             .map_or(Duration::ZERO, |storable| storable.age);
         let now = received.wall;
-        let Head { method, headers } = self.head.clone();
+        let head = Arc::clone(&self.head);
         let draft = match (storable, self.fill.take()) {
             (Some(storable), Some(fill)) => {
                 let scopes = self.scopes(&updated);
@@ -235,12 +238,14 @@ impl Lead {
                     .value()
                     .stored()
                     .expect("a response was stored");
-                answer(stored, &method, &headers, age, forwarded.value(), now)
+                let status = forwarded.value();
+                answer(stored, &head.method, &head.headers, age, status, now)
             }
             None => {
                 let (body, freshness) = (stored.body.clone(), stored.freshness());
                 let stored = Stored::new(stored.status, updated, body, &freshness);
-                answer(&stored, &method, &headers, age, forwarded.value(), now)
+                let status = forwarded.value();
+                answer(&stored, &head.method, &head.headers, age, status, now)
             }
         }
     }

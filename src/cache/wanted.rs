@@ -22,7 +22,7 @@ thread_local! {
 }
 
 /// A request that a stored response may answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) control: RequestControl,
     /// The primary key, and what else decides about the answer whatever it varies by.
