@@ -9,42 +9,45 @@ use super::{
     http::{
         age,
         range::{self, Selection},
-        status, validation,
+        validation,
     },
     resource::Stored,
 };
+
+/// The conditions and the range of a request, if it has any.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conditions<'a> {
+    pub(super) request: &'a HeaderMap,
+    pub(super) now: SystemTime,
+}
 
 /// The response that a stored one of this age makes, whole or in part. The body is shared.
 pub(super) fn answer<B: From<Bytes>>(
     stored: &Stored,
     method: &Method,
-    request: &HeaderMap,
+    conditions: Option<Conditions<'_>>,
     age: Duration,
     cache_status: HeaderValue,
-    now: SystemTime,
 ) -> Response<B> {
-    let mut headers = stored.headers.clone();
-    if let Some(place) = headers.get_mut(header::AGE) {
-        // To insert would make the map larger where it is full.
-        *place = age::value(age);
-    }
-    status::set(&mut headers, cache_status);
-
-    if validation::has_already(request, stored.status, &stored.headers, now) {
+    let mut headers = stored.told(age::value(age), cache_status);
+    if let Some(Conditions { request, now }) = conditions
+        && validation::has_already(request, stored.status(), &stored.headers, now)
+    {
         validation::not_modified_fields(&mut headers);
         return response(StatusCode::NOT_MODIFIED, headers, Bytes::new());
     }
     if *method == Method::HEAD {
-        return response(stored.status, headers, Bytes::new());
+        return response(stored.status(), headers, Bytes::new());
     }
     let length = stored.body.len();
-    let selection = if stored.status == StatusCode::OK {
-        range::select(request, &stored.headers, length, now)
-    } else {
-        Selection::Whole
+    let selection = match conditions {
+        Some(Conditions { request, now }) if stored.status() == StatusCode::OK => {
+            range::select(request, &stored.headers, length, now)
+        }
+        _ => Selection::Whole,
     };
     match selection {
-        Selection::Whole => response(stored.status, headers, stored.body.clone()),
+        Selection::Whole => response(stored.status(), headers, stored.body.clone()),
         Selection::Part(part) => {
             headers.insert(header::CONTENT_RANGE, range::content_range(&part, length));
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(part.len()));
@@ -74,7 +77,10 @@ fn response<B: From<Bytes>>(status: StatusCode, headers: HeaderMap, body: Bytes)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::http::freshness::{Freshness, Validation};
+    use crate::cache::{
+        http::freshness::{Freshness, Validation},
+        resource::Content,
+    };
 
     fn stored(status: StatusCode) -> Stored {
         let mut headers = HeaderMap::new();
@@ -94,7 +100,7 @@ mod tests {
         Stored::new(
             status,
             headers,
-            Bytes::from_static(b"0123456789"),
+            Content::Whole(Bytes::from_static(b"0123456789")),
             &freshness,
         )
     }
@@ -107,13 +113,16 @@ mod tests {
         let request = request
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+        let conditions = Conditions {
+            request: &request.collect(),
+            now: SystemTime::UNIX_EPOCH,
+        };
         answer(
             &stored(StatusCode::from_u16(status).unwrap()),
             method,
-            &request.collect(),
+            Some(conditions),
             Duration::from_millis(7900),
             HeaderValue::from_static("status"),
-            SystemTime::UNIX_EPOCH,
         )
     }
 
@@ -123,10 +132,9 @@ mod tests {
         let response: Response<Bytes> = answer(
             &stored,
             &Method::GET,
-            &HeaderMap::new(),
+            None,
             Duration::from_millis(7900),
             HeaderValue::from_static("status"),
-            SystemTime::UNIX_EPOCH,
         );
         assert_eq!(response.headers()["age"], "7");
         assert_eq!(response.headers()["cache-status"], "status");

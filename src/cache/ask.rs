@@ -1,6 +1,6 @@
 //! The way of a request that the memory of this node cannot answer at once.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -10,7 +10,7 @@ use tower::Service;
 
 use super::{
     Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
-    answer::answer,
+    answer::{Conditions, answer},
     body::ResponseBody,
     http::{
         freshness::Reuse,
@@ -18,7 +18,7 @@ use super::{
         status::{self, Collapse, Forward, Forwarded, Tier},
         tag,
     },
-    lead::{Conditions, Lead},
+    lead::{Lead, Sent},
     resource::{Kind, Resource},
     shelter::{self, Sheltered},
     stats::Outcome,
@@ -105,13 +105,15 @@ where
         mut miss,
     } = asking.find(&head.headers).await;
     let (layer, wanted) = (&asking.layer, &asking.wanted);
+    let conditions = Some(head.conditions(layer.options.wall()));
+    let now = time::now();
     let (fill, stale) = match lookup {
-        Lookup::Fresh(hit) => match layer.hit(&hit, &head.method, &head.headers, miss) {
+        Lookup::Fresh(hit) => match layer.hit(&hit, &head.method, conditions, miss, now) {
             Some(response) => return Ok(response),
             None => (None, None),
         },
         Lookup::Refresh(hit, fill) => {
-            let response = layer.hit(&hit, &head.method, &head.headers, Forward::Stale);
+            let response = layer.hit(&hit, &head.method, conditions, Forward::Stale, now);
             let Some(response) = response else {
                 unreachable!("only a response is served while it is filled again");
             };
@@ -154,7 +156,7 @@ where
 impl Asking {
     async fn find(&self, request: &HeaderMap) -> Found {
         let tiered = &self.layer.cache.tiered;
-        let judge = |hit: &Hit<Resource>| self.wanted.judge(hit);
+        let judge = |hit: &Hit<Resource>| self.wanted.judge(hit, time::now());
         let lookup = tiered.lookup(&self.wanted.key, judge).await;
         if let Lookup::Fresh(hit) = &lookup
             && let Kind::Variants(fields) = &hit.value().0
@@ -189,7 +191,7 @@ impl Asking {
             stale,
             known,
             why,
-            conditions: Conditions::Clients,
+            sent: Sent::Clients,
             started: time::now(),
         }
     }
@@ -260,12 +262,13 @@ impl CacheLayer {
     /// A stale response in place of an answer that did not come in time, if it says that it may be
     /// one (RFC 5861 section 4).
     fn stand_in<R>(&self, wanted: &Wanted, head: &Head) -> Option<Response<ResponseBody<R>>> {
-        let mut hit = self.cache.tiered.peek(&wanted.key)?;
+        let (tiered, now) = (&self.cache.tiered, time::now());
+        let mut hit = tiered.peek_at(&wanted.key, now)?;
         if let Kind::Variants(fields) = &hit.value().0 {
             let key = wanted.variant(fields, &head.headers);
-            hit = self.cache.tiered.peek(&key)?;
+            hit = tiered.peek_at(&key, now)?;
         }
-        let (stored, age) = (hit.value().stored()?, hit.age());
+        let (stored, age) = (hit.value().stored()?, hit.age_at(now));
         if !stored.freshness().stands_in(&wanted.control, age) {
             return None;
         }
@@ -274,15 +277,9 @@ impl CacheLayer {
             status: Some(StatusCode::GATEWAY_TIMEOUT),
             ..Forwarded::new(wanted.why(Some(&hit)).unwrap_or(Forward::Stale))
         };
-        let (status, now) = (forwarded.value(), self.options.wall());
-        Some(answer(
-            stored,
-            &head.method,
-            &head.headers,
-            age,
-            status,
-            now,
-        ))
+        let conditions = Some(head.conditions(self.options.wall()));
+        let status = forwarded.value();
+        Some(answer(stored, &head.method, conditions, age, status))
     }
 
     /// The answer that a hit makes; none when it is no response.
@@ -290,11 +287,12 @@ impl CacheLayer {
         &self,
         hit: &Hit<Resource>,
         method: &Method,
-        request: &HeaderMap,
+        conditions: Option<Conditions<'_>>,
         miss: Forward,
+        now: Instant,
     ) -> Option<Response<ResponseBody<R>>> {
         let stored = hit.value().stored()?;
-        let age = hit.age();
+        let age = hit.age_at(now);
         let freshness = stored.freshness();
         let ttl = freshness.ttl(age);
         let tier = match hit.level() {
@@ -316,7 +314,6 @@ impl CacheLayer {
             Ok((tier, _)) => (status::stale_hit(tier, ttl), Outcome::Stale),
         };
         self.cache.stats().outcome(outcome);
-        let now = self.options.wall();
-        Some(answer(stored, method, request, age, status, now))
+        Some(answer(stored, method, conditions, age, status))
     }
 }

@@ -109,7 +109,7 @@ impl<V: Value> TieredCache<V> {
         let own = [key.scope(), Scope::all()];
         let scopes: Vec<Scope> = own
             .into_iter()
-            .chain(entry.scopes.iter().cloned())
+            .chain(entry.scopes().iter().cloned())
             .collect();
         let Some(purge) = sight.store.taken(number, stamp, &scopes).await? else {
             return Ok(Finding::InOrder);

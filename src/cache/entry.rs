@@ -1,6 +1,7 @@
 //! A value in level 1, and what a lookup says of it.
 
 use std::{
+    cell::RefCell,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use super::{
     early,
     scope::Scope,
     store::Meta,
+    tick::Tick,
     version::{Epoch, Stamp},
 };
 use crate::{
@@ -17,24 +19,31 @@ use crate::{
     time,
 };
 
+/// Scopes, at most, of an entry that is likely to have the same ones as others.
+const MOST_SHARED: usize = 4;
+/// Terms that a thread remembers, to share them.
+const REMEMBERED: usize = 16;
+
+thread_local! {
+    /// The terms of entries that were made last.
+    static TERMS: RefCell<[Option<Arc<Terms>>; REMEMBERED]> =
+        const { RefCell::new([const { None }; REMEMBERED]) };
+}
+
 /// A value with what it was stored under.
 pub(super) struct Entry<V> {
     pub(super) value: V,
-    /// The stamp, or the time of being alone in place of its number.
-    stamp: Stamp,
-    is_alone: bool,
-    /// Beside those that every entry has.
-    pub(super) scopes: Box<[Scope]>,
+    terms: Arc<Terms>,
+    /// The number of its fill or, where that is higher, up to which it was found to hold.
+    sequence: AtomicU64,
     /// One a fill: what a reader found unfit it does not want to find again.
     pub(super) id: u64,
     /// The number, on this node, of the fill or of the read that brought it.
     pub(super) begun: u64,
-    /// When it came here; when it was asked for, if it was filled alone.
-    came: Instant,
-    /// How old the value was then.
-    age: Nanos,
-    /// For how long from then on it is kept.
-    keep: Millis,
+    /// When the value was new.
+    born: Tick,
+    /// Until when it is kept.
+    until: Tick,
     /// How old the value is when it stops being fresh; 0 if it never was.
     fresh: Millis,
     /// How long its fill took.
@@ -43,19 +52,39 @@ pub(super) struct Entry<V> {
     checked: AtomicU64,
 }
 
-/// A span in half the room; 500 years are the longest.
-#[derive(Clone, Copy, Debug)]
-struct Nanos(u64);
-
-impl From<Duration> for Nanos {
-    fn from(span: Duration) -> Self {
-        Self(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
-    }
+/// What many entries have in common, and share.
+#[derive(Debug, PartialEq, Eq)]
+struct Terms {
+    life: Life,
+    /// Beside those that every entry has.
+    scopes: Box<[Scope]>,
 }
 
-impl Nanos {
-    fn span(self) -> Duration {
-        Duration::from_nanos(self.0)
+/// In which life of numbers an entry's number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Epoch(Epoch),
+    /// In that of this node's times of being alone.
+    Island {
+        since: Instant,
+    },
+}
+
+impl Terms {
+    fn shared(life: Life, scopes: Box<[Scope]>) -> Arc<Self> {
+        let terms = Self { life, scopes };
+        if !matches!(life, Life::Epoch(_)) || terms.scopes.len() > MOST_SHARED {
+            return Arc::new(terms);
+        }
+        let hashes = terms.scopes.iter().map(|scope| scope.as_str().as_bytes());
+        let hash = hashes.fold(0, |hash, text| hash ^ crc32fast::hash(text));
+        TERMS.with_borrow_mut(|remembered| {
+            let place = &mut remembered[hash as usize % REMEMBERED];
+            match place {
+                Some(known) if **known == terms => Arc::clone(known),
+                _ => Arc::clone(place.insert(Arc::new(terms))),
+            }
+        })
     }
 }
 
@@ -100,28 +129,22 @@ pub(super) struct Provenance {
 
 impl<V> Entry<V> {
     pub(super) fn new(value: V, from: Provenance) -> Self {
-        let (stamp, is_alone, came) = match from.origin {
-            Origin::Stamp(stamp) => (stamp, false, from.came),
-            Origin::Island { generation, since } => {
-                let stamp = Stamp {
-                    epoch: Epoch(0),
-                    sequence: generation,
-                };
-                (stamp, true, since)
-            }
+        let (life, sequence, came) = match from.origin {
+            Origin::Stamp(stamp) => (Life::Epoch(stamp.epoch), stamp.sequence, from.came),
+            // It was new when it was asked for.
+            Origin::Island { generation, since } => (Life::Island { since }, generation, since),
         };
         let is_ever_fresh = from.meta.fresh > from.meta.age;
         let fresh = from.meta.fresh * u32::from(is_ever_fresh);
+        let came = Tick::at(came);
         Self {
             value,
-            stamp,
-            is_alone,
-            scopes: from.scopes,
+            terms: Terms::shared(life, from.scopes),
+            sequence: AtomicU64::new(sequence),
             id: from.id,
             begun: from.begun,
-            came,
-            age: (from.meta.age + from.age).into(),
-            keep: from.meta.keep.saturating_sub(from.age).into(),
+            born: came.before(from.meta.age.saturating_add(from.age)),
+            until: came.after(from.meta.keep.saturating_sub(from.age)),
             fresh: fresh.into(),
             took: from.meta.took.into(),
             // A view has no version 0.
@@ -130,22 +153,27 @@ impl<V> Entry<V> {
     }
 
     pub(super) fn origin(&self) -> Origin {
-        if self.is_alone {
-            Origin::Island {
-                generation: self.stamp.sequence,
-                since: self.came,
-            }
-        } else {
-            Origin::Stamp(self.stamp)
+        let sequence = self.sequence.load(Relaxed);
+        match self.terms.life {
+            Life::Epoch(epoch) => Origin::Stamp(Stamp { epoch, sequence }),
+            Life::Island { since } => Origin::Island {
+                generation: sequence,
+                since,
+            },
         }
     }
 
+    /// Beside those that every entry has.
+    pub(super) fn scopes(&self) -> &[Scope] {
+        &self.terms.scopes
+    }
+
     fn age(&self, now: Instant) -> Duration {
-        self.age.span() + now.saturating_duration_since(self.came)
+        Tick::at(now).since(self.born)
     }
 
     pub(super) fn is_kept(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.came) < self.keep.span()
+        Tick::at(now) < self.until
     }
 
     /// Whether it was stale when it was stored: it only ever stands in for an origin that fails.
@@ -162,6 +190,11 @@ impl<V> Entry<V> {
     /// It holds under this version.
     pub(super) fn check(&self, version: u64) {
         self.checked.store(version, Relaxed);
+    }
+
+    /// It holds by all numbers of its epoch up to this one. To be said under the lock of the view.
+    pub(super) fn hold(&self, upto: u64) {
+        self.sequence.fetch_max(upto, Relaxed);
     }
 }
 
@@ -260,7 +293,7 @@ impl<V> fmt::Debug for Entry<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
             .field("origin", &self.origin())
-            .field("scopes", &self.scopes)
+            .field("scopes", &self.terms.scopes)
             .finish_non_exhaustive()
     }
 }

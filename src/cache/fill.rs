@@ -342,7 +342,7 @@ impl<V: Value> Shared<V> {
         let shard = self.sight.shard(number);
         {
             let view = shard.view.lock();
-            let scopes = key.scopes(&entry.scopes);
+            let scopes = key.scopes(entry.scopes());
             let holds = match entry.origin() {
                 Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes) != Validity::Gone,
                 Origin::Island { .. } => !view.is_dropped(entry.begun, scopes),

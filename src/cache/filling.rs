@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Either, select},
@@ -26,7 +26,7 @@ use super::{
     flight::Audience,
     http::freshness::Freshness,
     http_cache::HttpCache,
-    resource::{Resource, Stored},
+    resource::{Content, Resource, Stored},
     stats::Kept,
 };
 use crate::time;
@@ -51,11 +51,11 @@ pub(super) struct Draft {
 
 impl Draft {
     /// Stores the response, and returns it as it is stored. Whether it was is counted.
-    pub(super) async fn store(self, body: Bytes) -> super::Filled<Resource> {
+    pub(super) async fn store(self, content: Content) -> super::Filled<Resource> {
         let resource = Resource::response(Stored::new(
             self.status,
             self.headers,
-            body,
+            content,
             &self.freshness,
         ));
         let lifetime = self.freshness.lifetime;
@@ -177,19 +177,9 @@ impl Collecting {
     }
 
     fn store(self) -> BoxFuture<'static, ()> {
-        let body = whole(self.chunks, self.received);
-        self.draft.store(body).map(drop).boxed()
+        let content = Content::Pieces(self.chunks);
+        self.draft.store(content).map(drop).boxed()
     }
-}
-
-/// The chunks in one piece. Each is a part of the buffer that it was read into, which would be kept
-/// for as long as it is.
-fn whole(chunks: Vec<Bytes>, length: usize) -> Bytes {
-    let mut body = BytesMut::with_capacity(length);
-    for chunk in chunks {
-        body.extend_from_slice(&chunk);
-    }
-    body.freeze()
 }
 
 impl<B> Filling<B>

@@ -23,7 +23,7 @@ use super::{
         tag, validation,
         vary::{self, Vary},
     },
-    resource::{Resource, Stored},
+    resource::{Content, Resource, Stored},
     stats::{Kept, Outcome},
     wanted::{Head, Wanted, content_length},
 };
@@ -32,15 +32,14 @@ use crate::{refusal::Refusal, time};
 /// How long it is known by which fields the responses of a resource are told apart.
 const VARIANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Which conditions the origin was asked with.
+/// Which conditions the origin was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Conditions {
+pub(super) enum Sent {
     /// Those of the client.
     Clients,
-    /// None.
-    Removed,
+    Nothing,
     /// Those that confirm a stored response.
-    Stored,
+    Validators,
 }
 
 /// A request that goes to the origin.
@@ -57,7 +56,7 @@ pub(super) struct Lead {
     /// The fields by which the responses of the resource are told apart, as far as is known.
     pub(super) known: Box<[HeaderName]>,
     pub(super) why: Forward,
-    pub(super) conditions: Conditions,
+    pub(super) sent: Sent,
     pub(super) started: Instant,
 }
 
@@ -78,12 +77,12 @@ impl Lead {
         if let Some(stored) = self.stale.as_ref().and_then(|hit| hit.value().stored()) {
             headers.remove(header::RANGE);
             headers.remove(header::IF_RANGE);
-            self.conditions = match validation::ask(headers, &stored.headers) {
-                true => Conditions::Stored,
-                false => Conditions::Removed,
+            self.sent = match validation::ask(headers, &stored.headers) {
+                true => Sent::Validators,
+                false => Sent::Nothing,
             };
         } else if self.fill.is_some() {
-            self.conditions = Conditions::Removed;
+            self.sent = Sent::Nothing;
             // The whole response is of use to others; what the client has is seen afterwards.
             for condition in validation::CONDITIONS {
                 headers.remove(condition);
@@ -115,7 +114,7 @@ impl Lead {
             }
         };
         let status = response.status();
-        if status == StatusCode::NOT_MODIFIED && self.conditions == Conditions::Stored {
+        if status == StatusCode::NOT_MODIFIED && self.sent == Sent::Validators {
             return Ok(self.validated(response.headers(), received).await);
         }
         if is_failure(status)
@@ -162,10 +161,9 @@ impl Lead {
         Some(answer(
             stored,
             &self.head.method,
-            &self.head.headers,
+            Some(self.head.conditions(received.wall)),
             age,
             forwarded.value(),
-            received.wall,
         ))
     }
 
@@ -190,18 +188,13 @@ impl Lead {
                 status: Some(StatusCode::NOT_MODIFIED),
                 ..Forwarded::new(self.why)
             };
-            return answer(
-                stored,
-                &self.head.method,
-                &self.head.headers,
-                stale.age(),
-                forwarded.value(),
-                received.wall,
-            );
+            let conditions = Some(self.head.conditions(received.wall));
+            let (age, status) = (stale.age(), forwarded.value());
+            return answer(stored, &self.head.method, conditions, age, status);
         }
         self.layer.cache.stats().outcome(Outcome::Validated);
         let updated = validation::updated(&stored.headers, not_modified);
-        let storable = self.storable(stored.status, &updated, received);
+        let storable = self.storable(stored.status(), &updated, received);
         let mut forwarded = Forwarded {
             status: Some(StatusCode::NOT_MODIFIED),
             ..Forwarded::new(self.why)
@@ -209,14 +202,14 @@ impl Lead {
         let age = storable
             .as_ref()
             .map_or(Duration::ZERO, |storable| storable.age);
-        let now = received.wall;
         let head = Arc::clone(&self.head);
+        let conditions = Some(head.conditions(received.wall));
         let draft = match (storable, self.fill.take()) {
             (Some(storable), Some(fill)) => {
                 let scopes = self.scopes(&updated);
                 let fill = self.told_apart(fill, &updated).await;
                 scopes.zip(fill).map(|(scopes, fill)| {
-                    self.draft(fill, stored.status, storable, scopes, received)
+                    self.draft(fill, stored.status(), storable, scopes, received)
                 })
             }
             (Some(_), None) => None,
@@ -224,7 +217,7 @@ impl Lead {
                 if let Some(fill) = fill {
                     fill.pass(Duration::ZERO);
                 }
-                self.forget_if_forbidden(stored.status, &updated, received)
+                self.forget_if_forbidden(stored.status(), &updated, received)
                     .await;
                 None
             }
@@ -232,20 +225,18 @@ impl Lead {
         match draft {
             Some(draft) => {
                 forwarded.stored = Some(draft.freshness.ttl(age));
-                let filled = draft.store(stored.body.clone()).await;
+                let filled = draft.store(Content::Whole(stored.body.clone())).await;
                 let stored = filled
                     .hit()
                     .value()
                     .stored()
                     .expect("a response was stored");
-                let status = forwarded.value();
-                answer(stored, &head.method, &head.headers, age, status, now)
+                answer(stored, &head.method, conditions, age, forwarded.value())
             }
             None => {
-                let (body, freshness) = (stored.body.clone(), stored.freshness());
-                let stored = Stored::new(stored.status, updated, body, &freshness);
-                let status = forwarded.value();
-                answer(&stored, &head.method, &head.headers, age, status, now)
+                let content = Content::Whole(stored.body.clone());
+                let stored = Stored::new(stored.status(), updated, content, stored.freshness());
+                answer(&stored, &head.method, conditions, age, forwarded.value())
             }
         }
     }
@@ -258,18 +249,18 @@ impl Lead {
         received: Received,
     ) -> Response<ResponseBody<R>> {
         if let Some((_, stored)) = self.stale()
-            && parts.status == stored.status
+            && parts.status == stored.status()
         {
             if validation::head_agrees(&stored.headers, stored.body.len(), &parts.headers) {
                 let updated = validation::updated(&stored.headers, &parts.headers);
-                let (status, body) = (stored.status, stored.body.clone());
+                let (status, body) = (stored.status(), stored.body.clone());
                 if let Some(storable) = self.storable(status, &updated, received) {
                     if let Some(scopes) = self.scopes(&updated)
                         && let Some(fill) = self.fill.take()
                         && let Some(fill) = self.told_apart(fill, &updated).await
                     {
                         let draft = self.draft(fill, status, storable, scopes, received);
-                        draft.store(body).await;
+                        draft.store(Content::Whole(body)).await;
                     }
                 } else {
                     self.forget_if_forbidden(status, &updated, received).await;
@@ -298,7 +289,7 @@ impl Lead {
         self.layer.cache.stats().outcome(Outcome::Miss);
         let mut forwarded = Forwarded::new(self.why);
         // Where the origin has seen the conditions of the client, it has evaluated them.
-        let has_already = self.conditions != Conditions::Clients
+        let has_already = self.sent != Sent::Clients
             && validation::has_already(
                 &self.head.headers,
                 parts.status,
@@ -317,7 +308,7 @@ impl Lead {
         forwarded.stored = Some(draft.freshness.ttl(draft.age));
         let expected = content_length(&parts.headers);
         let body = if body.is_end_stream() && expected.is_none_or(|length| length == 0) {
-            draft.store(Bytes::new()).await;
+            draft.store(Content::Whole(Bytes::new())).await;
             ResponseBody::passed(body)
         } else {
             let filling = Filling::new(body, draft, expected, self.layer.options.max_object);

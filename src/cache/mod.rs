@@ -157,6 +157,7 @@ mod layer;
 mod lead;
 mod level1;
 mod lookup;
+mod past;
 mod resource;
 mod scope;
 mod seek;
@@ -171,6 +172,7 @@ pub mod store;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod tests;
+mod tick;
 mod tiered;
 mod value;
 mod version;

@@ -1,6 +1,6 @@
 //! What is stored under a key: a response, or which fields of requests tell the responses apart.
 
-use std::time::Duration;
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -24,51 +24,64 @@ pub(super) enum Kind {
     Variants(Box<[HeaderName]>),
 }
 
-/// A stored response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
-    pub(super) status: StatusCode,
-    /// As they are sent, with places for what is written anew each time.
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    freshness: Seconds,
+/// The longest body that is kept in one piece of memory with the texts of its fields.
+const TOGETHER: usize = 16 << 10;
+
+/// What a response is made of beside its head.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// Parts of the buffers that they were read into, which would be kept for as long as they are.
+    Pieces(Vec<Bytes>),
+    /// In memory of its own.
+    Whole(Bytes),
 }
 
-/// A [`Freshness`] in whole seconds, in a third of the room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seconds {
-    lifetime: u32,
-    stale_while_revalidate: u32,
-    /// The largest number when it says nothing.
-    stale_if_error: u32,
-    validation: Validation,
-}
-
-impl From<&Freshness> for Seconds {
-    fn from(freshness: &Freshness) -> Self {
-        let seconds = |span: Duration| {
-            // The longest that a directive means is 2^31 (RFC 9111 section 1.2.2).
-            u32::try_from(span.as_secs()).map_or(1 << 31, |seconds| seconds.min(1 << 31))
-        };
-        Self {
-            lifetime: seconds(freshness.lifetime),
-            stale_while_revalidate: seconds(freshness.stale_while_revalidate),
-            stale_if_error: freshness.stale_if_error.map_or(u32::MAX, seconds),
-            validation: freshness.validation,
+impl Content {
+    fn len(&self) -> usize {
+        match self {
+            Self::Pieces(pieces) => pieces.iter().map(Bytes::len).sum(),
+            Self::Whole(body) => body.len(),
         }
     }
 }
 
-impl Seconds {
-    fn freshness(self) -> Freshness {
-        let span = |seconds: u32| Duration::from_secs(u64::from(seconds));
-        let stale_if_error = Some(self.stale_if_error).filter(|seconds| *seconds != u32::MAX);
-        Freshness {
-            lifetime: span(self.lifetime),
-            validation: self.validation,
-            stale_while_revalidate: span(self.stale_while_revalidate),
-            stale_if_error: stale_if_error.map(span),
-        }
+/// A stored response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// As they are sent, with [`Places`] for what is written anew each time.
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    manner: Arc<Manner>,
+}
+
+/// What many responses have in common, and share.
+#[derive(Debug, PartialEq, Eq)]
+struct Manner {
+    status: StatusCode,
+    freshness: Freshness,
+}
+
+/// Manners that a thread remembers, to share them.
+const REMEMBERED: usize = 16;
+
+thread_local! {
+    /// Those of responses that were made last.
+    static MANNERS: RefCell<[Option<Arc<Manner>>; REMEMBERED]> =
+        const { RefCell::new([const { None }; REMEMBERED]) };
+}
+
+impl Manner {
+    fn shared(status: StatusCode, freshness: &Freshness) -> Arc<Self> {
+        let manner = Self {
+            status,
+            freshness: freshness.in_seconds(),
+        };
+        let lifetime = manner.freshness.lifetime.as_secs() as usize;
+        let place = (lifetime ^ usize::from(status.as_u16())) % REMEMBERED;
+        MANNERS.with_borrow_mut(|remembered| match &mut remembered[place] {
+            Some(known) if **known == manner => Arc::clone(known),
+            place => Arc::clone(place.insert(Arc::new(manner))),
+        })
     }
 }
 
@@ -76,42 +89,104 @@ impl Stored {
     pub(super) fn new(
         status: StatusCode,
         mut headers: HeaderMap,
-        body: Bytes,
+        content: Content,
         freshness: &Freshness,
     ) -> Self {
         if status != StatusCode::NO_CONTENT {
             // A HEAD must say the same as a GET, which has the body to tell.
             headers
                 .entry(header::CONTENT_LENGTH)
-                .or_insert_with(|| HeaderValue::from(body.len()));
+                .or_insert_with(|| HeaderValue::from(content.len()));
         }
-        // A clone that is changed in place is not made larger.
-        headers.insert(header::AGE, HeaderValue::from_static("0"));
-        headers
-            .entry(CACHE_STATUS)
-            .or_insert_with(|| HeaderValue::from_static(""));
+        Places::make(&mut headers);
+        let (headers, body) = in_own_memory(headers, content);
         Self {
-            status,
-            headers: in_own_memory(headers),
+            headers,
             body,
-            freshness: freshness.into(),
+            manner: Manner::shared(status, freshness),
         }
     }
 
-    pub(super) fn freshness(&self) -> Freshness {
-        self.freshness.freshness()
+    pub(super) fn status(&self) -> StatusCode {
+        self.manner.status
+    }
+
+    pub(super) fn freshness(&self) -> &Freshness {
+        &self.manner.freshness
+    }
+
+    /// The fields of an answer that it makes.
+    pub(super) fn told(&self, age: HeaderValue, cache_status: HeaderValue) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        Places::fill(&mut headers, age, cache_status);
+        headers
     }
 }
 
-/// The same fields in as much memory as they need. Those that came are parts of the buffers that
-/// they were read into, which would be kept for as long as they are.
-fn in_own_memory(mut headers: HeaderMap) -> HeaderMap {
-    let lengths = headers.values().map(HeaderValue::len);
-    let mut texts = BytesMut::with_capacity(lengths.sum());
-    for value in headers.values() {
-        texts.extend_from_slice(value.as_bytes());
+/// The last fields of what is stored: those that are written anew each time. A map that is changed
+/// in place is not made larger, and the last ones need not be looked for.
+#[derive(Debug)]
+struct Places;
+
+impl Places {
+    /// `Age` and, unless caches nearer to the origin have said theirs, an empty `Cache-Status`.
+    fn make(headers: &mut HeaderMap) {
+        let is_first = headers.get(CACHE_STATUS).is_none_or(HeaderValue::is_empty);
+        // Both before either comes back: what is removed is replaced by what was last.
+        headers.remove(header::AGE);
+        if is_first {
+            headers.remove(CACHE_STATUS);
+        }
+        headers.insert(header::AGE, HeaderValue::from_static("0"));
+        if is_first {
+            headers.insert(CACHE_STATUS, HeaderValue::from_static(""));
+        }
     }
-    let mut texts = texts.freeze();
+
+    fn fill(headers: &mut HeaderMap, age: HeaderValue, cache_status: HeaderValue) {
+        let before = headers.len().saturating_sub(2);
+        let mut places = headers.values_mut().skip(before);
+        match (places.next(), places.next()) {
+            (Some(age_place), Some(status_place)) if status_place.is_empty() => {
+                *age_place = age;
+                *status_place = cache_status;
+            }
+            _ => {
+                headers.insert(header::AGE, age);
+                headers.append(CACHE_STATUS, cache_status);
+            }
+        }
+    }
+
+    /// Whether a field is one of them, and of no use elsewhere.
+    fn is_one(name: &HeaderName, value: &HeaderValue) -> bool {
+        *name == header::AGE || *name == CACHE_STATUS && value.is_empty()
+    }
+}
+
+/// The same in as much memory as they need. Fields that came are parts of the buffers that they
+/// were read into, too.
+fn in_own_memory(mut headers: HeaderMap, content: Content) -> (HeaderMap, Bytes) {
+    let texts = headers.values().map(HeaderValue::len).sum();
+    let length = content.len();
+    let mut memory = BytesMut::with_capacity(texts + if length <= TOGETHER { length } else { 0 });
+    for value in headers.values() {
+        memory.extend_from_slice(value.as_bytes());
+    }
+    let (mut texts, body) = match content {
+        Content::Whole(body) => (memory.freeze(), body),
+        Content::Pieces(pieces) if length <= TOGETHER => {
+            append(&mut memory, &pieces);
+            let mut memory = memory.freeze();
+            let texts = memory.split_to(texts);
+            (texts, memory)
+        }
+        Content::Pieces(pieces) => {
+            let mut body = BytesMut::with_capacity(length);
+            append(&mut body, &pieces);
+            (memory.freeze(), body.freeze())
+        }
+    };
     for value in headers.values_mut() {
         let text = texts.split_to(value.len());
         debug_assert_eq!(
@@ -122,7 +197,13 @@ fn in_own_memory(mut headers: HeaderMap) -> HeaderMap {
         *value = HeaderValue::from_maybe_shared(text).expect("it was a value before");
     }
     // Only a clone has no room to grow.
-    headers.clone()
+    (headers.clone(), body)
+}
+
+fn append(memory: &mut BytesMut, pieces: &[Bytes]) {
+    for piece in pieces {
+        memory.extend_from_slice(piece);
+    }
 }
 
 impl Resource {
@@ -172,13 +253,10 @@ impl Value for Resource {
         let body = match &self.0 {
             Kind::Response(stored) => {
                 head.put_u8(RESPONSE);
-                head.put_u16(stored.status.as_u16());
-                put_freshness(&mut head, &stored.freshness());
-                let is_place = |name: &HeaderName, value: &HeaderValue| {
-                    *name == header::AGE || *name == CACHE_STATUS && value.is_empty()
-                };
+                head.put_u16(stored.status().as_u16());
+                put_freshness(&mut head, stored.freshness());
                 for (name, value) in &stored.headers {
-                    if !is_place(name, value) {
+                    if !Places::is_one(name, value) {
                         put(&mut head, name.as_str().as_bytes());
                         put(&mut head, value.as_bytes());
                     }
@@ -211,7 +289,7 @@ impl Value for Resource {
                     let value = HeaderValue::from_maybe_shared(take(&mut head)?).ok()?;
                     headers.try_append(name, value).ok()?;
                 }
-                let stored = Stored::new(status, headers, body, &freshness);
+                let stored = Stored::new(status, headers, Content::Whole(body), &freshness);
                 Some(Self::response(stored))
             }
             VARIANTS => {
@@ -295,7 +373,7 @@ mod tests {
         Stored::new(
             StatusCode::OK,
             headers,
-            Bytes::from_static(b"body"),
+            Content::Whole(Bytes::from_static(b"body")),
             &freshness,
         )
     }
@@ -307,12 +385,13 @@ mod tests {
             (Validation::WheneverStale, None),
             (Validation::Always, Some(Duration::from_secs(9))),
         ] {
-            let mut stored = stored();
-            let mut freshness = stored.freshness();
+            let Stored { headers, body, .. } = stored();
+            let mut freshness = stored().freshness().clone();
             freshness.validation = validation;
             freshness.stale_if_error = stale_if_error;
-            stored.freshness = (&freshness).into();
-            assert_eq!(stored.freshness(), freshness);
+            let content = Content::Whole(body);
+            let stored = Stored::new(StatusCode::OK, headers, content, &freshness);
+            assert_eq!(*stored.freshness(), freshness);
             let response = Resource::response(stored);
             assert_eq!(again(&response), response.0);
         }
@@ -332,6 +411,20 @@ mod tests {
     }
 
     #[test]
+    fn pieces_become_one() {
+        for length in [0, 1, TOGETHER, TOGETHER + 1] {
+            let buffer = Bytes::from(vec![b'x'; length + 7]);
+            let pieces = vec![buffer.slice(..length / 2), buffer.slice(length / 2..length)];
+            let headers = stored().headers;
+            let content = Content::Pieces(pieces);
+            let pieced = Stored::new(StatusCode::OK, headers, content, stored().freshness());
+            assert_eq!(pieced.headers, stored().headers);
+            assert_eq!(pieced.body, buffer.slice(..length));
+            assert!(!buffer.as_ptr_range().contains(&pieced.body.as_ptr()) || length == 0);
+        }
+    }
+
+    #[test]
     fn fields_are_kept_in_memory_of_their_own() {
         let buffer = Bytes::from_static(b"one two three");
         let value = |range| HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
@@ -340,8 +433,13 @@ mod tests {
             headers.append(name, value(range));
         }
         headers.append(CACHE_STATUS, HeaderValue::from_static("Nearer; hit"));
-        let freshness = stored().freshness();
-        let stored = Stored::new(StatusCode::OK, headers, Bytes::new(), &freshness);
+        let freshness = stored().freshness().clone();
+        let stored = Stored::new(
+            StatusCode::OK,
+            headers,
+            Content::Whole(Bytes::new()),
+            &freshness,
+        );
         let all: Vec<_> = stored.headers.get_all("x-a").iter().collect();
         assert_eq!(all, ["one", "three"]);
         assert_eq!(stored.headers["x-b"], "two");
@@ -352,6 +450,48 @@ mod tests {
         }
         let again = again(&Resource::response(stored.clone()));
         assert_eq!(again, Kind::Response(stored));
+    }
+
+    #[test]
+    fn what_is_written_anew_has_its_place() {
+        let value = HeaderValue::from_static;
+        for nearer in [None, Some("Nearer; hit")] {
+            let mut headers = stored().headers;
+            if let Some(nearer) = nearer {
+                headers.insert(CACHE_STATUS, value(nearer));
+            }
+            let freshness = stored().freshness().clone();
+            // Again, as when a 304 changed the fields.
+            let once = Stored::new(
+                StatusCode::OK,
+                headers,
+                Content::Whole(Bytes::new()),
+                &freshness,
+            );
+            headers = once.headers.clone();
+            headers.insert("x-c", value("1"));
+            headers.insert("x-d", value(""));
+            let twice = Stored::new(
+                StatusCode::OK,
+                headers,
+                Content::Whole(Bytes::new()),
+                &freshness,
+            );
+            for stored in [once, twice] {
+                let told = stored.told(value("7"), value("mine"));
+                let of = |name: &str| -> Vec<_> { told.get_all(name).iter().cloned().collect() };
+                let statuses: Vec<_> = nearer.into_iter().chain(["mine"]).collect();
+                assert_eq!(of("age"), ["7"]);
+                assert_eq!(of("cache-status"), statuses);
+                let mut others = told.clone();
+                let mut expected = stored.headers.clone();
+                for headers in [&mut others, &mut expected] {
+                    headers.remove("age");
+                    headers.remove("cache-status");
+                }
+                assert_eq!(others, expected);
+            }
+        }
     }
 
     proptest! {

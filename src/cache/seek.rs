@@ -5,17 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
+
 use super::{
     entry::{Entry, Hit, Level, Origin, Provenance},
     fill::{Fill, Ticket},
     flight::{Join, Landing, Lead, Turn},
     key::Key,
-    level1::Slot,
     lookup::{Bypass, Lookup, Verdict},
+    sight::Sweep,
     store::{Found, Lease, Read, Unavailable},
     tiered::{Partition, Shared, TieredCache},
     value::Value,
-    version::Validity,
+    version::{Stamp, Validity},
 };
 use crate::time;
 
@@ -23,6 +25,9 @@ use crate::time;
 const MOST_WAITS: u32 = 4;
 /// The first and the longest pause between two looks at a fill of another node.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+/// Entries that are looked at before others have a turn.
+const SWEPT_AT_ONCE: usize = 128;
 
 /// What level 1 says.
 pub(super) enum Local<V> {
@@ -156,10 +161,12 @@ impl<V: Value> TieredCache<V> {
     /// Looks into level 1.
     pub(super) fn look(&self, key: &Key, view: View, now: Instant) -> Local<V> {
         let shared = &*self.shared;
-        let entry = match shared.level1.get(key) {
-            Some(Slot::Entry(entry)) => entry,
-            Some(Slot::Pass(until)) if now < until => return Local::Pass,
-            Some(Slot::Pass(_)) | None => return Local::Nothing,
+        let Some(entry) = shared.level1.get(key) else {
+            return if shared.level1.is_passed(key, now) {
+                Local::Pass
+            } else {
+                Local::Nothing
+            };
         };
         let (_, shard) = shared.sight.of(key);
         let is_confirmed = match view {
@@ -230,11 +237,14 @@ impl<V: Value> TieredCache<V> {
         let mut pause = PAUSES.0;
         let mut unfit = held.hit.as_ref().map(|hit| hit.entry.id);
         loop {
-            let begun = shard.view.lock().begin();
+            let (begun, applied) = {
+                let mut view = shard.view.lock();
+                (view.begin(), view.applied())
+            };
             let stamp = match shared.sight.store.read(number, key, lease, unfit).await? {
                 Read::Found(found) => {
                     unfit = Some(found.id);
-                    if let Some(hit) = shared.promote(number, key, found, begun)
+                    if let Some(hit) = shared.promote(number, key, found, begun, applied)
                         && let Some(hit) = held.weigh(hit, judge)
                     {
                         return Ok(Lookup::Fresh(hit));
@@ -334,9 +344,7 @@ impl<V: Value> TieredCache<V> {
     /// What level 1 has that the policy lets be served unconfirmed.
     fn local_alone(&self, key: &Key, now: Instant) -> Option<Hit<V>> {
         let shared = &*self.shared;
-        let Some(Slot::Entry(entry)) = shared.level1.get(key) else {
-            return None;
-        };
+        let entry = shared.level1.get(key)?;
         let (_, shard) = shared.sight.of(key);
         let confirmed = shard.watermark.confirmed();
         let validity = shared.check(key, &entry, now);
@@ -406,6 +414,12 @@ async fn join_flight<V: Value>(
     }
 }
 
+impl<V: Value> Sweep for Shared<V> {
+    fn sweep(self: Arc<Self>, number: u16) -> BoxFuture<'static, ()> {
+        async move { Self::sweep(&self, number).await }.boxed()
+    }
+}
+
 impl<V: Value> Shared<V> {
     /// Whether an entry of level 1 holds by this node's view.
     fn check(&self, key: &Key, entry: &Entry<V>, now: Instant) -> Validity {
@@ -417,7 +431,7 @@ impl<V: Value> Shared<V> {
             return Validity::Valid;
         }
         let view = shard.view.lock();
-        let scopes = key.scopes(&entry.scopes);
+        let scopes = key.scopes(entry.scopes());
         let validity = match entry.origin() {
             Origin::Stamp(stamp) => view.validity(stamp, entry.begun, scopes),
             Origin::Island { generation, .. } => {
@@ -431,19 +445,53 @@ impl<V: Value> Shared<V> {
         if validity == Validity::Valid {
             // The version cannot rise while the view is locked.
             entry.check(shard.watermark.version());
+            if let Some(applied) = view.applied() {
+                entry.hold(applied.sequence);
+            }
         }
         validity
     }
 
+    /// Looks at everything in level 1 that is of a shard, and removes what does not hold: what is
+    /// left holds by all numbers that this node has heard of.
+    async fn sweep(&self, number: u16) {
+        for (position, (key, entry)) in self.level1.iter().enumerate() {
+            let (of, _) = self.sight.of(&key);
+            if of == number && self.check(&key, &entry, time::now()) == Validity::Gone {
+                self.level1.remove(&key, &entry);
+            }
+            if position % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// Takes what level 2 had into level 1. `None` for what cannot be read.
-    fn promote(&self, number: u16, key: &Key, found: Found, begun: u64) -> Option<Hit<V>> {
+    ///
+    /// Before it was read this node had `applied` numbers, all of which the store knew then: the
+    /// entry holds by them.
+    fn promote(
+        &self,
+        number: u16,
+        key: &Key,
+        found: Found,
+        begun: u64,
+        applied: Option<Stamp>,
+    ) -> Option<Hit<V>> {
         if found.meta.version != V::VERSION {
             return None;
+        }
+        let mut stamp = found.stamp;
+        if let Some(applied) = applied
+            && applied.epoch == stamp.epoch
+            && !found.is_purged
+        {
+            stamp.sequence = stamp.sequence.max(applied.sequence);
         }
         let value = V::decode(found.encoded)?;
         let provenance = Provenance {
             meta: found.meta,
-            origin: Origin::Stamp(found.stamp),
+            origin: Origin::Stamp(stamp),
             scopes: found.scopes,
             id: found.id,
             begun,

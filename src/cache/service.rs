@@ -11,17 +11,19 @@ use tower::Service;
 
 use super::{
     CacheLayer, Verdict,
+    answer::Conditions,
     ask::{self, Asking},
     body::ResponseBody,
     future::ResponseFuture,
     http::{
-        request::{self, Content, Way},
+        request::{Content, Found, Way},
         status::{self, Forward, Forwarded},
     },
     resource::Kind,
     stats::Outcome,
     wanted::Wanted,
 };
+use crate::time;
 
 /// The service of [`CacheLayer`](super::CacheLayer).
 #[derive(Clone, Debug)]
@@ -138,9 +140,10 @@ where
             }
             Role::Pass => return ResponseFuture::unseen(self.inner.call(request)),
         };
-        let way = way(&request);
+        let found = Found::scan(request.headers());
+        let way = way(found, &request);
         let wanted = match way {
-            Way::Lookup | Way::Unsafe => Wanted::of(&request, &layer.options),
+            Way::Lookup | Way::Unsafe => Wanted::of(&request, &layer.options, found),
             Way::Bypass => None,
         };
         let Some(wanted) = wanted else {
@@ -174,22 +177,27 @@ where
     }
 }
 
-fn way<B: Body>(request: &Request<B>) -> Way {
+fn way<B: Body>(found: Found, request: &Request<B>) -> Way {
     let content = if request.body().is_end_stream() {
         Content::None
     } else {
         Content::Some
     };
-    request::way(request.method(), request.headers(), content)
+    found.way(request.method(), request.headers(), content)
 }
 
 impl Notice {
     /// What a request names that may change what others have stored of it.
     fn wanted<B: Body>(&self, request: &Request<B>) -> Option<Wanted> {
+        if request.method().is_safe() {
+            return None;
+        }
         let Concern(concerns) = &self.concern;
-        let is_noticed = way(request) == Way::Unsafe && concerns(request.uri(), request.headers());
+        let found = Found::scan(request.headers());
+        let is_noticed =
+            way(found, request) == Way::Unsafe && concerns(request.uri(), request.headers());
         is_noticed
-            .then(|| Wanted::of(request, &self.layer.options))
+            .then(|| Wanted::of(request, &self.layer.options, found))
             .flatten()
     }
 }
@@ -201,16 +209,21 @@ impl CacheLayer {
         request: &Request<B>,
         wanted: &Wanted,
     ) -> Option<Response<ResponseBody<R>>> {
-        let mut hit = self.cache.tiered.peek(&wanted.key)?;
+        let now = time::now();
+        let tiered = &self.cache.tiered;
+        let mut hit = tiered.peek_at(&wanted.key, now)?;
         if let Kind::Variants(fields) = &hit.value().0 {
             let key = wanted.variant(fields, request.headers());
-            hit = self.cache.tiered.peek(&key)?;
+            hit = tiered.peek_at(&key, now)?;
         }
-        let is_fresh = !hit.is_purged() && wanted.judge(&hit) == Verdict::Fresh;
+        let is_fresh = !hit.is_purged() && wanted.judge(&hit, now) == Verdict::Fresh;
         if !is_fresh {
             return None;
         }
-        let (method, headers) = (request.method(), request.headers());
-        self.hit(&hit, method, headers, Forward::UriMiss)
+        let conditions = wanted.found.conditions.then(|| Conditions {
+            request: request.headers(),
+            now: self.options.wall(),
+        });
+        self.hit(&hit, request.method(), conditions, Forward::UriMiss, now)
     }
 }

@@ -1,19 +1,20 @@
 //! How a node keeps its view of the store's numbers, shard by shard.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
-use futures_util::future::{Either, select};
+use futures_util::future::{BoxFuture, Either, select};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
     key::Key,
+    past::Past,
     scope::Scope,
     store::{Node, Unavailable, sealed::Level2},
-    version::{Purge, Stamp},
+    version::{News, Purge, Stamp},
     view::{Learned, View},
     watermark::Watermark,
 };
@@ -29,8 +30,17 @@ use crate::{
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
 /// Scopes that the store is still to be told of, at most; more are all that there are.
 const MOST_DEBTS: usize = 1024;
-/// Tombstones in a shard, at most, before the oldest are forgotten.
+/// Tombstones in a shard, at most, before the oldest are forgotten, and everything that is as old.
 const MOST_TOMBSTONES: usize = 100_000;
+/// Tombstones in a shard above which those of keys are forgotten when fills are over.
+const MANY_TOMBSTONES: usize = 10_000;
+/// The longest fill that can be stored when keys are invalidated in great numbers; and when they are
+/// so many that everything that is old would have to be forgotten otherwise.
+const LONGEST_FILLS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(10)];
+/// Numbers of which tombstones of keys are forgotten in one step of the store.
+const SHED_AT_ONCE: u64 = 4096;
+/// Between two times that level 1 is looked through.
+const SWEEPS: Duration = Duration::from_secs(15);
 
 /// The views of all shards, and the tasks that keep them new.
 #[derive(Debug)]
@@ -44,6 +54,14 @@ pub(super) struct Sight {
     /// Milliseconds of the smallest bound of a handle that is not 0.
     bound: AtomicU64,
     is_followed: AtomicBool,
+    level1: OnceLock<Weak<dyn Sweep>>,
+}
+
+/// Who has the entries that are checked by the views.
+pub(super) trait Sweep: Send + Sync {
+    /// Looks at all entries of a shard: those that hold are known to hold by what the node has
+    /// heard, and the others are removed.
+    fn sweep(self: Arc<Self>, number: u16) -> BoxFuture<'static, ()>;
 }
 
 #[derive(Debug)]
@@ -56,6 +74,7 @@ pub(super) struct Shard {
     is_alone: AtomicBool,
     /// Rises when the store is there again: what was filled without it is dropped.
     generation: AtomicU64,
+    past: Mutex<Past>,
     debts: Debts,
 }
 
@@ -98,6 +117,7 @@ impl Sight {
             nudge: Arc::default(),
             is_alone: AtomicBool::new(false),
             generation: AtomicU64::new(0),
+            past: Mutex::default(),
             debts: Debts::default(),
         });
         Self {
@@ -107,7 +127,13 @@ impl Sight {
             serves: AtomicU64::new(0),
             bound: AtomicU64::new(u64::MAX),
             is_followed: AtomicBool::new(false),
+            level1: OnceLock::new(),
         }
+    }
+
+    /// Says who has the entries.
+    pub(super) fn swept_by(&self, level1: Weak<dyn Sweep>) {
+        self.level1.get_or_init(|| level1);
     }
 
     /// The shard of a primary key, the same on every node.
@@ -198,14 +224,51 @@ impl Sight {
         if shard.is_alone.swap(false, Relaxed) {
             shard.generation.fetch_add(1, Relaxed);
         }
+        self.tidy(number, &news).await?;
+        Ok(learned)
+    }
+
+    /// Has the store forget tombstones where it has too many.
+    async fn tidy(&self, number: u16, news: &News) -> Result<(), Unavailable> {
+        let now = time::now();
+        let highest = Stamp {
+            epoch: news.epoch,
+            sequence: news.sequence,
+        };
+        let [calm, pressed] = {
+            let mut past = self.shard(number).past.lock();
+            past.note(highest, now);
+            LONGEST_FILLS.map(|longest| past.before(longest, now))
+        };
+        if news.kept > MANY_TOMBSTONES {
+            let is_pressed = news.kept > MOST_TOMBSTONES / 2;
+            let over = if is_pressed { pressed } else { calm };
+            if let Some(over) = over.filter(|over| over.sequence > news.key_floor) {
+                let most = news.key_floor + SHED_AT_ONCE;
+                let sequence = over.sequence.min(most);
+                let upto = Stamp { sequence, ..over };
+                self.store.shed(number, upto).await?;
+            }
+        }
         if news.kept > MOST_TOMBSTONES {
+            let sequence = news.floor + (news.sequence - news.floor).div_ceil(8);
             let upto = Stamp {
-                epoch: news.epoch,
-                sequence: news.floor + (news.sequence - news.floor).div_ceil(8),
+                sequence,
+                ..highest
             };
             self.store.trim(number, upto).await?;
         }
-        Ok(learned)
+        Ok(())
+    }
+
+    /// Forgets what the store has forgotten, after a look at level 1.
+    async fn forget(&self, number: u16) {
+        let forgettable = self.shard(number).view.lock().forgettable();
+        let level1 = self.level1.get().and_then(Weak::upgrade);
+        if let (Some(upto), Some(level1)) = (forgettable, level1) {
+            level1.sweep(number).await;
+            self.shard(number).view.lock().forget(upto);
+        }
     }
 
     /// For how long a handle of this node serves without being confirmed, at most.
@@ -286,6 +349,7 @@ async fn follow(sight: Weak<Sight>, number: u16) {
     }) else {
         return;
     };
+    let mut last_sweep = time::now();
     while let Some(sight) = sight.upgrade() {
         hints.mark_unchanged();
         // What was new is confirmed at once: whoever waits for every node waits for that.
@@ -300,6 +364,11 @@ async fn follow(sight: Weak<Sight>, number: u16) {
         }
         if let Err(unavailable) = answer {
             tracing::debug!(shard = number, error = %unavailable, "no news");
+        }
+        let now = time::now();
+        if now.saturating_duration_since(last_sweep) >= SWEEPS {
+            sight.forget(number).await;
+            last_sweep = now;
         }
         let until = time::after(time::now(), sight.pause());
         drop(sight);

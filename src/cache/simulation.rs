@@ -54,6 +54,14 @@ enum Without {
     Tombstones,
     /// Tombstones are forgotten and the floor is not raised.
     Floor,
+    /// A fill is stored that began below the floor of keys.
+    KeyFloor,
+    /// Tombstones of keys are forgotten while there are entries that they take.
+    Removal,
+    /// A node that has not heard of what was forgotten goes on with what it has.
+    KeyFloorInNews,
+    /// A node forgets tombstones and does not look at its entries.
+    Sweep,
     /// Lost numbers begin again at 0 in the old epoch.
     Epoch,
     /// The store goes on after a failover with what its replica had.
@@ -72,10 +80,14 @@ enum Without {
     WaitingForNodes,
 }
 
-const SAFEGUARDS: [Without; 11] = [
+const SAFEGUARDS: [Without; 15] = [
     Without::NumberBeforeFetch,
     Without::Tombstones,
     Without::Floor,
+    Without::KeyFloor,
+    Without::Removal,
+    Without::KeyFloorInNews,
+    Without::Sweep,
     Without::Epoch,
     Without::Adoption,
     Without::CheckAtInsertion,
@@ -116,6 +128,18 @@ struct Local {
     value: u64,
     stamp: Stamp,
     begun: u64,
+}
+
+impl Local {
+    /// The same, which holds by all of these numbers.
+    fn held(mut self, upto: Option<Stamp>) -> Self {
+        if let Some(upto) = upto
+            && upto.epoch == self.stamp.epoch
+        {
+            self.stamp.sequence = self.stamp.sequence.max(upto.sequence);
+        }
+        self
+    }
 }
 
 #[derive(Default, Debug)]
@@ -299,8 +323,12 @@ impl Simulation {
         let scopes = scopes();
         let texts = scopes.iter().map(Scope::as_str);
         let validity = self.server.shard.validity(stamp, texts);
-        let stored = self.server.shard.store(&key(), put, now);
-        if stored == Stored::Stored && validity != Validity::Valid {
+        let is_late = stamp.sequence < self.server.shard.key_floor();
+        let stored = match self.without {
+            Without::KeyFloor => self.server.shard.store_late(&key(), put, now),
+            _ => self.server.shard.store(&key(), put, now),
+        };
+        if stored == Stored::Stored && (validity != Validity::Valid || is_late) {
             self.breaks(format!("stored under {stamp:?}, which does not hold"));
         }
         (stored == Stored::Stored).then_some(self.steps)
@@ -382,8 +410,12 @@ impl Simulation {
 
     fn learn(&mut self, number: usize, news: &News, asked: u64) {
         let (asked_at, now) = (self.instant(asked), self.instant(self.now));
+        let mut news = news.clone();
+        if self.without == Without::KeyFloorInNews {
+            news.key_floor = news.floor;
+        }
         let node = &mut self.nodes[number];
-        let learned = node.view.learn(news, asked_at, now);
+        let learned = node.view.learn(&news, asked_at, now);
         if learned == Learned::Nothing {
             return;
         }
@@ -396,6 +428,21 @@ impl Simulation {
             // Whoever waits for every node waits for that.
             self.ask(number);
         }
+    }
+
+    /// Forgets what the store has forgotten, after a look at what there is.
+    fn forget_tombstones(&mut self, number: usize) {
+        let Some(upto) = self.nodes[number].view.forgettable() else {
+            return;
+        };
+        if self.without == Without::Sweep {
+            return self.nodes[number].view.forget_keys(upto);
+        }
+        let local = self.nodes[number].entry;
+        let local = local.filter(|local| self.holds(number, *local));
+        let view = &mut self.nodes[number].view;
+        self.nodes[number].entry = local.map(|local| local.held(view.applied()));
+        self.nodes[number].view.forget(upto);
     }
 
     fn holds(&self, node: usize, local: Local) -> bool {
@@ -438,11 +485,20 @@ impl Simulation {
             return;
         }
         self.nodes[node].flight = Some(Vec::new());
-        let begun = self.nodes[node].view.begin();
+        let view = &mut self.nodes[node].view;
+        let (begun, applied) = (view.begin(), view.applied());
         self.call(
             node,
             move |simulation| simulation.read(node),
-            move |simulation, read| simulation.answered(node, start, tries, begun, read),
+            move |simulation, mut read| {
+                if let Some(Read::Found(found)) = &mut read
+                    && let Some(applied) = applied
+                    && applied.epoch == found.stamp.epoch
+                {
+                    found.stamp.sequence = found.stamp.sequence.max(applied.sequence);
+                }
+                simulation.answered(node, start, tries, begun, read);
+            },
         );
     }
 
@@ -639,6 +695,25 @@ impl Simulation {
             self.nodes[node].cut = self.now + self.random.u64(10..150);
         } else if within(0.576, 0.62) {
             self.replicate();
+        } else if within(0.62, 0.65) {
+            self.shed();
+        } else if within(0.65, 0.7) {
+            self.forget_tombstones(node);
+        }
+    }
+
+    /// Tombstones of keys are forgotten, sooner than any fill is over.
+    fn shed(&mut self) {
+        let highest = self.server.shard.stamp();
+        let back = self.random.u64(..4);
+        let upto = Stamp {
+            sequence: highest.sequence.saturating_sub(back),
+            ..highest
+        };
+        if self.without == Without::Removal {
+            self.server.shard.shed_alone(upto);
+        } else {
+            self.server.shard.shed(upto);
         }
     }
 

@@ -349,7 +349,7 @@ async fn a_cache_that_is_dropped_stops_following() {
     let store = Memory::new();
     let cache = node(&store);
     put(&cache, "a").await;
-    let sight = std::sync::Arc::downgrade(&cache.shared.sight);
+    let sight = Arc::downgrade(&cache.shared.sight);
     tokio::time::sleep(seconds(1)).await;
     drop(cache);
     tokio::time::sleep(seconds(2)).await;
@@ -405,16 +405,120 @@ async fn a_table_of_tombstones_that_is_full_makes_misses_and_nothing_stale() {
         let found = cache.lookup(&key(), fresh).await;
         assert!(matches!(found, Lookup::Fill(_)), "{found:?}");
     }
+    let news = news(&store).await;
+    assert!(news.floor > 0 && news.kept <= 100_000, "{}", news.kept);
+    // And what is filled from here on holds.
+    put(&one, "b").await;
+    assert_eq!(hit(&one).await.value(), "b");
+}
+
+async fn news(store: &Memory) -> News {
     let asks = store::Node {
         id: 7,
         applied: None,
         serves: Duration::ZERO,
     };
-    let news = store::sealed::Level2::news(&store, 0, asks).await.unwrap();
-    assert!(news.floor > 0 && news.kept <= 100_000, "{}", news.kept);
-    // And what is filled from here on holds.
-    put(&one, "b").await;
-    assert_eq!(hit(&one).await.value(), "b");
+    store::sealed::Level2::news(store, 0, asks).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_keys_that_change_cost_nobody_else_anything() {
+    let store = Memory::with_capacity(4 << 20);
+    let (one, other) = (node(&store), node(&store));
+    let keep = Keep::new(MINUTE * 60);
+    let filled = fill(&one).await.store("a".to_owned(), [], keep).await;
+    assert!(filled.is_stored());
+    hit(&other).await;
+    let changes = Key::new("changes").variant("a");
+    let slow = match one.lookup(&Key::new("slow"), fresh).await {
+        Lookup::Fill(fill) => fill,
+        found => panic!("{found:?}"),
+    };
+    for round in 0..150 {
+        let filled = match other.lookup(&changes, fresh).await {
+            Lookup::Fill(fill) => fill.store(round.to_string(), [], keep).await,
+            found => panic!("{found:?}"),
+        };
+        assert!(filled.is_stored());
+        drop(one.lookup(&changes, fresh).await);
+        let keys = (0..999).map(|number| Scope::key(&format!("{round}/{number}")));
+        let scopes: Vec<Scope> = keys.chain([Scope::key("changes")]).collect();
+        let done = other.invalidate(&scopes, Purge::Hard, Acknowledge::Stored);
+        done.await.unwrap();
+        tokio::time::sleep(seconds(1)).await;
+        for cache in [&one, &other] {
+            assert!(!matches!(
+                cache.lookup(&changes, fresh).await,
+                Lookup::Fresh(_)
+            ));
+            assert_eq!(hit(cache).await.level(), Level::One, "{round}");
+        }
+    }
+    let last = news(&store).await;
+    assert_eq!(last.floor, 0);
+    assert!(last.key_floor > 100, "{last:?}");
+    assert!(last.kept < 60_000, "{}", last.kept);
+    for cache in [&one, &other] {
+        let kept = cache.shared.sight.shard(0).view.lock().kept();
+        assert!(kept < 80_000, "{kept}");
+    }
+    // What was asked for before the floor of keys may be what one of them took.
+    assert!(!slow.store("old".to_owned(), [], keep).await.is_stored());
+    // Who comes late finds what holds, and nothing else.
+    let late = node(&store);
+    assert_eq!(hit(&late).await.level(), Level::Two);
+    assert_eq!(hit(&late).await.level(), Level::One);
+    assert!(matches!(
+        late.lookup(&changes, fresh).await,
+        Lookup::Fill(_)
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_to_live_is_a_little_shorter_than_asked_for() {
+    let cache = node(&Memory::new());
+    let mut spans = Vec::new();
+    for number in 0..200 {
+        let make = async || {
+            let keep = Keep::new(seconds(100));
+            Ok::<_, Infallible>(Answer::new(String::new(), keep))
+        };
+        let key = Key::new(&number.to_string());
+        let hit = cache.get_or_fill(&key, make).await.unwrap();
+        spans.push(hit.fresh_for());
+    }
+    spans.sort_unstable();
+    assert!(spans[0] >= seconds(90) && spans[199] <= seconds(100));
+    spans.dedup();
+    assert!(spans.len() > 100, "they do not run out at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_made_slowly_is_made_again_before_it_has_to_be() {
+    let cache = node(&Memory::new());
+    let fills = AtomicUsize::new(0);
+    let get = async || {
+        let make = async || {
+            let number = fills.fetch_add(1, Relaxed);
+            tokio::time::sleep(seconds(10)).await;
+            Ok::<_, Infallible>(Answer::new(number.to_string(), Keep::new(MINUTE * 10)))
+        };
+        cache.get_or_fill(&key(), make).await.unwrap()
+    };
+    let left = get().await.fresh_for();
+    for _ in 0..100 {
+        get().await;
+    }
+    assert_eq!(fills.load(Relaxed), 1, "as good as never so early");
+    // Each who asks does it with a chance of exp(-1 / 10).
+    tokio::time::sleep(left - seconds(1)).await;
+    let start = crate::time::now();
+    let hits = join_all((0..50).map(|_| get())).await;
+    assert_eq!(fills.load(Relaxed), 2);
+    assert!(since(start) <= seconds(10));
+    let old = hits.iter().filter(|hit| hit.value() == "0").count();
+    assert!((0..50).contains(&old));
+    assert_eq!(get().await.value(), "1");
 }
 
 /// A store with a fault.
@@ -453,7 +557,7 @@ mod faulty {
 
     type Answer<'a, T> = BoxFuture<'a, Result<T, Unavailable>>;
 
-    fn away<T: Send>() -> Answer<'static, T> {
+    fn away<T: Send + 'static>() -> Answer<'static, T> {
         std::future::ready(Err(Unavailable::new("it is away"))).boxed()
     }
 
@@ -533,6 +637,10 @@ mod faulty {
 
         fn trim(&self, shard: u16, upto: Stamp) -> Answer<'_, ()> {
             self.0.trim(shard, upto)
+        }
+
+        fn shed(&self, shard: u16, upto: Stamp) -> Answer<'_, ()> {
+            self.0.shed(shard, upto)
         }
 
         fn taken<'a>(

@@ -1,6 +1,10 @@
 //! The cache of two levels.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
 use super::{
     audit::Audits,
@@ -80,13 +84,16 @@ impl<V: Value> TieredCache<V> {
         let bound = Duration::from_secs(1);
         let sight = Arc::new(Sight::new(Arc::new(store), time::now()));
         sight.allow(bound, bound);
+        let shared = Arc::new(Shared {
+            level1: Level1::new(bytes),
+            sight,
+            flights: Flights::new(),
+            audits: Audits::default(),
+        });
+        let sweep: Weak<Shared<V>> = Arc::downgrade(&shared);
+        shared.sight.swept_by(sweep);
         Self {
-            shared: Arc::new(Shared {
-                level1: Level1::new(bytes),
-                sight,
-                flights: Flights::new(),
-                audits: Audits::default(),
-            }),
+            shared,
             bound,
             partition: Partition::Bypass,
             lease: Duration::from_secs(3),
@@ -145,7 +152,11 @@ impl<V: Value> TieredCache<V> {
     /// `None` says nothing about the key: [`lookup`](Self::lookup) does.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Hit<V>> {
-        match self.local(key, View::Followed, time::now()) {
+        self.peek_at(key, time::now())
+    }
+
+    pub(super) fn peek_at(&self, key: &Key, now: Instant) -> Option<Hit<V>> {
+        match self.local(key, View::Followed, now) {
             Local::Found(hit) => Some(hit),
             Local::Unconfirmed | Local::Pass | Local::Nothing => None,
         }

@@ -7,10 +7,25 @@
 //! Tombstones that are forgotten raise the floor, under which nothing holds. A store that lost its
 //! numbers takes a new epoch, and nothing of another epoch holds. Either way too much is asked
 //! again, and nothing old is served.
+//!
+//! # The floor of keys
+//!
+//! A tombstone is needed for as long as there may be anything that it takes: that of a tag for as
+//! long as the longest entry. To forget those of many changed keys would thus cost every entry that
+//! is older. But of a single key it is known which entries a hard invalidation takes. The store
+//! deletes them with it; what is left for the tombstone to take is fills under way, and what nodes
+//! have in level 1. So these are forgotten when fills are over:
+//!
+//! - Up to the *floor of keys* the store has forgotten hard tombstones of keys. It refuses fills that
+//!   began below it. When it rises is a matter of clocks, and only decides which fills are refused.
+//! - A node that has heard of all numbers up to that floor looks through its level 1 before it
+//!   forgets, too. What holds is known to hold up to the number that it has heard of, and goes on
+//!   under that one; so it does when it is read from level 2. What it did not look at does not hold.
+//! - A node that has not heard of them drops whatever it has from below the floor of keys.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-use super::scope::Scope;
+use super::scope::{self, Scope};
 
 /// Which life of a shard's numbers: random, new whenever the numbers may have been lost.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +117,12 @@ impl Tombstones {
         }
     }
 
+    /// Forgets hard tombstones of keys up to a number: what they take is to be gone already.
+    pub(super) fn forget_keys(&mut self, upto: u64) {
+        self.hard
+            .retain(|text, sequence| !text.starts_with(scope::KEY) || *sequence > upto);
+    }
+
     /// Whether what was filled under `sequence` holds, by the texts of its scopes.
     pub(super) fn validity<'a>(
         &self,
@@ -143,6 +164,8 @@ pub struct News {
     /// The epoch in which the numbers count.
     pub(super) epoch: Epoch,
     pub(super) floor: u64,
+    /// Up to here hard tombstones of keys are forgotten; no lower than the floor.
+    pub(super) key_floor: u64,
     pub(super) sequence: u64,
     /// The tombstones that the asker does not have; all of them when it asked for another epoch.
     pub(super) tombstones: Vec<(Scope, Purge, u64)>,

@@ -17,6 +17,8 @@ pub(super) struct View {
     /// Everything up to here was heard of.
     applied: u64,
     tombs: Tombstones,
+    /// Up to here the store has forgotten tombstones of keys, of which this node has heard.
+    key_floor: u64,
     /// When this node learned that there is another epoch than the one before.
     since: Option<Instant>,
     drops: Drops,
@@ -73,16 +75,23 @@ impl View {
             return Learned::Nothing;
         }
         let is_new = is_other || news.sequence > self.applied || news.floor > self.tombs.floor();
+        let has_heard = !is_other && self.applied >= news.key_floor;
         if is_other {
             self.epoch = Some(news.epoch);
             self.tombs = Tombstones::default();
             self.applied = news.sequence;
+            self.key_floor = 0;
             self.since = Some(now);
         }
         for (scope, purge, sequence) in &news.tombstones {
             self.tombs.add(scope, *purge, *sequence);
         }
         self.tombs.raise_floor(news.floor);
+        self.key_floor = self.key_floor.max(news.key_floor);
+        if !has_heard {
+            // Keys may have been invalidated, and nobody knows any more which.
+            self.tombs.raise_floor(news.key_floor);
+        }
         self.applied = self.applied.max(news.sequence);
         if is_new { Learned::More } else { Learned::Same }
     }
@@ -103,6 +112,23 @@ impl View {
         }
         for scope in scopes {
             self.tombs.add(scope, purge, stamp.sequence);
+        }
+    }
+
+    /// Up to where tombstones can be [forgotten](Self::forget), if there are any to forget.
+    pub(super) fn forgettable(&self) -> Option<Stamp> {
+        let stamp = Stamp {
+            epoch: self.epoch?,
+            sequence: self.key_floor,
+        };
+        (self.key_floor > self.tombs.floor()).then_some(stamp)
+    }
+
+    /// Forgets tombstones up to a number. Every entry of level 1 that is to be kept was found to hold
+    /// since it was [`forgettable`](Self::forgettable).
+    pub(super) fn forget(&mut self, upto: Stamp) {
+        if self.epoch == Some(upto.epoch) {
+            self.tombs.raise_floor(upto.sequence);
         }
     }
 
@@ -152,6 +178,19 @@ impl View {
 }
 
 #[cfg(test)]
+impl View {
+    /// How many tombstones it has.
+    pub(super) fn kept(&self) -> usize {
+        self.tombs.len()
+    }
+
+    /// Forgets tombstones of keys, and takes nothing for it: what a view does without its safeguard.
+    pub(super) fn forget_keys(&mut self, upto: Stamp) {
+        self.tombs.forget_keys(upto.sequence);
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
@@ -164,6 +203,7 @@ mod tests {
         News {
             epoch,
             floor: 0,
+            key_floor: 0,
             sequence,
             tombstones: tombstones
                 .map(|(scope, at)| ((*scope).clone(), Purge::Hard, *at))
@@ -230,6 +270,36 @@ mod tests {
         assert_eq!(view.applied(), Some(stamp(OLD, 3)));
         view.learn(&news(OLD, 5, &[(&other, 4)]), now(), now());
         assert!(!holds(&mut view, &other));
+    }
+
+    #[test]
+    fn what_was_forgotten_is_forgotten_without_a_loss_by_whoever_heard_of_it() {
+        let mut view = View::default();
+        view.learn(&news(OLD, 3, &[]), now(), now());
+        let key = [Scope::key("k")];
+        let begun = view.begin();
+        let told = News {
+            key_floor: 5,
+            ..news(OLD, 7, &[])
+        };
+        let mut behind = View::default();
+        behind.learn(&news(OLD, 3, &[]), now(), now());
+        behind.learn(&told, now(), now());
+        assert_eq!(holds(&behind, stamp(OLD, 4), begun, &[]), Validity::Gone);
+        assert_eq!(holds(&behind, stamp(OLD, 5), begun, &[]), Validity::Valid);
+        assert_eq!(behind.forgettable(), None);
+
+        view.learn(&news(OLD, 6, &[(&key[0], 5)]), now(), now());
+        view.learn(&told, now(), now());
+        assert_eq!(holds(&view, stamp(OLD, 4), begun, &[]), Validity::Valid);
+        assert_eq!(holds(&view, stamp(OLD, 4), begun, &key), Validity::Gone);
+        assert_eq!(view.forgettable(), Some(stamp(OLD, 5)));
+        view.forget(stamp(OLD, 5));
+        assert_eq!(view.forgettable(), None);
+        assert_eq!(view.tombs.len(), 0);
+        // What was looked at meanwhile goes on under what this node had heard of.
+        assert_eq!(holds(&view, stamp(OLD, 4), begun, &[]), Validity::Gone);
+        assert_eq!(holds(&view, stamp(OLD, 7), begun, &key), Validity::Valid);
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! What a request wants of the cache.
 
-use std::{cell::RefCell, time::Duration};
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
 
 use super::{
     Hit, Key, Verdict,
+    answer::Conditions,
     http::{
         control::RequestControl,
         freshness::Reuse,
         key::{self, QueryRules},
-        request, vary,
+        request::{self, Found},
+        vary,
     },
     layer::Options,
     resource::{Kind, Resource, Stored},
@@ -29,13 +34,17 @@ pub(super) struct Wanted {
     pub(super) key: Key,
     /// The path and query that the origin gets in place of those of the request.
     changed: Option<PathAndQuery>,
+    pub(super) found: Found,
 }
 
 impl Wanted {
     /// None when the request names no resource that could have a key.
-    pub(super) fn of<B>(request: &Request<B>, options: &Options) -> Option<Self> {
+    pub(super) fn of<B>(request: &Request<B>, options: &Options, found: Found) -> Option<Self> {
         let uri = request.uri();
-        let told = request::told_scheme(request.headers()).or_else(|| uri.scheme_str());
+        let told = found
+            .unkeyed
+            .then(|| request::told_scheme(request.headers()));
+        let told = told.flatten().or_else(|| uri.scheme_str());
         let scheme = told.unwrap_or(options.scheme.as_str());
         let authority = match uri.authority() {
             Some(authority) => authority.as_str(),
@@ -50,14 +59,22 @@ impl Wanted {
             key::append_primary(text, scheme, authority, sent)?;
             let primary = text.len();
             text.push_str(&options.chosen_by);
-            request::append_unkeyed(text, request.headers(), scheme, authority);
+            if found.unkeyed {
+                request::append_unkeyed(text, request.headers(), scheme, authority);
+            }
             Some(primary)
         };
         let key = TEXT.with_borrow_mut(|text| Key::begin(text, write))?;
+        let control = if found.directives {
+            RequestControl::of(request.headers())
+        } else {
+            RequestControl::default()
+        };
         Some(Self {
-            control: RequestControl::of(request.headers()),
+            control,
             key,
             changed,
+            found,
         })
     }
 
@@ -78,10 +95,10 @@ impl Wanted {
     }
 
     /// What is found of a resource.
-    pub(super) fn judge(&self, hit: &Hit<Resource>) -> Verdict {
+    pub(super) fn judge(&self, hit: &Hit<Resource>, now: Instant) -> Verdict {
         match &hit.value().0 {
             Kind::Variants(_) => Verdict::Fresh,
-            Kind::Response(stored) => match self.reuse(stored, hit.age()) {
+            Kind::Response(stored) => match self.reuse(stored, hit.age_at(now)) {
                 Reuse::Fresh | Reuse::Accepted => Verdict::Fresh,
                 Reuse::WhileRevalidate => Verdict::Refresh,
                 Reuse::Stale | Reuse::Refused if stored.freshness().may_serve(&self.control) => {
@@ -124,6 +141,13 @@ impl Head {
         Self {
             method: request.method().clone(),
             headers: request.headers().clone(),
+        }
+    }
+
+    pub(super) fn conditions(&self, now: SystemTime) -> Conditions<'_> {
+        Conditions {
+            request: &self.headers,
+            now,
         }
     }
 }

@@ -66,7 +66,13 @@ impl Truth {
     /// Raises the truth, and invalidates all that is older.
     async fn raise(&self, cache: &Cache) {
         let value = self.now.fetch_add(1, SeqCst) + 1;
-        let scopes = [Scope::tag("t")];
+        // Either way that is all that there is.
+        let scopes: Vec<Scope> = if value.is_multiple_of(2) {
+            vec![Scope::tag("t")]
+        } else {
+            let keys = (0..KEYS).map(key);
+            keys.map(|key| Scope::key(key.primary())).collect()
+        };
         let done = cache.invalidate(&scopes, Purge::Hard, Acknowledge::Stored);
         if done.await.is_ok() {
             self.acknowledged.lock().push((now(), value));
@@ -122,7 +128,10 @@ async fn holds_over(options: Options, happens: impl Future<Output = ()>) {
         for number in 0..KEYS {
             let (cache, truth, is_over) = (cache.clone(), truth.clone(), is_over.clone());
             tasks.spawn(async move {
-                let key = key(number);
+                let mut key = key(number);
+                if number % 2 == 1 {
+                    key = key.variant("a");
+                }
                 while !is_over.load(SeqCst) {
                     truth.read(&cache, &key).await;
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -177,6 +186,32 @@ async fn what_is_promised_holds_while_connections_break_and_stall() {
         }
     };
     holds_over(Options::new(&server.url()).unwrap(), breaks).await;
+}
+
+#[tokio::test]
+async fn what_is_promised_holds_while_the_store_stands_still_dies_and_forgets() {
+    let Some(mut server) = RedisServer::start().await else {
+        return;
+    };
+    let options = Options::new(&server.url()).unwrap();
+    let happens = async {
+        let pause = async |millis| tokio::time::sleep(Duration::from_millis(millis)).await;
+        for _ in 0..2 {
+            server.pause();
+            pause(400).await;
+            server.resume();
+            pause(200).await;
+            // It does not know, and may not answer, while it comes back.
+            drop(server.ask("FLUSHALL"));
+            pause(100).await;
+            drop(server.ask("DEBUG SLEEP 0.2"));
+            server.stop();
+            pause(100).await;
+            server.restart().await;
+            pause(300).await;
+        }
+    };
+    holds_over(options, happens).await;
 }
 
 /// A master, its replica, and a sentinel that knows both.

@@ -90,6 +90,17 @@ impl Freshness {
         }
     }
 
+    /// The same in whole seconds, which is what directives have.
+    pub(crate) fn in_seconds(&self) -> Self {
+        let whole = |span: Duration| Duration::from_secs(span.as_secs());
+        Self {
+            lifetime: whole(self.lifetime),
+            validation: self.validation,
+            stale_while_revalidate: whole(self.stale_while_revalidate),
+            stale_if_error: self.stale_if_error.map(whole),
+        }
+    }
+
     /// Whether such a response could ever answer such a request without validation.
     pub(crate) fn may_serve(&self, request: &RequestControl) -> bool {
         let is_refused = request.no_cache || request.max_age == Some(Duration::ZERO);

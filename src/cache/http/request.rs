@@ -1,6 +1,6 @@
 //! What a request wants of a cache, before anything is looked up.
 
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, Method};
 
 use super::{key, vary};
 use crate::{hop, refusal::Dialect};
@@ -23,44 +23,65 @@ pub(crate) enum Content {
     Some,
 }
 
-/// Which way a request goes.
-pub(crate) fn way(method: &Method, headers: &HeaderMap, content: Content) -> Way {
-    match *method {
-        Method::GET | Method::HEAD => {
-            if content == Content::Some || is_special(headers) {
-                Way::Bypass
-            } else {
-                Way::Lookup
-            }
-        }
-        Method::OPTIONS | Method::TRACE | Method::CONNECT => Way::Bypass,
-        // Nothing of gRPC is stored that a call could invalidate.
-        _ if Dialect::of(headers) == Dialect::Grpc => Way::Bypass,
-        // A method that is not known may be unsafe (RFC 9111 section 4.4).
-        _ => Way::Unsafe,
-    }
+/// What of a request a cache has to look at more closely; found in one pass, as most have nothing
+/// of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Preconditions that only the origin can evaluate (RFC 9111 section 4.3.2), a body, a method or
+    /// a URL in disguise.
+    special: bool,
+    upgrade: bool,
+    /// Inputs that the key may not have.
+    pub(crate) unkeyed: bool,
+    /// `Cache-Control` or `Pragma`.
+    pub(crate) directives: bool,
+    /// What an answer from the cache may depend on.
+    pub(crate) conditions: bool,
 }
 
-/// Upgrades, preconditions that only the origin can evaluate (RFC 9111 section 4.3.2), and methods
-/// in disguise.
-fn is_special(headers: &HeaderMap) -> bool {
-    let is_special = |name: &HeaderName| {
-        matches!(
-            name.as_str(),
-            "if-match"
+impl Found {
+    pub(crate) fn scan(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for (name, value) in headers {
+            match name.as_str() {
+                "if-match"
                 | "if-unmodified-since"
                 | "x-http-method"
                 | "x-http-method-override"
                 | "x-method-override"
-                | "content-length"
-                | "transfer-encoding"
-        )
-    };
-    hop::is_upgrade(headers)
-        || headers.keys().any(|name| {
-            is_special(name)
-                && (*name != header::CONTENT_LENGTH || headers[name].as_bytes() != b"0")
-        })
+                | "x-original-url"
+                | "x-rewrite-url"
+                | "transfer-encoding" => found.special = true,
+                "content-length" => found.special |= value.as_bytes() != b"0",
+                "upgrade" => found.upgrade = true,
+                "cache-control" | "pragma" => found.directives = true,
+                "if-none-match" | "if-modified-since" | "range" | "if-range" => {
+                    found.conditions = true;
+                }
+                name => found.unkeyed |= is_unkeyed(name),
+            }
+        }
+        found
+    }
+
+    /// Which way the request goes.
+    pub(crate) fn way(self, method: &Method, headers: &HeaderMap, content: Content) -> Way {
+        match *method {
+            Method::GET | Method::HEAD => {
+                let is_upgrade = self.upgrade && hop::is_upgrade(headers);
+                if content == Content::Some || self.special || is_upgrade {
+                    Way::Bypass
+                } else {
+                    Way::Lookup
+                }
+            }
+            Method::OPTIONS | Method::TRACE | Method::CONNECT => Way::Bypass,
+            // Nothing of gRPC is stored that a call could invalidate.
+            _ if Dialect::of(headers) == Dialect::Grpc => Way::Bypass,
+            // A method that is not known may be unsafe (RFC 9111 section 4.4).
+            _ => Way::Unsafe,
+        }
+    }
 }
 
 /// The scheme that the client used, as the proxy says that spoke with it. It is a part of the key,
@@ -77,26 +98,31 @@ pub(crate) fn told_scheme(headers: &HeaderMap) -> Option<&'static str> {
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Inputs beside the URL from which origins are known to make links and redirects.
-const UNKEYED: [&str; 10] = [
-    "forwarded",
-    "front-end-https",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-proto",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-host",
-];
+/// Whether origins are known to make links and redirects from such an input beside the URL.
+fn is_unkeyed(name: &str) -> bool {
+    matches!(
+        name,
+        "forwarded"
+            | "front-end-https"
+            | "x-forwarded-host"
+            | "x-forwarded-path"
+            | "x-forwarded-port"
+            | "x-forwarded-prefix"
+            | "x-forwarded-proto"
+            | "x-forwarded-scheme"
+            | "x-forwarded-server"
+            | "x-forwarded-ssl"
+            | "x-forwarded-uri"
+            | "x-host"
+            | "x-original-host"
+    )
+}
 
 /// Appends the inputs that do not say what the key says already: an answer that was made from
 /// them is for requests that have them, too.
 pub(crate) fn append_unkeyed(variant: &mut String, headers: &HeaderMap, scheme: &str, host: &str) {
     let says_more = |name: &HeaderName| {
-        if !matches!(name.as_str().as_bytes()[0], b'f' | b'x') || !UNKEYED.contains(&name.as_str())
-        {
+        if !is_unkeyed(name.as_str()) {
             return false;
         }
         let mut lines = headers.get_all(name).iter();
@@ -109,7 +135,6 @@ pub(crate) fn append_unkeyed(variant: &mut String, headers: &HeaderMap, scheme: 
             _ => true,
         }
     };
-    // Nearly always there is none, and the list stays empty.
     let mut names: Vec<HeaderName> = headers
         .keys()
         .filter(|name| says_more(name))
@@ -138,6 +163,10 @@ mod tests {
         way(&Method::GET, &map(fields), Content::None)
     }
 
+    fn way(method: &Method, headers: &HeaderMap, content: Content) -> Way {
+        Found::scan(headers).way(method, headers, content)
+    }
+
     #[test]
     fn gets_are_looked_up_unless_they_are_special() {
         assert_eq!(get(&[]), Way::Lookup);
@@ -157,6 +186,8 @@ mod tests {
             ("x-http-method-override", "DELETE"),
             ("x-http-method", "DELETE"),
             ("x-method-override", "DELETE"),
+            ("x-original-url", "/other"),
+            ("x-rewrite-url", "/other"),
         ] {
             assert_eq!(get(&[special]), Way::Bypass, "{special:?}");
         }
@@ -166,6 +197,18 @@ mod tests {
         );
         assert_eq!(way(&Method::GET, &map(&[]), Content::Some), Way::Bypass);
         assert_eq!(way(&Method::HEAD, &map(&[]), Content::None), Way::Lookup);
+    }
+
+    #[test]
+    fn what_has_to_be_looked_at_is_found() {
+        let found = |name| Found::scan(&map(&[("accept", "x"), (name, "x"), ("host", "h")]));
+        for name in ["cache-control", "pragma"] {
+            assert!(found(name).directives, "{name}");
+        }
+        for name in ["if-none-match", "if-modified-since", "range", "if-range"] {
+            assert!(found(name).conditions, "{name}");
+        }
+        assert_eq!(found("user-agent"), Found::default());
     }
 
     #[test]
@@ -199,6 +242,9 @@ mod tests {
     fn inputs_that_say_more_than_the_key_are_keyed() {
         let unkeyed = |fields: &[(&'static str, &str)]| {
             let mut variant = String::new();
+            let names = fields.iter().map(|(name, _)| *name);
+            let is_any = names.clone().any(is_unkeyed);
+            assert_eq!(Found::scan(&map(fields)).unkeyed, is_any, "{names:?}");
             append_unkeyed(&mut variant, &map(fields), "http", "h");
             variant
         };

@@ -121,15 +121,6 @@ pub(crate) fn append(headers: &mut HeaderMap, value: HeaderValue) {
     headers.append(CACHE_STATUS, value);
 }
 
-/// Says it of a stored response, in the place that is kept for it or after what caches nearer to the
-/// origin said when they handed it on.
-pub(crate) fn set(headers: &mut HeaderMap, value: HeaderValue) {
-    match headers.get_mut(CACHE_STATUS) {
-        Some(place) if place.is_empty() => *place = value,
-        _ => append(headers, value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

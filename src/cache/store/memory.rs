@@ -139,6 +139,10 @@ impl Level2 for Memory {
         self.step(|shard| shard.trim(upto))
     }
 
+    fn shed(&self, _shard: u16, upto: Stamp) -> BoxFuture<'_, Result<(), Unavailable>> {
+        self.step(|shard| shard.shed(upto))
+    }
+
     fn taken<'a>(
         &'a self,
         _shard: u16,

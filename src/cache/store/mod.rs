@@ -96,6 +96,10 @@ pub(super) mod sealed {
         /// Forgets tombstones up to a number; the floor rises.
         fn trim(&self, shard: u16, upto: Stamp) -> BoxFuture<'_, Result<(), Unavailable>>;
 
+        /// Forgets hard tombstones of keys up to a number: what they took is gone, and nothing that
+        /// was asked for before that number is stored any more. All else stays.
+        fn shed(&self, shard: u16, upto: Stamp) -> BoxFuture<'_, Result<(), Unavailable>>;
+
         /// What took an entry with these scopes that was filled under `stamp`; none if it holds.
         fn taken<'a>(
             &'a self,

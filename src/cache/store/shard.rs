@@ -26,6 +26,8 @@ pub(in crate::cache) struct Shard {
     epoch: Epoch,
     sequence: u64,
     tombs: Tombstones,
+    /// Up to here hard tombstones of keys are forgotten, and what they took is removed.
+    key_floor: u64,
     /// By id and by how long it serves.
     nodes: BTreeMap<(u64, Duration), NodeState>,
     entries: Cache<Key, Kept, Size>,
@@ -66,6 +68,7 @@ impl Shard {
             epoch,
             sequence: 0,
             tombs: Tombstones::default(),
+            key_floor: 0,
             nodes: BTreeMap::new(),
             entries: Cache::with_weighter(entries.clamp(16, 1 << 20), capacity, Size),
             leases: HashMap::new(),
@@ -139,7 +142,9 @@ impl Shard {
     pub(in crate::cache) fn store(&mut self, key: &Key, put: Put, now: Instant) -> Stored {
         self.release(key, put.holder);
         let texts = put.scopes.iter().map(Scope::as_str);
-        if self.validity(put.stamp, texts) != Validity::Valid {
+        // Below the floor of keys nobody knows any more what an invalidation may have taken.
+        let is_late = put.stamp.sequence < self.key_floor;
+        if is_late || self.validity(put.stamp, texts) != Validity::Valid {
             return Stored::Refused;
         }
         let is_newer = |kept: &Kept| {
@@ -189,6 +194,7 @@ impl Shard {
         News {
             epoch: self.epoch,
             floor: self.tombs.floor(),
+            key_floor: self.key_floor.max(self.tombs.floor()),
             sequence: self.sequence,
             tombstones: self.tombs.above(applied),
             kept: self.tombs.len(),
@@ -211,12 +217,11 @@ impl Shard {
 
     pub(in crate::cache) fn forget(&mut self, seen: &Seen) {
         let name = (seen.id, seen.serves);
-        if self
-            .nodes
-            .get(&name)
-            .is_some_and(|node| node.beat == seen.beat)
-        {
-            self.nodes.remove(&name);
+        match self.nodes.get_mut(&name) {
+            // The beats were lost. From here on silence can be told.
+            Some(node) if node.beat == 0 => node.beat = 1,
+            Some(node) if node.beat == seen.beat => drop(self.nodes.remove(&name)),
+            _ => {}
         }
     }
 
@@ -230,6 +235,28 @@ impl Shard {
     }
 }
 
+impl Shard {
+    pub(in crate::cache) fn shed(&mut self, upto: Stamp) {
+        if upto.epoch != self.epoch {
+            return;
+        }
+        let (epoch, tombs) = (self.epoch, &self.tombs);
+        // All of what they took, and more, which is not found any more either.
+        self.entries.retain(|_, kept| {
+            let texts = kept.scopes.iter().map(Scope::as_str);
+            kept.stamp.epoch == epoch
+                && tombs.validity(kept.stamp.sequence, texts) != Validity::Gone
+        });
+        self.forget_keys(upto.sequence);
+    }
+
+    fn forget_keys(&mut self, upto: u64) {
+        let upto = upto.min(self.sequence);
+        self.tombs.forget_keys(upto);
+        self.key_floor = upto.max(self.key_floor);
+    }
+}
+
 /// What happens to a store in a simulation.
 #[cfg(test)]
 impl Shard {
@@ -238,7 +265,33 @@ impl Shard {
         self.epoch = epoch;
         self.sequence = 0;
         self.tombs = Tombstones::default();
+        self.key_floor = 0;
         self.nodes.clear();
+    }
+
+    /// What they took is not removed.
+    pub(in crate::cache) fn shed_alone(&mut self, upto: Stamp) {
+        if upto.epoch == self.epoch {
+            self.forget_keys(upto.sequence);
+        }
+    }
+
+    /// Stores what was asked for below the floor of keys as well.
+    pub(in crate::cache) fn store_late(&mut self, key: &Key, put: Put, now: Instant) -> Stored {
+        let floor = std::mem::take(&mut self.key_floor);
+        let stored = self.store(key, put, now);
+        self.key_floor = floor;
+        stored
+    }
+
+    pub(in crate::cache) fn key_floor(&self) -> u64 {
+        self.key_floor
+    }
+
+    pub(in crate::cache) fn lose_beats(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.beat = 0;
+        }
     }
 
     pub(in crate::cache) fn evict(&mut self, key: &Key) {

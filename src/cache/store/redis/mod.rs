@@ -8,7 +8,7 @@
 mod large;
 mod own;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use fred::types::Value;
@@ -97,8 +97,30 @@ struct Scripts {
     nodes: Script,
     forget: Script,
     trim: Script,
+    shed: Script,
     holds: Script,
     server: Script,
+    /// What [`READ`] is.
+    own: Cow<'static, str>,
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            read: script!("read"),
+            store: script!("store"),
+            release: Script::new(include_str!("release.lua")),
+            invalidate: script!("invalidate"),
+            news: script!("news"),
+            nodes: script!("nodes"),
+            forget: script!("forget"),
+            trim: script!("trim"),
+            shed: script!("shed"),
+            holds: script!("holds"),
+            server: Script::new(include_str!("server.lua")),
+            own: READ.into(),
+        }
+    }
 }
 
 impl Redis {
@@ -110,6 +132,10 @@ impl Redis {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn new(connection: Connection, namespace: &str) -> Self {
+        Self::with_scripts(connection, namespace, Scripts::new())
+    }
+
+    fn with_scripts(connection: Connection, namespace: &str, scripts: Scripts) -> Self {
         let shards = if connection.is_clustered() { SHARDS } else { 1 };
         // A brace would change what part of a key decides its slot.
         let namespace = namespace.replace(['{', '}'], "_");
@@ -130,18 +156,7 @@ impl Redis {
                 own: (0..shards).map(|_| Own::default()).collect(),
                 large: Large::new(),
                 namespace,
-                scripts: Scripts {
-                    read: script!("read"),
-                    store: script!("store"),
-                    release: Script::new(include_str!("release.lua")),
-                    invalidate: script!("invalidate"),
-                    news: script!("news"),
-                    nodes: script!("nodes"),
-                    forget: script!("forget"),
-                    trim: script!("trim"),
-                    holds: script!("holds"),
-                    server: Script::new(include_str!("server.lua")),
-                },
+                scripts,
                 hints,
             }),
         }
@@ -170,6 +185,24 @@ impl Redis {
         parts.concat().into()
     }
 
+    /// The numbers, the entry, its lease and, of a variant, the generation that it is of.
+    fn keys_of_entry(&self, shard: u16, key: &Key) -> Vec<Argument> {
+        let mut keys = Vec::with_capacity(4);
+        keys.push(self.name(shard, "S"));
+        keys.push(self.key(shard, "m", key));
+        keys.push(self.key(shard, "l", key));
+        if !key.variant_name().is_empty() {
+            keys.push(self.key(shard, "g", &key.variant("")));
+        }
+        keys
+    }
+
+    /// What is deleted with an invalidation of a key: the entry, and the generation of its variants.
+    fn keys_of_primary(&self, shard: u16, primary: &str) -> [Argument; 2] {
+        let key = Key::new(primary);
+        ["m", "g"].map(|kind| self.key(shard, kind, &key))
+    }
+
     async fn run(
         &self,
         script: &Script,
@@ -187,11 +220,7 @@ impl Redis {
         lease: Lease,
         unfit: Option<u64>,
     ) -> Result<Read, Unavailable> {
-        let keys = vec![
-            self.name(shard, "S"),
-            self.key(shard, "m", key),
-            self.key(shard, "l", key),
-        ];
+        let keys = self.keys_of_entry(shard, key);
         let arguments = vec![
             random(),
             id(lease.holder),
@@ -292,7 +321,8 @@ impl Redis {
         let server = &self.shared.scripts.server;
         let mut answer = self.run(server, keys.clone(), Vec::new()).await?;
         let (run, version) = (answer.text()?, answer.text()?);
-        let Some(text) = own::text(&run, &version, fastrand::u64(..), READ) else {
+        let Some(text) = own::text(&run, &version, fastrand::u64(..), &self.shared.scripts.own)
+        else {
             return Ok(());
         };
         let script = Script::written(text);
@@ -307,11 +337,7 @@ impl Redis {
     }
 
     async fn store_entry(&self, shard: u16, key: &Key, put: Put) -> Result<Stored, Unavailable> {
-        let keys = vec![
-            self.name(shard, "S"),
-            self.key(shard, "m", key),
-            self.key(shard, "l", key),
-        ];
+        let keys = self.keys_of_entry(shard, key);
         let field = if put.encoded.body.len() <= MOST_INLINE {
             INLINE
         } else {
@@ -382,7 +408,11 @@ impl Redis {
     ) -> Result<Invalidated, Unavailable> {
         let connection = &self.shared.connection;
         let script = &self.shared.scripts.invalidate;
-        let keys = vec![self.name(shard, "S")];
+        let mut keys = vec![self.name(shard, "S")];
+        if purge == Purge::Hard {
+            let primaries = scopes.iter().filter_map(Scope::primary);
+            keys.extend(primaries.flat_map(|primary| self.keys_of_primary(shard, primary)));
+        }
         let mut arguments = vec![
             random(),
             format!("{}:inv", self.shared.namespace).into(),
@@ -412,7 +442,8 @@ impl Redis {
         ];
         let mut answer = self.run(&self.shared.scripts.news, keys, arguments).await?;
         let epoch = answer.epoch()?;
-        let (floor, sequence, kept) = (answer.number()?, answer.number()?, answer.number()?);
+        let (floor, key_floor) = (answer.number()?, answer.number()?);
+        let (sequence, kept) = (answer.number()?, answer.number()?);
         let mut listed = answer.list()?;
         let mut tombstones = Vec::with_capacity(listed.left() / 2);
         while listed.left() > 0 {
@@ -431,6 +462,7 @@ impl Redis {
         Ok(News {
             epoch,
             floor,
+            key_floor,
             sequence,
             tombstones,
             kept: usize::try_from(kept).unwrap_or(usize::MAX),
@@ -533,6 +565,16 @@ impl Level2 for Redis {
         let arguments = vec![random(), epoch(upto.epoch), upto.sequence.into()];
         let done = async move {
             self.run(&self.shared.scripts.trim, keys, arguments).await?;
+            Ok(())
+        };
+        done.boxed()
+    }
+
+    fn shed(&self, shard: u16, upto: Stamp) -> BoxFuture<'_, Result<(), Unavailable>> {
+        let keys = vec![self.name(shard, "S")];
+        let arguments = vec![random(), epoch(upto.epoch), upto.sequence.into()];
+        let done = async move {
+            self.run(&self.shared.scripts.shed, keys, arguments).await?;
             Ok(())
         };
         done.boxed()
@@ -811,6 +853,9 @@ fn parse_entry(mut entry: Bytes) -> Option<Found> {
     })
 }
 
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod mutations;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod tests;

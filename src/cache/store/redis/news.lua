@@ -18,9 +18,9 @@ redis.call('HINCRBY', KEYS[2], ARGV[4], 1)
 local found = redis.call('ZRANGE', S, '(' .. number(since), '+inf', 'BYSCORE', 'WITHSCORES')
 local news = {}
 for i = 1, #found, 2 do
-  if string.byte(found[i]) > 2 then
+  if string.byte(found[i]) > 3 then
     news[#news + 1] = found[i]
     news[#news + 1] = tonumber(found[i + 1])
   end
 end
-return { epoch, floor, sequence(), redis.call('ZCARD', S), news }
+return { epoch, floor, key_floor(floor), sequence(), redis.call('ZCARD', S), news }

@@ -1,4 +1,4 @@
--- KEYS: S, entry, lease. ARGV: random, holder, milliseconds of the lease, id of the unfit entry; one
+-- KEYS: S, entry, lease; for a variant also the generation of its key. ARGV: random, holder, milliseconds of the lease, id of the unfit entry; one
 -- more to be told alone whether this script was made for the server that runs it.
 if ARGV[5] then
   return asked_run() == RUN and 1 or 0
@@ -17,6 +17,12 @@ local function find()
   local holds = validity(check[2], check, 3)
   if holds == 0 then
     return nil
+  end
+  if KEYS[4] then
+    local generation = redis.call('GET', KEYS[4])
+    if not generation or generation ~= redis.call('HGET', KEYS[2], 'generation') then
+      return nil
+    end
   end
   local left = redis.call('PTTL', KEYS[2])
   if left <= 0 then

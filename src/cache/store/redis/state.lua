@@ -4,7 +4,13 @@
 --   \0<epoch>:<run id>      score: the floor; always the first
 --   \1<name>,<name>,...     score: the floor; the nodes, if there are any
 --   \2<name>                score: up to where the node has applied, and no lower than the floor
+--   \3                      score: the floor of keys, if it is above the floor
 --   H<scope>, S<scope>      score: the number of its last hard, or soft, invalidation
+--
+-- Up to the floor of keys, hard invalidations of single keys are forgotten: what they took was
+-- deleted with them. Variants are so by their generation, which all those of a key share, and which
+-- is deleted in their place: they hold for as long as it is the one that they were stored under. What
+-- was asked for before the floor of keys is not stored.
 --
 -- The highest score is the sequence. The name of a node is <id>:<how many ms it serves>.
 --
@@ -48,6 +54,11 @@ end
 
 local function sequence()
   return tonumber(redis.call('ZRANGE', S, -1, -1, 'WITHSCORES')[2])
+end
+
+-- No fill that began under a lower number is stored.
+local function key_floor(floor)
+  return math.max(floor, tonumber(redis.call('ZSCORE', S, '\3') or 0))
 end
 
 -- Appends the members that decide whether an entry holds: the first of the set as it was when the

@@ -17,7 +17,7 @@ use crate::{
 #[path = "../../../../tests/it/support/redis.rs"]
 mod server;
 
-use server::RedisServer;
+pub(super) use server::RedisServer;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -27,7 +27,7 @@ const OTHER_EPOCH: u64 = 4;
 const AHEAD: u64 = 5;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Read {
         key: u8,
         holder: u64,
@@ -39,6 +39,7 @@ enum Step {
         back: u64,
         holder: u64,
         size: usize,
+        hours: u32,
     },
     Release {
         key: u8,
@@ -65,19 +66,29 @@ enum Step {
     Trim {
         back: u64,
     },
+    Shed {
+        back: u64,
+    },
+    /// The numbers are lost, or were made on another server.
+    Lose {
+        set: bool,
+    },
+    LoseBeats,
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let (key, holder) = (0..2_u8, 1..3_u64);
-    let scopes = vec(0..3_u8, 1..3);
+pub(super) fn step() -> impl Strategy<Value = Step> {
+    let (key, holder) = (0..3_u8, 1..3_u64);
+    let scopes = vec(0..4_u8, 0..3);
     let back = 0..=OTHER_EPOCH;
     let purge = prop_oneof![Just(Purge::Hard), Just(Purge::Soft)];
     let size = prop_oneof![Just(0_usize), Just(5), Just(20_000)];
     prop_oneof![
         4 => (key.clone(), holder.clone(), any::<bool>())
             .prop_map(|(key, holder, unfit)| Step::Read { key, holder, unfit }),
-        4 => (key.clone(), scopes.clone(), back.clone(), holder.clone(), size).prop_map(
-            |(key, scopes, back, holder, size)| Step::Store { key, scopes, back, holder, size }
+        4 => (key.clone(), scopes.clone(), back.clone(), holder.clone(), size, 1..4_u32).prop_map(
+            |(key, scopes, back, holder, size, hours)| {
+                Step::Store { key, scopes, back, holder, size, hours }
+            }
         ),
         1 => (key, holder.clone()).prop_map(|(key, holder)| Step::Release { key, holder }),
         3 => (scopes, purge).prop_map(|(scopes, purge)| Step::Invalidate { scopes, purge }),
@@ -87,17 +98,25 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Nodes),
         1 => (0..3_usize, any::<bool>()).prop_map(|(at, late)| Step::Forget { at, late }),
         1 => (0..=AHEAD).prop_map(|back| Step::Trim { back }),
+        1 => (0..=AHEAD).prop_map(|back| Step::Shed { back }),
+        1 => prop_oneof![
+            any::<bool>().prop_map(|set| Step::Lose { set }),
+            Just(Step::LoseBeats),
+        ],
     ]
 }
 
+/// The first is no variant.
 fn key(key: u8) -> Key {
-    Key::new("https://example.com/").variant(&key.to_string())
+    let variant = ["", "1", "2"][usize::from(key)];
+    Key::new("https://example.com/").variant(variant)
 }
 
 fn scopes(scopes: &[u8]) -> Vec<Scope> {
     let scope = |scope: &u8| match scope {
         0 => Scope::all(),
         1 => Scope::tag("a tag, with \"quotes\" and umlauts: ä"),
+        2 => Scope::tag("k"),
         _ => Scope::key("https://example.com/"),
     };
     scopes.iter().map(scope).collect()
@@ -126,8 +145,38 @@ fn sorted(mut news: News) -> String {
     format!("{news:?}")
 }
 
+const LOSE_SET: &str = "redis.call('DEL', unpack(KEYS))";
+/// As after a failover: all is there, and somebody else made it.
+const LOSE_SERVER: &str = "
+    local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+    local epoch = string.match(head[1], '^%z(%x+):')
+    redis.call('ZREM', KEYS[1], head[1])
+    redis.call('ZADD', KEYS[1], head[2], '\\0' .. epoch .. ':another')
+    redis.call('DEL', KEYS[2])
+";
+
+async fn run(redis: &Redis, text: &str, names: &[&str]) -> Value {
+    let keys: Vec<_> = names.iter().map(|name| redis.name(0, name)).collect();
+    let script = Script::written(text.to_owned());
+    let connection = &redis.shared.connection;
+    connection.run_text(&script, &keys, &[]).await.unwrap()
+}
+
+/// For how long the generation of a variant is kept.
+async fn generation_left(redis: &Redis, key: &Key) -> Duration {
+    let keys = [redis.key(0, "g", &key.variant(""))];
+    let script = Script::new("return redis.call('PTTL', KEYS[1])");
+    let connection = &redis.shared.connection;
+    let left = connection.run_text(&script, &keys, &[]).await.unwrap();
+    Duration::from_millis(left.as_u64().unwrap_or(0))
+}
+
 /// Runs the steps on both, and says where they differ.
-async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), TestCaseError> {
+pub(super) async fn compare(
+    redis: &Redis,
+    steps: &[Step],
+    now: Instant,
+) -> Result<(), TestCaseError> {
     let first = redis.news(0, node(0, None)).await.unwrap();
     let mut shard = Shard::new(first.epoch, 1 << 20);
     shard.news(node(0, None));
@@ -164,17 +213,20 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
                 back,
                 holder,
                 size,
+                hours,
             } => {
+                // Every entry has these of its own accord.
+                let own = [Scope::key("https://example.com/"), Scope::all()];
                 let put = Put {
                     id: number as u64,
                     holder: *holder,
                     stamp: at(*back),
-                    scopes: scopes(of),
+                    scopes: own.into_iter().chain(scopes(of)).collect(),
                     meta: Meta {
                         version: 1,
                         age: Duration::ZERO,
                         fresh: HOUR,
-                        keep: HOUR,
+                        keep: HOUR * *hours,
                         took: Duration::from_millis(3),
                     },
                     encoded: Encoded {
@@ -185,6 +237,11 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
                 let key = key(*name);
                 let expected = shard.store(&key, put.clone(), now);
                 let found = redis.store(0, &key, put).await.unwrap();
+                if found == Stored::Stored && !key.variant_name().is_empty() {
+                    // A variant is of no use for longer than what says that it holds.
+                    let left = generation_left(redis, &key).await;
+                    prop_assert!(left > HOUR * *hours - HOUR / 2, "{:?} of {} h", left, hours);
+                }
                 (format!("{expected:?}"), format!("{found:?}"))
             }
             Step::Release { key: name, holder } => {
@@ -224,7 +281,7 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
                     continue;
                 };
                 let mut seen = seen.clone();
-                seen.beat -= u64::from(*late);
+                seen.beat += u64::from(*late);
                 shard.forget(&seen);
                 redis.forget(0, &seen).await.unwrap();
                 continue;
@@ -233,6 +290,26 @@ async fn compare(redis: &Redis, steps: &[Step], now: Instant) -> Result<(), Test
                 let upto = at(*back);
                 shard.trim(upto);
                 redis.trim(0, upto).await.unwrap();
+                continue;
+            }
+            Step::Lose { set } => {
+                let lost = if *set { LOSE_SET } else { LOSE_SERVER };
+                run(redis, lost, &["S", "N"]).await;
+                let news = redis.news(0, node(0, None)).await.unwrap();
+                prop_assert!(news.epoch != shard.stamp().epoch);
+                shard.restart(news.epoch);
+                let expected = sorted(shard.news(node(0, None)));
+                (expected, sorted(news))
+            }
+            Step::LoseBeats => {
+                run(redis, "redis.call('DEL', KEYS[1])", &["N"]).await;
+                shard.lose_beats();
+                continue;
+            }
+            Step::Shed { back } => {
+                let upto = at(*back);
+                shard.shed(upto);
+                redis.shed(0, upto).await.unwrap();
                 continue;
             }
         };
@@ -249,6 +326,24 @@ fn node(id: u64, applied: Option<Stamp>) -> Node {
     }
 }
 
+pub(super) async fn connected(server: &RedisServer) -> Connection {
+    let options = Options::new(&server.url()).unwrap();
+    let connection = Connection::open(options.command_timeout(Duration::from_secs(10)));
+    let mut available = connection.availability();
+    available.wait_for(|available| *available).await.unwrap();
+    connection
+}
+
+/// Has reads go by the script that is made for the server, or by the other one.
+pub(super) async fn choose_script(redis: &Redis, is_own: bool) {
+    if is_own {
+        redis.make_own(0).await.unwrap();
+    } else {
+        // Somebody seeks one, it seems.
+        redis.shared.own[0].is_due(time::now());
+    }
+}
+
 #[test]
 fn scripts_do_what_the_shard_does() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -258,14 +353,7 @@ fn scripts_do_what_the_shard_does() {
     let Some(server) = runtime.block_on(RedisServer::start()) else {
         return;
     };
-    let connection = runtime.block_on(async {
-        let options = Options::new(&server.url()).unwrap();
-        let options = options.command_timeout(Duration::from_secs(10));
-        let connection = Connection::open(options);
-        let mut available = connection.availability();
-        available.wait_for(|available| *available).await.unwrap();
-        connection
-    });
+    let connection = runtime.block_on(connected(&server));
     let runs = std::cell::Cell::new(0);
     let mut config = ProptestConfig::with_cases(60);
     config.failure_persistence = None;
@@ -273,6 +361,7 @@ fn scripts_do_what_the_shard_does() {
         runs.set(runs.get() + 1);
         runtime.block_on(async {
             let redis = Redis::new(connection.clone(), &format!("run{}", runs.get()));
+            choose_script(&redis, runs.get() % 2 == 0).await;
             compare(&redis, &steps, time::now()).await
         })?;
     });
