@@ -1,16 +1,16 @@
 //! The way of a request that the memory of this node cannot answer at once.
 
-use std::time::Instant;
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower::Service;
 
 use super::{
     Bypass, CacheLayer, Fill, Hit, Level, Lookup, Scope,
-    answer::{self, answer},
+    answer::{Conditions, answer},
     body::ResponseBody,
     http::{
         freshness::Reuse,
@@ -18,13 +18,14 @@ use super::{
         status::{self, Collapse, Forward, Forwarded, Tier},
         tag,
     },
-    lead::{Conditions, Lead},
+    lead::{Lead, Sent},
     resource::{Kind, Resource},
     shelter::{self, Sheltered},
     stats::Outcome,
     wanted::{Head, Wanted},
 };
 use crate::{
+    attempt::Terms,
     refusal::{Dialect, Reason, Refusal},
     time,
 };
@@ -44,11 +45,12 @@ struct Found {
     miss: Forward,
 }
 
-/// Answers a request from the cache, or by the origin and into the cache.
+/// Answers a request from the cache, or by the origin and into the cache. When its client gives up
+/// before that, a stale response may stand in: it is a failure of the origin as well.
 pub(super) async fn ask<S, B, R>(
     asking: Asking,
-    mut inner: S,
-    mut request: Request<B>,
+    inner: S,
+    request: Request<B>,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<R>>,
@@ -57,7 +59,46 @@ where
     R: Body<Data = Bytes> + Send + 'static,
     R::Error: Send,
 {
-    let head = Head::of(&request);
+    let head = Arc::new(Head::of(&request));
+    let terms = request.extensions().get::<Terms>();
+    let Some(deadline) = terms.and_then(|terms| terms.deadline) else {
+        return find_or_fetch(asking, inner, request, head).await;
+    };
+    let (layer, wanted) = (asking.layer.clone(), asking.wanted.clone());
+    let mut exchange = pin!(find_or_fetch(asking, inner, request, Arc::clone(&head)));
+    let mut over = pin!(time::sleep_until(deadline));
+    let answered = poll_fn(|cx| {
+        if let Poll::Ready(answered) = exchange.as_mut().poll(cx) {
+            return Poll::Ready(Some(answered));
+        }
+        // Whoever gives up on this future looks at the clock as well, and after this.
+        if over.as_mut().poll(cx).is_ready() || time::now() >= deadline {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    });
+    if let Some(answered) = answered.await {
+        return answered;
+    }
+    match layer.stand_in(&wanted, &head) {
+        Some(response) => Ok(response),
+        None => exchange.await,
+    }
+}
+
+async fn find_or_fetch<S, B, R>(
+    asking: Asking,
+    mut inner: S,
+    mut request: Request<B>,
+    head: Arc<Head>,
+) -> Result<Response<ResponseBody<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Send,
+{
     let Found {
         lookup,
         known,
@@ -136,7 +177,7 @@ impl Asking {
 
     fn lead(
         self,
-        head: Head,
+        head: Arc<Head>,
         fill: Option<Fill<Resource>>,
         stale: Option<Hit<Resource>>,
         known: Box<[HeaderName]>,
@@ -150,7 +191,7 @@ impl Asking {
             stale,
             known,
             why,
-            conditions: Conditions::Clients,
+            sent: Sent::Clients,
             started: time::now(),
         }
     }
@@ -218,12 +259,35 @@ impl Wanted {
 }
 
 impl CacheLayer {
+    /// A stale response in place of an answer that did not come in time, if it says that it may be
+    /// one (RFC 5861 section 4).
+    fn stand_in<R>(&self, wanted: &Wanted, head: &Head) -> Option<Response<ResponseBody<R>>> {
+        let (tiered, now) = (&self.cache.tiered, time::now());
+        let mut hit = tiered.peek_at(&wanted.key, now)?;
+        if let Kind::Variants(fields) = &hit.value().0 {
+            let key = wanted.variant(fields, &head.headers);
+            hit = tiered.peek_at(&key, now)?;
+        }
+        let (stored, age) = (hit.value().stored()?, hit.age_at(now));
+        if !stored.freshness().stands_in(&wanted.control, age) {
+            return None;
+        }
+        self.cache.stats().outcome(Outcome::Stale);
+        let forwarded = Forwarded {
+            status: Some(StatusCode::GATEWAY_TIMEOUT),
+            ..Forwarded::new(wanted.why(Some(&hit)).unwrap_or(Forward::Stale))
+        };
+        let conditions = Some(head.conditions(self.options.wall()));
+        let status = forwarded.value();
+        Some(answer(stored, &head.method, conditions, age, status))
+    }
+
     /// The answer that a hit makes; none when it is no response.
     pub(super) fn hit<R>(
         &self,
         hit: &Hit<Resource>,
         method: &Method,
-        conditions: Option<answer::Conditions<'_>>,
+        conditions: Option<Conditions<'_>>,
         miss: Forward,
         now: Instant,
     ) -> Option<Response<ResponseBody<R>>> {

@@ -1,6 +1,9 @@
 //! A request at the origin: what becomes of its answer.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header, response::Parts};
@@ -29,15 +32,14 @@ use crate::{refusal::Refusal, time};
 /// How long it is known by which fields the responses of a resource are told apart.
 const VARIANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Which conditions the origin was asked with.
+/// Which conditions the origin was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Conditions {
+pub(super) enum Sent {
     /// Those of the client.
     Clients,
-    /// None.
-    Removed,
+    Nothing,
     /// Those that confirm a stored response.
-    Stored,
+    Validators,
 }
 
 /// A request that goes to the origin.
@@ -46,7 +48,7 @@ pub(super) struct Lead {
     pub(super) layer: CacheLayer,
     pub(super) wanted: Wanted,
     /// As the client sent it.
-    pub(super) head: Head,
+    pub(super) head: Arc<Head>,
     /// None when the answer is for this request alone.
     pub(super) fill: Option<Fill<Resource>>,
     /// A response to be confirmed, or to stand in when the origin fails.
@@ -54,7 +56,7 @@ pub(super) struct Lead {
     /// The fields by which the responses of the resource are told apart, as far as is known.
     pub(super) known: Box<[HeaderName]>,
     pub(super) why: Forward,
-    pub(super) conditions: Conditions,
+    pub(super) sent: Sent,
     pub(super) started: Instant,
 }
 
@@ -75,12 +77,12 @@ impl Lead {
         if let Some(stored) = self.stale.as_ref().and_then(|hit| hit.value().stored()) {
             headers.remove(header::RANGE);
             headers.remove(header::IF_RANGE);
-            self.conditions = match validation::ask(headers, &stored.headers) {
-                true => Conditions::Stored,
-                false => Conditions::Removed,
+            self.sent = match validation::ask(headers, &stored.headers) {
+                true => Sent::Validators,
+                false => Sent::Nothing,
             };
         } else if self.fill.is_some() {
-            self.conditions = Conditions::Removed;
+            self.sent = Sent::Nothing;
             // The whole response is of use to others; what the client has is seen afterwards.
             for condition in validation::CONDITIONS {
                 headers.remove(condition);
@@ -112,7 +114,7 @@ impl Lead {
             }
         };
         let status = response.status();
-        if status == StatusCode::NOT_MODIFIED && self.conditions == Conditions::Stored {
+        if status == StatusCode::NOT_MODIFIED && self.sent == Sent::Validators {
             return Ok(self.validated(response.headers(), received).await);
         }
         if is_failure(status)
@@ -186,13 +188,9 @@ impl Lead {
                 status: Some(StatusCode::NOT_MODIFIED),
                 ..Forwarded::new(self.why)
             };
-            return answer(
-                stored,
-                &self.head.method,
-                Some(self.head.conditions(received.wall)),
-                stale.age(),
-                forwarded.value(),
-            );
+            let conditions = Some(self.head.conditions(received.wall));
+            let (age, status) = (stale.age(), forwarded.value());
+            return answer(stored, &self.head.method, conditions, age, status);
         }
         self.layer.cache.stats().outcome(Outcome::Validated);
         let updated = validation::updated(&stored.headers, not_modified);
@@ -204,7 +202,7 @@ impl Lead {
         let age = storable
             .as_ref()
             .map_or(Duration::ZERO, |storable| storable.age);
-        let head = self.head.clone();
+        let head = Arc::clone(&self.head);
         let conditions = Some(head.conditions(received.wall));
         let draft = match (storable, self.fill.take()) {
             (Some(storable), Some(fill)) => {
@@ -291,7 +289,7 @@ impl Lead {
         self.layer.cache.stats().outcome(Outcome::Miss);
         let mut forwarded = Forwarded::new(self.why);
         // Where the origin has seen the conditions of the client, it has evaluated them.
-        let has_already = self.conditions != Conditions::Clients
+        let has_already = self.sent != Sent::Clients
             && validation::has_already(
                 &self.head.headers,
                 parts.status,

@@ -140,7 +140,8 @@ where
             }
             Role::Pass => return ResponseFuture::unseen(self.inner.call(request)),
         };
-        let (way, found) = way(&request);
+        let found = Found::scan(request.headers());
+        let way = way(found, &request);
         let wanted = match way {
             Way::Lookup | Way::Unsafe => Wanted::of(&request, &layer.options, found),
             Way::Bypass => None,
@@ -176,23 +177,25 @@ where
     }
 }
 
-fn way<B: Body>(request: &Request<B>) -> (Way, Found) {
+fn way<B: Body>(found: Found, request: &Request<B>) -> Way {
     let content = if request.body().is_end_stream() {
         Content::None
     } else {
         Content::Some
     };
-    let found = Found::scan(request.headers());
-    let way = found.way(request.method(), request.headers(), content);
-    (way, found)
+    found.way(request.method(), request.headers(), content)
 }
 
 impl Notice {
     /// What a request names that may change what others have stored of it.
     fn wanted<B: Body>(&self, request: &Request<B>) -> Option<Wanted> {
+        if request.method().is_safe() {
+            return None;
+        }
         let Concern(concerns) = &self.concern;
-        let (way, found) = way(request);
-        let is_noticed = way == Way::Unsafe && concerns(request.uri(), request.headers());
+        let found = Found::scan(request.headers());
+        let is_noticed =
+            way(found, request) == Way::Unsafe && concerns(request.uri(), request.headers());
         is_noticed
             .then(|| Wanted::of(request, &self.layer.options, found))
             .flatten()

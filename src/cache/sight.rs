@@ -28,10 +28,9 @@ use crate::{
 
 /// The pause between news when nothing hints at any: a third of the smallest bound, and no less.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
-/// Tombstones in a shard, at most, before the oldest are forgotten, and everything that is as old.
 /// Scopes that the store is still to be told of, at most; more are all that there are.
 const MOST_DEBTS: usize = 1024;
-/// Tombstones in a shard, at most, before the oldest are forgotten.
+/// Tombstones in a shard, at most, before the oldest are forgotten, and everything that is as old.
 const MOST_TOMBSTONES: usize = 100_000;
 /// Tombstones in a shard above which those of keys are forgotten when fills are over.
 const MANY_TOMBSTONES: usize = 10_000;

@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// A request that a stored response may answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) control: RequestControl,
     /// The primary key, and what else decides about the answer whatever it varies by.
@@ -41,7 +41,10 @@ impl Wanted {
     /// None when the request names no resource that could have a key.
     pub(super) fn of<B>(request: &Request<B>, options: &Options, found: Found) -> Option<Self> {
         let uri = request.uri();
-        let told = request::told_scheme(request.headers()).or_else(|| uri.scheme_str());
+        let told = found
+            .unkeyed
+            .then(|| request::told_scheme(request.headers()));
+        let told = told.flatten().or_else(|| uri.scheme_str());
         let scheme = told.unwrap_or(options.scheme.as_str());
         let authority = match uri.authority() {
             Some(authority) => authority.as_str(),

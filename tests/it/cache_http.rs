@@ -14,13 +14,16 @@ use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
-use tower::{Layer as _, Service as _};
+use tower::{Layer as _, Service as _, ServiceBuilder, ServiceExt as _};
 use tower_gateway::cache::{
     Acknowledge, HttpCache, Kept, Outcome, QueryRules, Scope, Stats, Weight,
     store::{Memory, Redis},
 };
-use tower_gateway::redis::{Connection, Options};
-use tower_gateway::refusal::{Dialect, Reason, Refusal};
+use tower_gateway::{
+    redis::{Connection, Options},
+    refusal::{Dialect, Reason, Refusal},
+    timeout::TimeoutLayer,
+};
 
 use crate::support::{
     Backend, BoxBody, Gateway, one_cluster,
@@ -340,6 +343,57 @@ async fn a_client_that_leaves_does_not_take_the_answer_from_those_who_wait() {
     pieces.end();
     assert_eq!(waiter.await.unwrap().text(), "one two");
     assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_answer_stands_in_for_one_that_does_not_come_in_time() {
+    let origin = Origin::new(|number, head| async move {
+        if number > 2 {
+            pause(3600).await;
+        }
+        let control = match head.uri.path() {
+            "/may" => "max-age=1, stale-if-error=60",
+            "/vary" => "max-age=1, stale-if-error=60",
+            _ => "max-age=1",
+        };
+        let fields = [("cache-control", control), ("vary", "accept-language")];
+        let fields = if head.uri.path() == "/vary" {
+            &fields[..]
+        } else {
+            &fields[..1]
+        };
+        response(200, fields, "old")
+    });
+    let (cache, site) = site(&origin);
+    for path in ["/may", "/vary", "/must-not"] {
+        assert_eq!(get(&site, path, &[]).await.text(), "old");
+    }
+    pause(5).await;
+    let within_time = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(Duration::from_secs(1)))
+        .map_request(|request: Request<_>| request.map(|_| Full::<Bytes>::default()))
+        .service(site);
+    for (path, expected) in [("/may", 200), ("/vary", 200), ("/must-not", 504)] {
+        let start = now();
+        let asked = (0..20).map(|_| {
+            let request = request(Method::GET, path, &[]);
+            within_time.clone().oneshot(request)
+        });
+        for answer in join_all(asked).await {
+            let answer = answer.unwrap();
+            assert_eq!(answer.status(), expected, "{path}");
+            if expected == 200 {
+                let did = &answer.headers()["cache-status"];
+                assert_eq!(did, "tower-gateway; fwd=stale; fwd-status=504");
+                assert_eq!(answer.headers()["age"], "6");
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, "old");
+            }
+        }
+        assert_eq!(start.elapsed(), Duration::from_secs(1));
+        pause(0).await;
+    }
+    assert_eq!(count(cache.stats(), Outcome::Stale), 40);
 }
 
 #[tokio::test(start_paused = true)]
