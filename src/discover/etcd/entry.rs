@@ -128,7 +128,9 @@ impl Names {
                 // What the key was before stays.
                 _ => continue,
             };
-            if self.leave(key) > 0 || next.is_some_and(|id| self.take(key, id) > 1) {
+            let before = self.leave(key);
+            let after = next.map_or(0, |id| self.take(key, id));
+            if before > 0 || after > 1 {
                 claim = Claim::Contested;
             }
         }
