@@ -12,7 +12,8 @@
 //!   whole.
 //! - **Fresh** they are by what they say, else by a tenth of their age (RFC 9111 section 4.2.2),
 //!   else for [`default_ttl`](CacheLayer::default_ttl). Stale ones are validated; they are served
-//!   while that goes on, or when the origin fails, as far as they allow it (RFC 5861). A response
+//!   while that goes on, or when the origin fails or does not answer in the time of a
+//!   [timeout layer](crate::timeout) above, as far as they allow it (RFC 5861). A response
 //!   with `s-maxage` that also says how stale it may become is taken by its word.
 //! - **Keys** are scheme, host and exact path and query; what varies is told apart below that.
 //!   Fields such as `X-Forwarded-Host` that say more than the key are told apart, too. A GET with a
@@ -21,9 +22,10 @@
 //! - **Misses** of many clients at once are one request. Nobody gets the answer to another one that
 //!   may not be shared; once that was seen, nobody waits for the like for two seconds, nor for
 //!   what is validated for every request (`no-cache`). When the client leaves that was first, its
-//!   request goes on for those who wait.
+//!   request goes on for those who wait, and when it reads slowly, they do not wait for that.
 //! - **Invalidated** are, on every node: the URL of an unsafe method that did not fail, and of its
-//!   `Location` and `Content-Location`; the groups that it names (RFC 9875); what
+//!   `Location` and `Content-Location`, also where the store is away then, as soon as it is back;
+//!   the groups that it names (RFC 9875); what
 //!   [`HttpCache::invalidate`] is told, by URL, tag, host or altogether.
 //! - **`Cache-Status`** (RFC 9211) says what was done: `tower-gateway; hit; detail=l1` (or `l2`),
 //!   or `fwd=uri-miss`, `vary-miss`, `stale`, `request` or `bypass`, with `stored`, `collapsed` and

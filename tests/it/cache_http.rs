@@ -373,7 +373,11 @@ async fn a_stale_answer_stands_in_for_one_that_does_not_come_in_time() {
         .layer(TimeoutLayer::new(Duration::from_secs(1)))
         .map_request(|request: Request<_>| request.map(|_| Full::<Bytes>::default()))
         .service(site);
-    for (path, expected) in [("/may", 200), ("/vary", 200), ("/must-not", 504)] {
+    for (path, expected, age) in [
+        ("/may", 200, "6"),
+        ("/vary", 200, "7"),
+        ("/must-not", 504, ""),
+    ] {
         let start = now();
         let asked = (0..20).map(|_| {
             let request = request(Method::GET, path, &[]);
@@ -385,7 +389,7 @@ async fn a_stale_answer_stands_in_for_one_that_does_not_come_in_time() {
             if expected == 200 {
                 let did = &answer.headers()["cache-status"];
                 assert_eq!(did, "tower-gateway; fwd=stale; fwd-status=504");
-                assert_eq!(answer.headers()["age"], "6");
+                assert_eq!(answer.headers()["age"], age);
                 let body = answer.into_body().collect().await.unwrap().to_bytes();
                 assert_eq!(body, "old");
             }
@@ -453,9 +457,11 @@ async fn who_shares_a_request_reads_at_its_own_pace() {
         // What broke off is seen to break off by the first, and is asked for again by the others.
         pieces.fail();
         settle().await;
-        assert_eq!(origin.requests(), 2);
-        pieces.send("again");
-        pieces.end();
+        assert_eq!(origin.requests(), 3);
+        for _ in 0..2 {
+            pieces.send("again");
+            pieces.end();
+        }
         let mut bodies = Vec::new();
         for head in heads.await.unwrap() {
             let body = head.into_body().collect().await;

@@ -128,9 +128,9 @@ impl Names {
                 // What the key was before stays.
                 _ => continue,
             };
-            let others = self.leave(key);
-            let holders = next.map_or(0, |id| self.take(key, id));
-            if others > 0 || holders > 1 {
+            let before = self.leave(key);
+            let after = next.map_or(0, |id| self.take(key, id));
+            if before > 0 || after > 1 {
                 claim = Claim::Contested;
             }
         }
