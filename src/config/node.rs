@@ -32,6 +32,7 @@ use super::{
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
     cluster::Cluster,
+    discover::{self, ServiceWatch},
     edge::EdgeLayer,
     endpoint::{Address, Endpoint},
     monitor::Monitor,
@@ -55,8 +56,8 @@ const DISCOVERY: Duration = Duration::from_secs(5);
 /// How long the nodes of the cluster hold still before this one takes another place among them.
 const STILL: Duration = Duration::from_secs(15);
 
-/// How long a reload waits for the first word of discovery on clusters that are new, so that no
-/// request goes to one that has no endpoints yet.
+/// How long a start, or a reload, waits for the first word of discovery on clusters that are new, so
+/// that no request goes to one that has no endpoints yet.
 const NEW_CLUSTERS: Duration = Duration::from_secs(2);
 /// How long a node that starts waits for a configuration in a store before it listens all the same.
 const CONFIGURATION: Duration = Duration::from_secs(2);
@@ -217,6 +218,8 @@ impl Node {
         let place = keep_place(state.membership.clone(), Arc::downgrade(&state));
         following.push(tokio::spawn(place).abort_handle());
         following.extend(count(&state));
+        let clusters = state.gateway.lock().clusters();
+        heard_of(clusters, NEW_CLUSTERS).await;
         tokio::spawn(ready(Arc::downgrade(&state)));
 
         let admin_server = admin_listener.map(|(listener, address)| {
@@ -684,6 +687,32 @@ async fn keep_place(membership: Membership, state: Weak<State>) {
         };
         let Some(state) = state.upgrade() else { return };
         state.gateway.lock().set_peers(peers);
+    }
+}
+
+/// Waits until discovery has said something of each of these clusters, be it why it cannot, or has
+/// had its time.
+async fn heard_of(clusters: Vec<Cluster>, patience: Duration) {
+    let heard = async {
+        for cluster in &clusters {
+            tokio::select! {
+                () = cluster.discovered() => {}
+                () = failed(cluster.watch()) => {}
+            }
+        }
+    };
+    // The time is over for those that are left, which is all that there is to know.
+    tokio::time::timeout(patience, heard).await.ok();
+}
+
+/// Waits until a source has said why it has no endpoints.
+async fn failed(watch: Option<ServiceWatch>) {
+    let Some(mut watch) = watch else {
+        return std::future::pending().await;
+    };
+    let mut snapshot = watch.current();
+    while snapshot.state != discover::State::Pending || snapshot.reason.is_none() {
+        snapshot = watch.changed().await;
     }
 }
 

@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use tower_gateway::discover::{Discovery, File, ServiceDiscovery as _, ServiceWatch, Snapshot};
+use tower_gateway::{
+    config::{ConfigFile, Node},
+    discover::{Discovery, File, ServiceDiscovery as _, ServiceWatch, Snapshot},
+};
+
+use crate::support::{Backend, get};
 
 /// A change of the file must be followed within this time.
 const FOLLOWED: Duration = Duration::from_secs(2);
@@ -302,4 +307,37 @@ mod conformance {
         report.assert();
         assert_eq!(report.skipped().count(), 6, "{report}");
     }
+}
+
+/// A list that was written just now must hold still before it is read.
+#[tokio::test]
+async fn who_asks_as_soon_as_a_node_listens_finds_the_endpoints() {
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let list = format!("- {{ address: \"{}\" }}\n", backend.address);
+    fs::write(folder.path().join("endpoints.yaml"), list).unwrap();
+    let text = "\
+node: { listen: \"127.0.0.1:0\" }
+clusters: { web: { discovery: { type: file, path: endpoints.yaml } } }
+routes: [ { match: {}, cluster: web } ]
+";
+    fs::write(&path, text).unwrap();
+    let node = Node::start(ConfigFile::new(path)).await.unwrap();
+    assert_eq!(get(node.address(), "/").await, (200, "ok".into()));
+}
+
+#[tokio::test]
+async fn a_node_that_finds_no_list_answers_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    fs::write(folder.path().join("endpoints.yaml"), "no list").unwrap();
+    let text = "\
+node: { listen: \"127.0.0.1:0\" }
+clusters: { web: { discovery: { type: file, path: endpoints.yaml } } }
+routes: [ { match: {}, cluster: web } ]
+";
+    fs::write(&path, text).unwrap();
+    let node = Node::start(ConfigFile::new(path)).await.unwrap();
+    assert_eq!(get(node.address(), "/").await.0, 503);
 }

@@ -409,6 +409,7 @@ pub(super) async fn carry(store: Weak<Shared>, shard: Arc<Shard>, number: u16) {
             };
             match reply {
                 Ok(reply) => {
+                    shared.answered();
                     let trip = Trip {
                         sent,
                         received,
@@ -436,5 +437,9 @@ pub(super) async fn carry(store: Weak<Shared>, shard: Arc<Shard>, number: u16) {
 async fn probe(store: &Weak<Shared>, number: u16) -> Option<bool> {
     let line = Arc::clone(&store.upgrade()?.line);
     let batch = Batch::default();
-    Some(line.call(number, &[], &batch).await.is_ok())
+    let answers = line.call(number, &[], &batch).await.is_ok();
+    if answers {
+        store.upgrade()?.answered();
+    }
+    Some(answers)
 }

@@ -160,7 +160,7 @@ struct Shared {
     /// As the server counts them, and as somebody has said; 0 for not known.
     seen: AtomicU64,
     said: AtomicU64,
-    /// Whether the server did not answer when it was last told that the node is alive.
+    /// Whether the server has not answered since it was last told in vain that the node is alive.
     is_gone: AtomicBool,
     /// Keys of which something is held.
     holders: Mutex<HashSet<Fingerprint>>,
@@ -404,6 +404,11 @@ impl Shared {
     fn is_open(&self, asks: &[Ask]) -> bool {
         let is_open = |ask: &Ask| ask.on_store_failure == OnStoreFailure::Open;
         self.is_gone.load(Relaxed) && asks.iter().any(is_open)
+    }
+
+    /// The server has answered.
+    fn answered(&self) {
+        self.is_gone.store(false, Relaxed);
     }
 
     fn has_begun(&self) -> bool {
