@@ -191,3 +191,56 @@ impl Future for RouteFuture {
         }
     }
 }
+
+#[cfg(test)]
+mod sizes {
+    use super::*;
+    #[test]
+    fn sizes() {
+        type F<S, B> = <S as Service<Request<B>>>::Future;
+        type TB = TimeoutBody<ClientBody>;
+        println!("request client {}", size_of::<Request<ClientBody>>());
+        println!("request {}", size_of::<Request<RequestBody>>());
+        println!("head {}", size_of::<Request<()>>());
+        println!("resp head {}", size_of::<Response<()>>());
+        println!(
+            "upstream body {}",
+            size_of::<upstream::body::ResponseBody<RequestBody>>()
+        );
+        println!("lease {}", size_of::<crate::member::Lease>());
+        println!(
+            "balance body {}",
+            size_of::<balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>>()
+        );
+        println!(
+            "cache body {}",
+            size_of::<
+                cache::body::ResponseBody<
+                    balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>,
+                >,
+            >()
+        );
+        println!(
+            "limit body {}",
+            size_of::<
+                limit::body::ResponseBody<
+                    cache::body::ResponseBody<
+                        balance::body::ResponseBody<upstream::body::ResponseBody<RequestBody>>,
+                    >,
+                >,
+            >()
+        );
+        println!("body {}", size_of::<ResponseBody>());
+        println!(
+            "upstream f {}",
+            size_of::<F<Upstream<RequestBody>, RequestBody>>()
+        );
+        println!("balance f {}", size_of::<F<Backend, RequestBody>>());
+        println!("failover f {}", size_of::<F<Failover<Backend>, TB>>());
+        println!("error f {}", size_of::<F<Stack, TB>>());
+        println!("cache f {}", size_of::<F<Cache<Stack>, TB>>());
+        println!("limit f {}", size_of::<F<RateLimit<Cache<Stack>>, TB>>());
+        println!("timeout f {}", size_of::<F<RouteStack, ClientBody>>());
+        println!("route f {}", size_of::<RouteFuture>());
+    }
+}

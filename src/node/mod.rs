@@ -73,6 +73,8 @@
 pub mod body;
 #[cfg(feature = "server")]
 mod connection;
+#[cfg(feature = "server")]
+mod date;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "server")]

@@ -1,6 +1,7 @@
 //! The socket of a client, which notes when the client takes nothing.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
@@ -78,7 +79,16 @@ pub(super) struct Socket {
     _slot: OwnedSemaphorePermit,
 }
 
+thread_local! {
+    /// What is written in one piece.
+    static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Socket {
+    /// Up to here, the pieces of a write are put together: to copy them costs less than the kernel
+    /// takes for several.
+    const SMALL: usize = 4 * 1024;
+
     pub(super) fn new(
         stream: TcpStream,
         slot: OwnedSemaphorePermit,
@@ -220,7 +230,19 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut stream = Pin::new(&mut self.stream);
+        let written = if slices.len() < 2 || length > Self::SMALL {
+            stream.poll_write_vectored(cx, slices)
+        } else {
+            WHOLE.with_borrow_mut(|whole| {
+                whole.clear();
+                slices
+                    .iter()
+                    .for_each(|slice| whole.extend_from_slice(slice));
+                stream.as_mut().poll_write(cx, whole)
+            })
+        };
         self.note(written)
     }
 
