@@ -9,7 +9,7 @@
 //!     TimeoutLayer           one deadline; bodies that stand still           504
 //!       RateLimitLayer       refuse early                                    429
 //!         CacheLayer         answer from memory or from the cluster's store  504
-//!           ErrorResponseLayer  an error becomes an answer                   502, 503, 504
+//!           ErrorResponseLayer  an error becomes an answer                   408, 502, 503, 504
 //!             FailoverLayer     attempts, within a budget                    504
 //!               BalanceLayer      pick an endpoint, watch how it does        503
 //!                 Upstream        HTTP/1.1, HTTP/2, gRPC, WebSocket: a pool for each endpoint
@@ -115,6 +115,11 @@ pub mod client;
 pub mod cluster;
 #[cfg(feature = "config")]
 pub mod config;
+#[cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, reason = "a cache writes dates")
+)]
+mod date;
 pub mod discover;
 pub mod edge;
 pub mod endpoint;

@@ -28,6 +28,8 @@ pub enum Reason {
     Upstream,
     /// No answer in time.
     Timeout,
+    /// The client did not send all of its request in time.
+    RequestTimeout,
     /// No connection in time: the request was never sent.
     ConnectTimeout,
     /// The request asks for something that the gateway does not do.
@@ -40,13 +42,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::NoEndpoint,
         Self::Overloaded,
         Self::Upstream,
         Self::Timeout,
+        Self::RequestTimeout,
         Self::ConnectTimeout,
         Self::NotImplemented,
         Self::RateLimited,
@@ -63,6 +66,7 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::Upstream => "upstream",
             Self::Timeout => "timeout",
+            Self::RequestTimeout => "request_timeout",
             Self::ConnectTimeout => "connect_timeout",
             Self::NotImplemented => "not_implemented",
             Self::RateLimited => "rate_limited",
@@ -80,6 +84,7 @@ impl Reason {
             Self::Upstream => StatusCode::BAD_GATEWAY,
             Self::Timeout | Self::ConnectTimeout | Self::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -91,7 +96,7 @@ impl Reason {
             Self::BadRequest => 13,                     // INTERNAL
             Self::NoRoute | Self::NotImplemented => 12, // UNIMPLEMENTED
             Self::NotCached => 9,                       // FAILED_PRECONDITION
-            Self::Timeout => 4,                         // DEADLINE_EXCEEDED
+            Self::Timeout | Self::RequestTimeout => 4,  // DEADLINE_EXCEEDED
             Self::RateLimited => 8,                     // RESOURCE_EXHAUSTED
             // UNAVAILABLE: clients may try again.
             Self::NoEndpoint | Self::Upstream | Self::Overloaded | Self::ConnectTimeout => 14,

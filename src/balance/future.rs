@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 use super::{body::ResponseBody, layer::LoadReports, service::Refused};
 use crate::{
     error::{TransportError, TransportErrorKind},
+    head,
     member::Lease,
     outcome::{Class, Classifier, End},
     refusal::Dialect,
@@ -165,15 +166,13 @@ fn said<B: Body>(response: &Response<B>, classifier: Option<&dyn Classifier>) ->
     })
 }
 
-/// The seconds that a failure asks to be left alone. The other form of `Retry-After`, a date, is
-/// not taken: the clock of the endpoint decides nothing here. Nor is that of a 429: it is for the
-/// client that asked too often (RFC 6585, 4), which must not silence the endpoint for the others.
+/// How long a failure asks to be left alone. That of a 429 is not taken: it is for the client that
+/// asked too often (RFC 6585, 4), which must not silence the endpoint for the others.
 fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     if !status.is_server_error() {
         return None;
     }
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    seconds.trim().parse().ok().map(Duration::from_secs)
+    head::retry_after(headers, time::wall)
 }
 
 /// What an error of the inner client says about the endpoint. An error of an unknown type is a

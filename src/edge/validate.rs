@@ -22,6 +22,7 @@ pub(super) fn check<B>(request: &mut Request<B>, found: Found) -> Result<(), Ref
     if found.any(Found::CONTENT_LENGTH | Found::TRANSFER_ENCODING) {
         framing(request.headers())?;
     }
+    target(request)?;
     host(request)
 }
 
@@ -46,6 +47,16 @@ fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
     }
     if lengths.any(|other| other != first) {
         return Err(bad("more than one Content-Length"));
+    }
+    Ok(())
+}
+
+/// A target that is an authority alone is for CONNECT (RFC 9112 section 3.2.3).
+fn target<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let is_bare = uri.authority().is_some() && uri.scheme().is_none();
+    if is_bare && request.version() < Version::HTTP_2 {
+        return Err(bad("the target is neither a path nor a URL"));
     }
     Ok(())
 }
@@ -235,6 +246,18 @@ mod tests {
         let mut request = request(Version::HTTP_11, "http://a:80/x", &[("host", "b")]);
         check(&mut request, Found::HOST).unwrap();
         assert_eq!(request.headers()[HOST], "a:80");
+    }
+
+    #[test]
+    fn a_target_is_a_path_or_a_url() {
+        let host = &[("host", "a")];
+        for version in [Version::HTTP_10, Version::HTTP_11] {
+            assert!(verdict(version, "users", host).is_err());
+            assert!(verdict(version, "a:80", host).is_err());
+            for target in ["/users", "http://a/users", "*"] {
+                assert_eq!(verdict(version, target, host), Ok(()), "{target}");
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use std::{
     convert::Infallible,
+    error::Error as _,
     fmt::Write as _,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -82,6 +83,10 @@ pub(super) fn refusal<E: 'static>(error: &E) -> Refusal {
         TransportErrorKind::Overloaded => {
             Refusal::new(Reason::Overloaded, "the service takes no more requests now")
         }
+        TransportErrorKind::RequestBody if is_late(transport) => Refusal::new(
+            Reason::RequestTimeout,
+            "the body of the request did not come in time",
+        ),
         TransportErrorKind::RequestBody => Refusal::new(
             Reason::BadRequest,
             "the body of the request broke off or is malformed",
@@ -91,6 +96,19 @@ pub(super) fn refusal<E: 'static>(error: &E) -> Refusal {
             "the service could not be reached or broke off",
         ),
     }
+}
+
+/// Whether the body of a request failed because the client stood still.
+fn is_late(error: &TransportError) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let transport = error.downcast_ref::<TransportError>();
+        if transport.is_some_and(|error| error.kind() == TransportErrorKind::Timeout) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Logs errors, at most once in [`PAUSE`](Self::PAUSE).
@@ -166,6 +184,9 @@ mod tests {
         assert_eq!(Reason::ConnectTimeout.grpc_status(), 14);
         assert_eq!(reason(TransportErrorKind::Overloaded), Reason::Overloaded);
         assert_eq!(reason(TransportErrorKind::RequestBody), Reason::BadRequest);
+        let late = TransportError::new(TransportErrorKind::Timeout);
+        let late = TransportError::new(TransportErrorKind::RequestBody).caused_by(late);
+        assert_eq!(refusal(&late).reason(), Reason::RequestTimeout);
         let boxed: BoxError = TransportError::new(TransportErrorKind::Timeout).into();
         assert_eq!(refusal(&boxed).reason(), Reason::Timeout);
         assert_eq!(

@@ -1,23 +1,28 @@
 //! What the end of an attempt means. PURE.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::plan::{Ending, Quiet};
 use crate::{
     attempt::Unsent,
     error::{TransportError, TransportErrorKind},
+    head,
     refusal::{Dialect, Reason, Refusal},
 };
 
 /// `UNAVAILABLE`, the one gRPC status that says: try again (gRPC status codes).
 const UNAVAILABLE: &[u8] = b"14";
 
-/// What an attempt ended with.
-pub(super) fn of<R, E: 'static>(result: &Result<Response<R>, E>, dialect: Dialect) -> Ending {
+/// What an attempt ended with. `now` tells the time of day, for dates.
+pub(super) fn of<R, E: 'static>(
+    result: &Result<Response<R>, E>,
+    dialect: Dialect,
+    now: impl FnOnce() -> SystemTime,
+) -> Ending {
     match result {
-        Ok(response) => of_response(response, dialect),
+        Ok(response) => of_response(response, dialect, now),
         Err(error) => of_error(error),
     }
 }
@@ -36,7 +41,11 @@ fn of_error<E: 'static>(error: &E) -> Ending {
     }
 }
 
-fn of_response<R>(response: &Response<R>, dialect: Dialect) -> Ending {
+fn of_response<R>(
+    response: &Response<R>,
+    dialect: Dialect,
+    now: impl FnOnce() -> SystemTime,
+) -> Ending {
     let (status, headers) = (response.status(), response.headers());
     if !status.is_server_error() && dialect == Dialect::Http {
         return Ending::Answered;
@@ -61,26 +70,22 @@ fn of_response<R>(response: &Response<R>, dialect: Dialect) -> Ending {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
     );
     if is_unavailable || is_gateway_error {
-        Ending::Failed(quiet(headers))
+        Ending::Failed(quiet(headers, now))
     } else {
         Ending::Answered
     }
 }
 
 /// The time that an answer asks for: gRPC's pushback in milliseconds, of which all that is no
-/// number from 0 on means never (gRFC A6), or `Retry-After` in seconds. Its other form, a date, is
-/// not taken: the clock of the endpoint decides nothing here.
-fn quiet(headers: &HeaderMap) -> Quiet {
+/// number from 0 on means never (gRFC A6), or `Retry-After`.
+fn quiet(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Quiet {
     if let Some(pushback) = headers.get("grpc-retry-pushback-ms") {
         return match number(pushback) {
             Some(millis) => Quiet::For(Duration::from_millis(millis)),
             None => Quiet::Forever,
         };
     }
-    match headers.get(header::RETRY_AFTER).and_then(number) {
-        Some(seconds) => Quiet::For(Duration::from_secs(seconds)),
-        None => Quiet::Unsaid,
-    }
+    head::retry_after(headers, now).map_or(Quiet::Unsaid, Quiet::For)
 }
 
 fn number(value: &HeaderValue) -> Option<u64> {
@@ -93,6 +98,10 @@ mod tests {
     use super::*;
     use crate::error::BoxError;
     use bytes::Bytes;
+
+    fn of<R, E: 'static>(result: &Result<Response<R>, E>, dialect: Dialect) -> Ending {
+        super::of(result, dialect, || SystemTime::UNIX_EPOCH)
+    }
 
     fn answer(
         status: u16,
@@ -124,7 +133,12 @@ mod tests {
             Ending::Failed(Quiet::For(Duration::from_secs(7)))
         );
         assert_eq!(quiet("0"), Ending::Failed(Quiet::For(Duration::ZERO)));
-        for other in ["-1", "soon", "Fri, 31 Dec 1999 23:59:59 GMT", ""] {
+        let date = "Thu, 01 Jan 1970 00:00:09 GMT";
+        assert_eq!(
+            quiet(date),
+            Ending::Failed(Quiet::For(Duration::from_secs(9)))
+        );
+        for other in ["-1", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", ""] {
             assert_eq!(quiet(other), Ending::Failed(Quiet::Unsaid), "{other}");
         }
     }
@@ -175,12 +189,19 @@ mod tests {
         ] {
             for dialect in [Dialect::Http, Dialect::Grpc] {
                 let response: Response<Bytes> = Refusal::new(reason, "").into_response(dialect);
-                assert_eq!(of_response(&response, dialect), ending, "{reason:?}");
+                assert_eq!(
+                    of(&Ok::<_, BoxError>(response), dialect),
+                    ending,
+                    "{reason:?}"
+                );
             }
         }
         let mut refused: Response<Bytes> =
             Refusal::new(Reason::Upstream, "").into_response(Dialect::Http);
         refused.extensions_mut().insert(Unsent);
-        assert_eq!(of_response(&refused, Dialect::Http), Ending::Unsent);
+        assert_eq!(
+            of(&Ok::<_, BoxError>(refused), Dialect::Http),
+            Ending::Unsent
+        );
     }
 }

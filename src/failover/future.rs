@@ -491,7 +491,7 @@ where
                             Some(_) => Others::UnderWay,
                             None => Others::None,
                         };
-                        let ending = ending::of(result, work.attempts.dialect);
+                        let ending = ending::of(result, work.attempts.dialect, time::wall);
                         if ending == Ending::Answered {
                             // Nearly all requests end here: answers are large, and not moved about.
                             work.answered(work.flight, others);
@@ -527,7 +527,7 @@ where
                         Others::None
                     };
                     let ending = match &result {
-                        Some(result) => ending::of(result, work.attempts.dialect),
+                        Some(result) => ending::of(result, work.attempts.dialect, time::wall),
                         None => Ending::Failed(Quiet::Unsaid),
                     };
                     match result {

@@ -20,9 +20,9 @@
 //!   full jitter. Endpoints that were tried are excluded while others are left; a policy that
 //!   hashes goes on along its own sequence. A retry that would not begin before the deadline is not
 //!   made: what the attempt ended with is the answer.
-//! - An endpoint that sends `Retry-After` in seconds, or `grpc-retry-pushback-ms`, is left alone
-//!   until then, up to 300 s. Others are asked at once; only when none is left does the request
-//!   wait. A negative pushback ends the attempts.
+//! - An endpoint that sends `Retry-After`, or `grpc-retry-pushback-ms`, is left alone until then, up
+//!   to 300 s. Others are asked at once; only when none is left does the request wait. A negative
+//!   pushback ends the attempts.
 //! - Retries of requests that were sent are out of a [`Budget`]; retries of those that were not are
 //!   bounded by the number of attempts alone.
 //! - When a further attempt is not let out, by a [breaker](crate::health::Breaker) or because no

@@ -31,9 +31,9 @@ use tower::Service;
 
 use super::{
     body::ResponseBody,
-    date,
     socket::{Blocked, Socket, Spoken},
     stall::Stalls,
+    today,
 };
 use crate::{error::BoxError, refusal::Refusals, time::Turn};
 
@@ -51,6 +51,10 @@ pub(super) struct Link {
     waker: Mutex<Option<Waker>>,
     in_flight: AtomicU32,
     is_http2: AtomicBool,
+    /// Whether it was accepted by a server that was leaving already.
+    came_late: AtomicBool,
+    /// Whether it has left HTTP, for a tunnel.
+    has_switched: AtomicBool,
     quiet: AtomicU8,
     /// Whether the last request had a body, of which not all may have been read.
     had_body: AtomicBool,
@@ -70,10 +74,12 @@ const NOTHING: u8 = 0;
 const REST: u8 = 1;
 /// Say with each HTTP/1.1 response that it is the last one.
 const LEAVE: u8 = 2;
-/// Finish what is in flight and close.
+/// Finish what is in flight and close. Who came late and has said nothing yet is about to ask.
 const FINISH: u8 = 3;
+/// Finish what is in flight and close, whoever it is.
+const END: u8 = 4;
 /// Close now.
-const CLOSE: u8 = 4;
+const CLOSE: u8 = 5;
 
 /// There was a request since the last look at the connection.
 const BUSY: u8 = 0;
@@ -98,13 +104,25 @@ impl Link {
         }
     }
 
+    /// Tells a new connection that the server is leaving.
+    pub(super) fn come_late(&self) {
+        self.came_late.store(true, Relaxed);
+        self.leave();
+    }
+
     fn is_leaving(&self) -> bool {
         self.signal.load(Relaxed) >= LEAVE
     }
 
-    /// Tells the connection to finish what is in flight and close.
+    /// Tells the connection to finish what is in flight and close. One that came late may ask yet.
     pub(super) fn finish(&self) {
         self.signal.fetch_max(FINISH, Relaxed);
+        self.wake();
+    }
+
+    /// Tells the connection to finish what is in flight and close, also when it has said nothing.
+    pub(super) fn end(&self) {
+        self.signal.fetch_max(END, Relaxed);
         self.wake();
     }
 
@@ -178,6 +196,11 @@ impl Link {
         } else if idle > sweeps {
             self.close();
         }
+    }
+
+    /// Whether bytes that are written may be an answer of hyper's own.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.in_flight.load(Relaxed) == 0 && !self.has_switched.load(Relaxed)
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -357,6 +380,11 @@ where
         this.inner.poll(cx).map_ok(|mut response| {
             this.refusals.observe(&response);
             let in_flight = this.in_flight.take();
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                && let Some(InFlight { link, .. }) = &in_flight
+            {
+                link.has_switched.store(true, Relaxed);
+            }
             if in_flight
                 .as_ref()
                 .is_some_and(|counted| counted.link.is_leaving())
@@ -367,7 +395,7 @@ where
                 response.headers_mut().insert(CONNECTION, close);
             }
             if *this.is_http2 && !response.headers().contains_key(DATE) {
-                response.headers_mut().insert(DATE, date::now());
+                response.headers_mut().insert(DATE, today::now());
             }
             let over_http2 = in_flight.as_ref().filter(|_| *this.is_http2);
             let handed = over_http2.map(Handed::new);
@@ -571,8 +599,9 @@ where
                     this.link.rested();
                 }
                 (LEAVE, _) => {}
-                (FINISH, Served::Http1(inner)) => Pin::new(&mut **inner).graceful_shutdown(),
-                (FINISH, Served::Http2(inner)) => inner.as_mut().graceful_shutdown(),
+                (FINISH, Served::Unknown(_)) if this.link.came_late.load(Relaxed) => {}
+                (FINISH | END, Served::Http1(inner)) => Pin::new(&mut **inner).graceful_shutdown(),
+                (FINISH | END, Served::Http2(inner)) => inner.as_mut().graceful_shutdown(),
                 // There is nothing to be finished.
                 _ => return Poll::Ready(Ok(())),
             }
@@ -825,5 +854,68 @@ mod tests {
             ended.await.unwrap().unwrap();
             assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "{side}");
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+    use http_body_util::Full;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        sync::Semaphore,
+    };
+
+    /// What a client hears whose connection is told so before its request is there.
+    async fn heard(tell: impl Fn(&Link)) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let link = Arc::new(Link::new(0));
+        tell(&link);
+        let service = tower::service_fn(async |_| {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        });
+        let service = Counted::new(service, link, Arc::default(), Arc::default());
+        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let protocols = Arc::new(Protocols::new());
+        let connection = Connection::new(&protocols, stream, slot, service);
+        let connection = tokio::spawn(connection);
+        tokio::task::yield_now().await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        // A connection that was closed may be reset.
+        client.read_to_string(&mut text).await.ok();
+        connection.await.unwrap().unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn who_came_while_the_server_left_may_ask_yet() {
+        let text = heard(|link| {
+            link.come_late();
+            link.finish();
+        })
+        .await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.contains("connection: close\r\n"), "{text}");
+
+        let silent = heard(|link| {
+            link.leave();
+            link.finish();
+        });
+        assert_eq!(silent.await, "");
+        let too_late = heard(|link| {
+            link.come_late();
+            link.finish();
+            link.end();
+        });
+        assert_eq!(too_late.await, "");
     }
 }

@@ -73,10 +73,10 @@
 pub mod body;
 #[cfg(feature = "server")]
 mod connection;
-#[cfg(feature = "server")]
-mod date;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "server")]
+mod farewell;
 #[cfg(feature = "server")]
 mod listener;
 mod membership;
@@ -89,6 +89,8 @@ mod server;
 mod socket;
 #[cfg(feature = "server")]
 mod stall;
+#[cfg(feature = "server")]
+mod today;
 mod verdicts;
 
 #[cfg(feature = "server")]

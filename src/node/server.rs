@@ -158,7 +158,7 @@ impl Server {
         if accepted.is_ok() && self.empty(late).await {
             return 0;
         }
-        self.connections.each(Stage::Leave, Link::finish);
+        self.connections.each(Stage::Leave, Link::end);
         if self.empty(until).await {
             return 0;
         }
@@ -203,7 +203,7 @@ impl Connections {
         }
         match links.stage {
             Stage::Serve => {}
-            Stage::Leave => link.leave(),
+            Stage::Leave => link.come_late(),
             Stage::Close => link.close(),
         }
         self.open.send_replace(links.by_number.len());

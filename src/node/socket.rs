@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::connection::Link;
+use super::{connection::Link, farewell};
 
 /// In which sweep a socket began to refuse bytes. A body behind it is not polled by then, so that
 /// no timer in a body can notice.
@@ -67,6 +67,8 @@ pub(super) struct Socket {
     stream: TcpStream,
     /// What was read, to know what is spoken or too far, and is to be read again.
     first: BytesMut,
+    /// What is written instead of what hyper wrote: its last words, with a document.
+    farewell: Bytes,
     /// Whether nothing was read since it was last begun to speak.
     is_new: bool,
     /// Who is woken when there is something to read.
@@ -98,6 +100,7 @@ impl Socket {
         Self {
             stream,
             first: BytesMut::new(),
+            farewell: Bytes::new(),
             is_new: true,
             waiting: None,
             is_left: false,
@@ -127,6 +130,30 @@ impl Socket {
     pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             ready!(self.poll_first(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes the last words of hyper, if these are.
+    fn take_farewell(&mut self, bytes: &[u8]) -> bool {
+        if !self.link.is_unasked() {
+            return false;
+        }
+        let Some(problem) = farewell::problem(bytes) else {
+            return false;
+        };
+        self.farewell = problem.into();
+        true
+    }
+
+    /// Writes the last words out.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.farewell.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.farewell);
+            match ready!(self.note(written))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.farewell.advance(written),
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -221,6 +248,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.take_farewell(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(written)
     }
@@ -230,6 +260,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [bytes] = slices
+            && self.take_farewell(bytes)
+        {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut stream = Pin::new(&mut self.stream);
         let written = if slices.len() < 2 || length > Self::SMALL {
@@ -251,10 +286,12 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_farewell(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_farewell(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

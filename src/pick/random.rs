@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Candidate, Pick, Picker, Policy, next_allowed, scale};
+use super::{Candidate, Pick, Picker, Policy, alias::Alias, next_allowed, scale};
 
-/// Any endpoint, each as likely as the others, whatever its weight.
+/// Any endpoint, each as likely as the others, whatever its weight. One that starts slowly is less
+/// likely at first.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Random {}
@@ -23,16 +24,29 @@ impl Policy for Random {
     }
 
     fn picker(&self, candidates: &Arc<[Candidate]>) -> Box<dyn Picker> {
-        Box::new(RandomPicker(Arc::clone(candidates)))
+        let shares: Vec<_> = candidates.iter().map(|c| f64::from(c.share)).collect();
+        let is_ramping = shares.iter().any(|share| *share < 1.0);
+        Box::new(RandomPicker {
+            ramping: is_ramping.then(|| Alias::new(&shares)),
+            candidates: Arc::clone(candidates),
+        })
     }
 }
 
 #[derive(Debug)]
-struct RandomPicker(Arc<[Candidate]>);
+struct RandomPicker {
+    /// While some start slowly, the choice follows their shares.
+    ramping: Option<Alias>,
+    candidates: Arc<[Candidate]>,
+}
 
 impl Picker for RandomPicker {
     fn pick(&self, pick: &Pick<'_>) -> Option<usize> {
-        next_allowed(&self.0, scale(pick.entropy, self.0.len()), pick)
+        let start = match &self.ramping {
+            Some(shares) => shares.draw(pick.entropy)?,
+            None => scale(pick.entropy, self.candidates.len()),
+        };
+        next_allowed(&self.candidates, start, pick)
     }
 }
 
@@ -47,6 +61,16 @@ mod tests {
         let picker = Random::new().picker(&candidates(&[1, 9, 1, 1]));
         for count in tally(&*picker, 4, 40_000) {
             assert!((9_500..=10_500).contains(&count), "{count}");
+        }
+    }
+
+    #[test]
+    fn who_starts_slowly_is_less_likely_whatever_its_weight() {
+        let mut slow = candidates(&[1, 1, 9]).to_vec();
+        slow[2].share = 0.25;
+        let tally = tally(&*Random::new().picker(&slow.into()), 3, 90_000);
+        for (count, expected) in tally.iter().zip([40_000_usize, 40_000, 10_000]) {
+            assert!(count.abs_diff(expected) < 1_000, "{tally:?}");
         }
     }
 }

@@ -231,17 +231,24 @@ pub(super) fn failure(
     } else {
         TransportErrorKind::Lost
     };
-    // A stream that the endpoint refused was not processed (RFC 9113 section 8.7).
-    let refused = error
-        .source()
-        .and_then(|source| source.downcast_ref::<h2::Error>())
-        .and_then(h2::Error::reason)
-        == Some(h2::Reason::REFUSED_STREAM);
+    let source = error.source();
+    let source = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    let is_unprocessed = source.is_some_and(is_unprocessed);
     let failure = TransportError::new(kind).caused_by(error);
-    if written && !refused {
+    if written && !is_unprocessed {
         failure.written()
     } else {
         failure
+    }
+}
+
+/// Whether the endpoint did not process the stream (RFC 9113 section 8.7): it refused it, or said
+/// goodbye and named an earlier one as the last. Streams up to that one do not end with the goodbye.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => true,
+        Some(h2::Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+        _ => false,
     }
 }
 

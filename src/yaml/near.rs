@@ -11,8 +11,17 @@ pub(super) fn nearest<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) 
         .map(|candidate| (distance(word, candidate), candidate))
         // One slip in every three letters: `prot` is not `path`.
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
+        // Who writes `http2` does not mean `http1`.
+        .filter(|(distance, candidate)| *distance == 0 || !differ_in_digits(word, candidate))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// Whether the words are the same but for the values of their digits.
+fn differ_in_digits(one: &str, other: &str) -> bool {
+    let fits =
+        |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a.is_ascii_digit() && b.is_ascii_digit());
+    one.len() == other.len() && one.bytes().zip(other.bytes()).all(fits)
 }
 
 /// The edits from one word to the other (Levenshtein); case and the choice of `-`, `_` or `.` are
@@ -55,7 +64,7 @@ mod tests {
 
     #[test]
     fn only_a_near_word_is_suggested() {
-        let words = ["balance", "protocol", "path", "tls"];
+        let words = ["balance", "protocol", "path", "tls", "http1"];
         for (word, meant) in [
             ("balence", Some("balance")),
             ("Protocoll", Some("protocol")),
@@ -63,6 +72,9 @@ mod tests {
             ("pth", Some("path")),
             ("tlss", Some("tls")),
             ("health", None),
+            ("http2", None),
+            ("HTTP1", Some("http1")),
+            ("htp1", Some("http1")),
             ("", None),
         ] {
             assert_eq!(nearest(word, words), meant, "{word}");

@@ -11,7 +11,7 @@ use std::{
 
 /// The top-level modules by rank. Modules of one rank do not import each other.
 const RANKS: [&[&str]; 10] = [
-    &["error", "sync", "time"],
+    &["date", "error", "sync", "time"],
     &[
         "body", "client", "endpoint", "etcd", "head", "outcome", "redis", "yaml",
     ],
@@ -76,6 +76,7 @@ const PURE: &[&str] = &[
     "cluster/tiers.rs",
     "cluster/zone.rs",
     "config/settings/",
+    "date.rs",
     "discover/backoff",
     "discover/dns/answer.rs",
     "discover/dns/name.rs",
@@ -132,6 +133,7 @@ const PURE: &[&str] = &[
     "monitor/rule.rs",
     "monitor/template.rs",
     "monitor/track.rs",
+    "node/farewell.rs",
     "node/peers.rs",
     "outcome/",
     "pick/",

@@ -16,7 +16,10 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{Notify, Semaphore, mpsc, watch},
+};
 use tower::{Layer as _, Service as _, ServiceExt as _};
 use tower_gateway::{
     balance::{Balance, BalanceLayer},
@@ -133,6 +136,63 @@ async fn a_goodbye_while_a_stream_is_open_loses_no_request() {
         gateway.settled().await;
     }
     assert_eq!(gateway.settled().await["failures"], 0);
+}
+
+/// A backend that reads the head of a request and ends with these frames.
+async fn ending_with(frames: &'static [u8]) -> Backend {
+    Backend::raw(move |mut wire, _| async move {
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        const HEADERS: u8 = 1;
+        wire.send(SETTINGS).await;
+        wire.exactly(24).await.unwrap();
+        loop {
+            let Ok(head) = wire.exactly(9).await else {
+                return;
+            };
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            wire.exactly(length as usize).await.unwrap();
+            if head[3] == HEADERS {
+                break;
+            }
+        }
+        wire.send(frames).await;
+        wire.stream.shutdown().await.unwrap();
+        wire.rest().await.ok();
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stream_that_was_not_processed_goes_to_another_endpoint() {
+    const REFUSED: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7];
+    // The last stream that may have been processed is 0, or 1.
+    const UNSEEN: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const BROKEN: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2];
+    for (frames, statuses) in [
+        (REFUSED, [200, 200]),
+        (UNSEEN, [200, 200]),
+        (BROKEN, [200, 502]),
+    ] {
+        let bad = ending_with(frames).await;
+        let good = leaving_after(usize::MAX, mpsc::unbounded_channel().0).await;
+        let text = format!(
+            "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n\
+             clusters: {{ web: {{ protocol: h2, discovery: {{ type: static, endpoints: [ \
+             {{ address: \"{}\" }}, {{ address: \"{}\" }} ] }} }} }}\n\
+             routes: [ {{ match: {{}}, cluster: web }} ]\n",
+            bad.address, good.address
+        );
+        let gateway = Gateway::start(&text).await;
+        let mut client = gateway.connect().await;
+        let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody";
+        let mut found = [0; 2];
+        for status in &mut found {
+            *status = client.ask(post).await.status();
+        }
+        found.sort_unstable();
+        assert_eq!(found, statuses, "{frames:?}");
+        assert!(bad.connections() > 0);
+    }
 }
 
 #[tokio::test]

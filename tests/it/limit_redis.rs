@@ -271,6 +271,25 @@ async fn an_outage_is_open_or_closed_where_the_limit_says_so() {
 }
 
 #[tokio::test]
+async fn an_open_limit_admits_what_was_denied_before_the_outage() {
+    let Some(mut server) = RedisServer::start().await else {
+        return;
+    };
+    let open = limiter(&server, Quota::per_hour(2), OnStoreFailure::Open).await;
+    let closed = limiter(&server, Quota::per_hour(2), OnStoreFailure::Closed).await;
+    for limiter in [&open, &closed] {
+        until("a denial", async || limiter.acquire("a").await.is_err()).await;
+    }
+    server.stop();
+    // A node that knows the denial asks nobody, and must notice all the same.
+    until("an admission", async || open.acquire("a").await.is_ok()).await;
+    for _ in 0..10 {
+        assert!(open.acquire("a").await.is_ok());
+    }
+    assert!(closed.acquire("a").await.is_err());
+}
+
+#[tokio::test]
 async fn what_the_server_forgets_the_nodes_remember() {
     let Some(server) = RedisServer::start().await else {
         return;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::support::{Backend, Gateway, within};
+use crate::support::{Backend, Gateway, Message, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -27,6 +27,14 @@ async fn statuses(gateway: &Gateway, bytes: &[u8]) -> Vec<u16> {
     heads
         .map(|head| head[2..5].parse().unwrap_or_else(|_| panic!("{answer}")))
         .collect()
+}
+
+fn assert_problem(response: &Message, status: u16) {
+    assert_eq!(response.status(), status, "{}", response.text());
+    let content_type = response.head.one("content-type");
+    assert_eq!(content_type, Some("application/problem+json"));
+    let problem: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(problem["status"], status);
 }
 
 /// Each of these is answered with nothing but 400, or not at all, and no byte goes on.
@@ -304,7 +312,7 @@ async fn heads_beyond_the_limits_are_refused() {
         // It may be cut in the middle.
         client.try_send(&bytes).await.ok();
         match within("an answer", client.try_response()).await {
-            Ok(response) => assert_eq!(response.status(), status),
+            Ok(response) => assert_problem(&response, status),
             Err(error) => assert_eq!(status, 431, "{error}"),
         }
         assert!(backend.seen.lock().is_empty());
@@ -313,6 +321,73 @@ async fn heads_beyond_the_limits_are_refused() {
         statuses(&gateway, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await,
         [200]
     );
+}
+
+/// Also where the library answers that reads the head.
+#[tokio::test]
+async fn who_is_refused_is_told_why() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let good = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    for bad in [
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx y: z\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx: y\r\n z\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+    ] {
+        // Alone, and behind a request that is answered first.
+        let mut client = gateway.connect().await;
+        assert_problem(&client.ask(bad).await, 400);
+        assert!(
+            within("the end", client.rest())
+                .await
+                .is_ok_and(|rest| rest.is_empty())
+        );
+        let mut client = gateway.connect().await;
+        client.send(format!("{good}{bad}")).await;
+        assert_eq!(client.response().await.text(), "ok");
+        assert_problem(&client.response().await, 400);
+    }
+}
+
+/// An endpoint that says what the library would say is no library.
+#[tokio::test]
+async fn what_an_endpoint_says_is_not_rewritten() {
+    const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n";
+    let backend = Backend::raw(|mut wire, _| async move {
+        let request = wire.head().await.unwrap().unwrap();
+        if request.target() == "/tunnel" {
+            wire.send(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+            )
+            .await;
+        }
+        wire.send(BARE).await;
+        wire.rest().await.ok();
+    })
+    .await;
+    let gateway = Gateway::over(backend.address).await;
+    let mut client = gateway.connect().await;
+    let response = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!((response.status(), response.text()), (400, ""));
+    assert_eq!(response.head.one("content-type"), None);
+    let mut tunnel = gateway.connect().await;
+    tunnel
+        .send("GET /tunnel HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+        .await;
+    assert_eq!(
+        within("a head", tunnel.head())
+            .await
+            .unwrap()
+            .unwrap()
+            .status(),
+        101
+    );
+    let through = within("the bytes", tunnel.exactly(BARE.len()))
+        .await
+        .unwrap();
+    assert_eq!(through, BARE.as_bytes());
 }
 
 #[tokio::test]

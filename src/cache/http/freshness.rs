@@ -4,10 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{
-    control::{MaxStale, RequestControl, ResponseControl},
-    date,
-};
+use super::control::{MaxStale, RequestControl, ResponseControl};
+use crate::date;
 
 /// The part of its age at which a response is taken to stay as it is (RFC 9111 section 4.2.2).
 const HEURISTIC_PART: u32 = 10;

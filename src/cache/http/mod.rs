@@ -2,7 +2,6 @@
 
 pub(crate) mod age;
 pub(crate) mod control;
-pub(crate) mod date;
 pub(crate) mod freshness;
 pub(crate) mod key;
 pub(crate) mod range;

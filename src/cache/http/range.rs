@@ -7,7 +7,8 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{date, validation};
+use super::validation;
+use crate::date;
 
 /// How long before it was sent a response must have been last modified for the date to be a
 /// strong validator (RFC 9110 section 8.8.2.2).

@@ -6,11 +6,10 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 
 use super::{
     control::{RequestControl, ResponseControl},
-    date,
     freshness::{self, Freshness},
     vary::Vary,
 };
-use crate::hop;
+use crate::{date, hop};
 
 /// Fields beyond the hop-by-hop ones that are not stored: those of one exchange with a proxy, and
 /// the age, which the cache writes anew.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::date;
+use crate::date;
 use crate::hop;
 
 /// Conditions that a cache evaluates by itself.

@@ -59,7 +59,7 @@ use self::{
 use super::{Decided, MAX_ASKS, Store, StoreError};
 use crate::{
     limit::{
-        ask::{Ask, Decision, Level, Source},
+        ask::{Ask, Decision, Level, OnStoreFailure, Source},
         fingerprint::Fingerprint,
         quota::Rule,
     },
@@ -160,6 +160,8 @@ struct Shared {
     /// As the server counts them, and as somebody has said; 0 for not known.
     seen: AtomicU64,
     said: AtomicU64,
+    /// Whether the server did not answer when it was last told that the node is alive.
+    is_gone: AtomicBool,
     /// Keys of which something is held.
     holders: Mutex<HashSet<Fingerprint>>,
     errors: AtomicU64,
@@ -194,6 +196,7 @@ impl Redis {
             has_begun: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             said: AtomicU64::new(0),
+            is_gone: AtomicBool::new(false),
             holders: Mutex::new(HashSet::new()),
             errors: AtomicU64::new(0),
         });
@@ -396,6 +399,13 @@ impl Shared {
         }
     }
 
+    /// Whether a limit is open as the server is gone, although a node that denies what it knows does
+    /// not ask, and so does not notice.
+    fn is_open(&self, asks: &[Ask]) -> bool {
+        let is_open = |ask: &Ask| ask.on_store_failure == OnStoreFailure::Open;
+        self.is_gone.load(Relaxed) && asks.iter().any(is_open)
+    }
+
     fn has_begun(&self) -> bool {
         self.has_begun.load(Relaxed)
     }
@@ -510,12 +520,19 @@ impl Shared {
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         for (position, ask) in asks.iter().enumerate() {
             let new = || Entry::new(ask.quota, now);
+            let is_open = ask.on_store_failure == OnStoreFailure::Open;
             let is_news = self.table.open(ask.fingerprint, now, new, |entry| {
                 let had_news = entry.has_news();
                 if entry.quota() != ask.quota {
                     entry.change(ask.quota);
                 }
-                let taken = entry.take(ask.cost.into(), now);
+                let taken = match entry.take(ask.cost.into(), now) {
+                    // Not even what is certain, but for what never fits.
+                    (Verdict::Deny, taken) if is_open && ask.cost <= ask.quota.capacity() => {
+                        (Verdict::Unknown, taken)
+                    }
+                    taken => taken,
+                };
                 verdicts[position] = taken;
                 levels[position] = match taken.0 {
                     Verdict::Unknown => entry.decide_alone(ask, alone, now),
@@ -578,8 +595,11 @@ async fn beat(store: Weak<Shared>) {
         drop(shared);
         let seen = line.beat(node).await;
         drop(line);
-        if let (Some(seen), Some(shared)) = (seen, store.upgrade()) {
-            shared.seen.store(seen, Relaxed);
+        if let Some(shared) = store.upgrade() {
+            shared.is_gone.store(seen.is_none(), Relaxed);
+            if let Some(seen) = seen {
+                shared.seen.store(seen, Relaxed);
+            }
         }
         let pause = if seen.is_some() { BEAT } else { BEAT / 10 };
         time::sleep_until(time::after(time::now(), pause)).await;
@@ -640,7 +660,7 @@ impl Store for Redis {
     ) -> Option<Decision> {
         let shared = &self.shared;
         let is_silent = |ask: &Ask| shared.shards[shared.shard_of(ask.fingerprint)].is_silent();
-        if asks.iter().any(is_silent) {
+        if asks.iter().any(is_silent) || shared.is_open(asks) {
             return Some(shared.decide_alone(asks, levels, false, now));
         }
         shared.decide_here(asks, levels, now)
