@@ -64,10 +64,10 @@ pub(super) struct HeadReader {
     known: Known,
 }
 
-/// The names of the fields of the head before, which the next one nearly always has in the same
-/// places.
+/// The names of the fields of the head before, as they were spelt: the next one nearly always has
+/// the same in the same places.
 #[derive(Debug, Default)]
-struct Known(Vec<HeaderName>);
+struct Known(Vec<(Box<[u8]>, HeaderName)>);
 
 impl Known {
     /// Beyond so many they are not kept.
@@ -75,16 +75,16 @@ impl Known {
 
     /// The name that is spelt so, in this place.
     fn name(&mut self, place: usize, spelt: &[u8]) -> Result<HeaderName, InvalidHead> {
-        let known = self.0.get_mut(place);
-        if let Some(known) = &known
-            && known.as_str().as_bytes().eq_ignore_ascii_case(spelt)
+        if let Some((known, name)) = self.0.get(place)
+            && **known == *spelt
         {
-            return Ok(HeaderName::clone(known));
+            return Ok(name.clone());
         }
         let name = HeaderName::from_bytes(spelt).map_err(|_| InvalidHead::Field)?;
-        match known {
-            Some(known) => known.clone_from(&name),
-            None if place < Self::MOST => self.0.push(name.clone()),
+        let known = (spelt.into(), name.clone());
+        match self.0.get_mut(place) {
+            Some(other) => *other = known,
+            None if place < Self::MOST => self.0.push(known),
             None => {}
         }
         Ok(name)
