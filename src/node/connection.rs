@@ -855,18 +855,6 @@ mod tests {
             assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "{side}");
         }
     }
-}
-
-#[cfg(test)]
-#[cfg(not(tower_gateway_loom))]
-mod tests {
-    use super::*;
-    use http_body_util::Full;
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-        sync::Semaphore,
-    };
 
     /// What a client hears whose connection is told so before its request is there.
     async fn heard(tell: impl Fn(&Link)) -> String {
