@@ -11,12 +11,15 @@ from ground import EVERYTHING, Backends, Connection, Failed, Gateway, ask_http1,
 
 STEPS = [1_000, 2_000, 4_000]
 LOADED = 64
+SETTLE_SECONDS = 3  # a connection that was quiet for a second rests
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gateway", type=Path, help="an example that was built, instead of building it")
+    parser.add_argument("--rate", type=float, help="connections opened a second, instead of as fast as they are answered")
     arguments = parser.parse_args()
+    pause = 1 / arguments.rate if arguments.rate else 0
     binary = arguments.gateway or ground.build()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(STEPS) + 1000
@@ -32,15 +35,21 @@ def main():
                 loaded = resident_kib(gateway.pid, "VmHWM")
                 print(f"resident: {started / 1024:.1f} MiB at the start, {loaded / 1024:.1f} MiB with {LOADED} connections")
                 before, held, idle = resident_kib(gateway.pid), 0, []
+                first = before
                 for step in STEPS:
                     while len(idle) < step:
                         connection = Connection(gateway.address)
                         connection.ask(request("/1k"))
                         idle.append(connection)
-                    time.sleep(3)
+                        time.sleep(pause)
+                    time.sleep(SETTLE_SECONDS)
                     now = resident_kib(gateway.pid)
                     each = (now - before) / (len(idle) - held)
-                    print(f"{len(idle)} idle connections: {now / 1024:.1f} MiB, {each:.1f} KiB for each of the last")
+                    all_in_all = (now - first) / len(idle)
+                    print(
+                        f"{len(idle)} idle connections: {now / 1024:.1f} MiB, {each:.1f} KiB for each of the last, "
+                        f"{all_in_all:.1f} of all"
+                    )
                     before, held = now, len(idle)
 
 

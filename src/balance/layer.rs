@@ -25,7 +25,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     pub(super) cluster: Cluster,
-    pub(super) scheme: Scheme,
+    /// `None` where the URI of requests stays.
+    pub(super) scheme: Option<Scheme>,
     pub(super) hash_key: Option<HashKey>,
     pub(super) sessions: Option<Sessions>,
     pub(super) subset: Option<Subset>,
@@ -46,7 +47,7 @@ impl BalanceLayer {
     pub fn new(cluster: Cluster) -> Self {
         Self {
             cluster,
-            scheme: Scheme::HTTP,
+            scheme: Some(Scheme::HTTP),
             hash_key: None,
             sessions: None,
             subset: None,
@@ -58,7 +59,17 @@ impl BalanceLayer {
     /// Sets the scheme that the URI of a balanced request gets.
     #[must_use]
     pub fn scheme(mut self, scheme: Scheme) -> Self {
-        self.scheme = scheme;
+        self.scheme = Some(scheme);
+        self
+    }
+
+    /// Leaves the URI as it came, for a client that goes by [`Chosen`](crate::member::Chosen) alone.
+    #[cfg_attr(
+        not(feature = "config"),
+        allow(dead_code, reason = "a node knows what its clients go by")
+    )]
+    pub(crate) fn keep_uri(mut self) -> Self {
+        self.scheme = None;
         self
     }
 

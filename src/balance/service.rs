@@ -31,7 +31,7 @@ use crate::{
 pub struct Balance<S> {
     inner: S,
     cluster: Cluster,
-    scheme: Scheme,
+    scheme: Option<Scheme>,
     hash_key: Option<HashKey>,
     sessions: Option<Sessions>,
     subset: Option<Subset>,
@@ -277,7 +277,10 @@ where
             lease,
             set_cookie,
         } = leased;
-        let authority = address(request.uri_mut(), &self.scheme, &member);
+        let authority = match &self.scheme {
+            Some(scheme) => address(request.uri_mut(), scheme, &member),
+            None => request.uri().authority().cloned(),
+        };
         let chosen = Chosen::new(member, authority);
         request.extensions_mut().insert(chosen);
         let exchange = self.inner.call(request);

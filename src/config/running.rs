@@ -9,7 +9,7 @@ use super::{
     checks::checks,
     plan::{ClusterPlan, Tls},
     serve::{Backend, RequestBody, Stack},
-    settings::{ClusterSettings, PolicySettings, StickySettings},
+    settings::{ClusterSettings, PolicySettings, Protocol, StickySettings},
     structure::{Own, Structure},
     watch::{Ground, watch},
 };
@@ -128,7 +128,12 @@ impl Running {
         } else {
             Scheme::HTTP
         };
-        let balance = BalanceLayer::new(self.cluster.clone()).scheme(scheme);
+        let balance = BalanceLayer::new(self.cluster.clone());
+        let balance = match self.settings.protocol {
+            // A request names its endpoint by the connection that it takes.
+            Protocol::Http1 => balance.keep_uri(),
+            Protocol::Http2 => balance.scheme(scheme),
+        };
         let hash_key = match &self.settings.balance {
             PolicySettings::Affinity(affinity) => Some(&affinity.hash_key),
             PolicySettings::Named { hash_key, .. } => hash_key.as_ref(),

@@ -14,7 +14,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{CONNECTION, DATE},
+};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -30,6 +33,7 @@ use super::{
     body::ResponseBody,
     socket::{Blocked, Socket, Spoken},
     stall::Stalls,
+    today,
 };
 use crate::{error::BoxError, refusal::Refusals, time::Turn};
 
@@ -43,12 +47,12 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> ServeBody fo
 #[derive(Debug, Default)]
 pub(super) struct Link {
     signal: AtomicU8,
-    /// Whether it was accepted by a server that was leaving already.
-    came_late: AtomicBool,
     /// That of the connection's task, which does not change.
     waker: Mutex<Option<Waker>>,
     in_flight: AtomicU32,
     is_http2: AtomicBool,
+    /// Whether it was accepted by a server that was leaving already.
+    came_late: AtomicBool,
     /// Whether it has left HTTP, for a tunnel.
     has_switched: AtomicBool,
     quiet: AtomicU8,
@@ -336,6 +340,24 @@ where
     }
 }
 
+/// The service of a connection of HTTP/2. Its futures are boxed: hyper moves each several times on
+/// its way into a task.
+pub(super) struct Streams<S>(Counted<S>);
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Streams<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: ServeBody,
+{
+    type Response = Response<ResponseBody<B>>;
+    type Error = Infallible;
+    type Future = Pin<Box<CountedFuture<S::Future>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        Box::pin(self.0.call(request))
+    }
+}
+
 pin_project! {
     pub(super) struct CountedFuture<F> {
         #[pin]
@@ -372,6 +394,9 @@ where
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
+            if *this.is_http2 && !response.headers().contains_key(DATE) {
+                response.headers_mut().insert(DATE, today::now());
+            }
             let over_http2 = in_flight.as_ref().filter(|_| *this.is_http2);
             let handed = over_http2.map(Handed::new);
             response.map(|body| ResponseBody::new(body, in_flight, handed))
@@ -401,6 +426,9 @@ impl Protocols {
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
+            // Hyper makes room for another field to set it, also where it is set already, and
+            // maps are full more often than not.
+            .auto_date_header(false)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
         Self { http1, http2 }
@@ -429,7 +457,7 @@ where
 }
 
 type Http1<S> = http1::UpgradeableConnection<TokioIo<Socket>, Counted<S>>;
-type Http2<S> = http2::Connection<TokioIo<Socket>, Counted<S>, TokioExecutor>;
+type Http2<S> = http2::Connection<TokioIo<Socket>, Streams<S>, TokioExecutor>;
 
 /// What is spoken. Boxed, so that a connection that is not is small.
 enum Served<S, B>
@@ -496,7 +524,7 @@ where
                 Self::Http1(Box::new(inner.with_upgrades()))
             }
             Spoken::Http2 => {
-                let inner = protocols.http2.serve_connection(socket, service);
+                let inner = protocols.http2.serve_connection(socket, Streams(service));
                 Self::Http2(Box::pin(inner))
             }
         }
@@ -594,8 +622,8 @@ where
 #[cfg(not(tower_gateway_loom))]
 mod tests {
     use super::*;
+    use crate::time::{self, Timer};
     use http_body_util::{BodyExt as _, Full};
-    use hyper::body::Incoming;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -611,7 +639,8 @@ mod tests {
         client: TcpStream,
     }
 
-    /// Answers with the path; `/upgrade` switches to an echo, `/early` leaves the request body.
+    /// Answers with the path; `/upgrade` switches to an echo, `/early` leaves the request body,
+    /// `/late` waits for a timer.
     fn answering() -> Answering {
         let answer = async |request: Request<Incoming>| {
             let path = Bytes::copy_from_slice(request.uri().path().as_bytes());
@@ -630,6 +659,11 @@ mod tests {
                 }
                 b"/early" => {
                     tokio::spawn(request.into_body().collect());
+                }
+                b"/late" => {
+                    let mut timer = Timer::default();
+                    let at = time::now() + 2 * time::NUDGE + Duration::from_millis(100);
+                    std::future::poll_fn(|cx| timer.poll_until(at, cx)).await;
                 }
                 _ => {}
             }
@@ -779,6 +813,21 @@ mod tests {
         pair.client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
         assert!(answer.ends_with("\r\n\r\nabc"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_the_next_look_or_by_the_last() {
+        for last in [false, true] {
+            let mut pair = Pair::new().await;
+            pair.send("GET /late HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            let link = Arc::clone(&pair.connection.link);
+            assert!(link.wants_nudge.load(Relaxed));
+            match last {
+                true => link.unwatch(),
+                false => link.look(),
+            }
+            pair.read("/late").await;
+        }
     }
 
     #[tokio::test]

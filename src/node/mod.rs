@@ -91,6 +91,8 @@ mod socket;
 mod spread;
 #[cfg(feature = "server")]
 mod stall;
+#[cfg(feature = "server")]
+mod today;
 mod verdicts;
 #[cfg(feature = "server")]
 mod workers;

@@ -1,6 +1,7 @@
 //! The socket of a client, which notes when the client takes nothing.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
@@ -66,21 +67,30 @@ pub(super) struct Socket {
     stream: TcpStream,
     /// What was read, to know what is spoken or too far, and is to be read again.
     first: BytesMut,
+    /// What is written instead of what hyper wrote: its last words, with a document.
+    farewell: Bytes,
     /// Whether nothing was read since it was last begun to speak.
     is_new: bool,
     /// Who is woken when there is something to read.
     waiting: Option<Waker>,
     /// Whether that waker was left with the stream by the last read, and is there until it is used.
     is_left: bool,
-    /// What is written instead of what hyper wrote: its last words, with a document.
-    farewell: Bytes,
     link: Arc<Link>,
     sweeps: Arc<AtomicU32>,
     /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
     _slot: OwnedSemaphorePermit,
 }
 
+thread_local! {
+    /// What is written in one piece.
+    static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Socket {
+    /// Up to here, the pieces of a write are put together: to copy them costs less than the kernel
+    /// takes for several.
+    const SMALL: usize = 4 * 1024;
+
     pub(super) fn new(
         stream: TcpStream,
         slot: OwnedSemaphorePermit,
@@ -90,10 +100,10 @@ impl Socket {
         Self {
             stream,
             first: BytesMut::new(),
+            farewell: Bytes::new(),
             is_new: true,
             waiting: None,
             is_left: false,
-            farewell: Bytes::new(),
             link,
             sweeps,
             _slot: slot,
@@ -255,7 +265,19 @@ impl AsyncWrite for Socket {
         {
             return Poll::Ready(Ok(bytes.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut stream = Pin::new(&mut self.stream);
+        let written = if slices.len() < 2 || length > Self::SMALL {
+            stream.poll_write_vectored(cx, slices)
+        } else {
+            WHOLE.with_borrow_mut(|whole| {
+                whole.clear();
+                slices
+                    .iter()
+                    .for_each(|slice| whole.extend_from_slice(slice));
+                stream.as_mut().poll_write(cx, whole)
+            })
+        };
         self.note(written)
     }
 

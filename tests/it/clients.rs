@@ -9,8 +9,11 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpSocket, TcpStream};
-use tower::service_fn;
-use tower_gateway::node::{Listener, Server};
+use tower::{Layer as _, service_fn};
+use tower_gateway::{
+    TimeoutLayer,
+    node::{Listener, Server},
+};
 
 use crate::support::{
     Backend, BoxBody, Gateway, Tape, Wire, full, http_client, is_alone, memory, until, within,
@@ -136,6 +139,33 @@ async fn a_request_head_that_never_ends_is_cut() {
         }
     );
     until("no connection", async || server.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_timeout_holds_whether_the_server_is_there_or_not() {
+    let limit = Duration::from_millis(1200);
+    for is_there in [true, false] {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let never = service_fn(async |_: Request<_>| {
+            std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>().await
+        });
+        let service = TimeoutLayer::new(limit).layer(never);
+        let mut server = Some(listener.serve(move |_| service.clone()));
+        let mut client = Wire::connect(address).await;
+        let begun = tokio::time::Instant::now();
+        client.send(GET).await;
+        until("a request in flight", async || {
+            server.as_ref().unwrap().in_flight() == 1
+        })
+        .await;
+        server.take_if(|_| !is_there);
+        let response = within("an answer", client.response()).await;
+        assert_eq!(response.status(), 504);
+        assert!(begun.elapsed() >= limit);
+    }
 }
 
 #[tokio::test]

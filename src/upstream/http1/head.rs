@@ -61,6 +61,34 @@ pub(super) enum Expected {
 pub(super) struct HeadReader {
     /// How much was looked through for the end of a head that came in pieces.
     seen: usize,
+    known: Known,
+}
+
+/// The names of the fields of the head before, as they were spelt: the next one nearly always has
+/// the same in the same places.
+#[derive(Debug, Default)]
+struct Known(Vec<(Box<[u8]>, HeaderName)>);
+
+impl Known {
+    /// Beyond so many they are not kept.
+    const MOST: usize = 16;
+
+    /// The name that is spelt so, in this place.
+    fn name(&mut self, place: usize, spelt: &[u8]) -> Result<HeaderName, InvalidHead> {
+        if let Some((known, name)) = self.0.get(place)
+            && **known == *spelt
+        {
+            return Ok(name.clone());
+        }
+        let name = HeaderName::from_bytes(spelt).map_err(|_| InvalidHead::Field)?;
+        let known = (spelt.into(), name.clone());
+        match self.0.get_mut(place) {
+            Some(other) => *other = known,
+            None if place < Self::MOST => self.0.push(known),
+            None => {}
+        }
+        Ok(name)
+    }
 }
 
 impl HeadReader {
@@ -77,7 +105,7 @@ impl HeadReader {
             // read twice for each byte that comes.
             let may_be_whole = self.seen == 0 || self.is_whole(buffer);
             let head = match may_be_whole {
-                true => parse(buffer, headers, expected)?,
+                true => parse(buffer, headers, expected, &mut self.known)?,
                 false => None,
             };
             let Some(head) = head else {
@@ -137,6 +165,7 @@ fn parse(
     buffer: &mut BytesMut,
     headers: &mut HeaderMap,
     expected: Expected,
+    known: &mut Known,
 ) -> Result<Option<Head>, InvalidHead> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut response = httparse::Response::new(&mut []);
@@ -182,9 +211,8 @@ fn parse(
     let mut is_chunked = false;
     let mut length = Length::Unsaid;
     headers.reserve(count);
-    for Place { name, value } in &places[..count] {
-        let name = HeaderName::from_bytes(&bytes[Place::of(*name)]);
-        let name = name.map_err(|_| InvalidHead::Field)?;
+    for (place, Place { name, value }) in places[..count].iter().enumerate() {
+        let name = known.name(place, &bytes[Place::of(*name)])?;
         let value = HeaderValue::from_maybe_shared(bytes.slice(Place::of(*value)));
         let value = value.map_err(|_| InvalidHead::Field)?;
         if name == CONNECTION {
@@ -319,6 +347,25 @@ mod tests {
             assert_eq!(head.decoder, Decoder::length(3));
             assert!(head.keep_alive);
             assert_eq!(&buffer[..], b"abc");
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_this_head() {
+        let mut reader = HeadReader::default();
+        for fields in [
+            "Server: a\r\nX-Own: b\r\n",
+            "server: a\r\nx-own: b\r\n",
+            "X-Own: a\r\nServer: b\r\nX-More: c\r\n",
+            "Server: a\r\n",
+            "X-Owner: a\r\nSer: b\r\n",
+        ] {
+            let text = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{fields}\r\n");
+            let mut buffer = BytesMut::from(&*text);
+            let head = reader.read(&mut buffer, &mut HeaderMap::new(), Expected::Body);
+            let head = head.unwrap().unwrap();
+            let expected = whole(&text);
+            assert_eq!(head.headers, expected.headers, "{fields}");
         }
     }
 
