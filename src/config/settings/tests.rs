@@ -707,7 +707,7 @@ nodes: {}
         [
             "gateway.yaml:3: routes[0].cluster: expected one of users, found \"user\"; did you mean \"users\"?",
             "gateway.yaml:5: clusters.users.discovery: expected a mapping, found nothing",
-            "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"; did you mean \"http1\"?",
+            "gateway.yaml:6: clusters.users.protocol: expected one of http1, h2, found \"http3\"",
             "gateway.yaml:8: node.listen: expected an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, found \"here\"",
             "gateway.yaml:9: nodes: expected one of store, config_store, node, clusters, routes, alerts, found the unknown key \"nodes\"; did you mean \"node\"?",
         ]
