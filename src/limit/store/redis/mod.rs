@@ -525,14 +525,16 @@ impl Shared {
         let mut verdicts = [(Verdict::Unknown, Taken::Nothing); MAX_ASKS];
         for (position, ask) in asks.iter().enumerate() {
             let new = || Entry::new(ask.quota, now);
-            let is_open = ask.on_store_failure == OnStoreFailure::Open;
+            // What is under way here is certain, whatever the server would say.
+            let is_open = ask.on_store_failure == OnStoreFailure::Open
+                && ask.quota.rule() != Rule::Concurrency;
             let is_news = self.table.open(ask.fingerprint, now, new, |entry| {
                 let had_news = entry.has_news();
                 if entry.quota() != ask.quota {
                     entry.change(ask.quota);
                 }
                 let taken = match entry.take(ask.cost.into(), now) {
-                    // Not even what is certain, but for what never fits.
+                    // The denial of a server that is gone, but for what never fits.
                     (Verdict::Deny, taken) if is_open && ask.cost <= ask.quota.capacity() => {
                         (Verdict::Unknown, taken)
                     }
