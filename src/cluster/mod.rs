@@ -427,6 +427,11 @@ impl Cluster {
         writer.prober.as_ref().map(probe::Prober::interval)
     }
 
+    /// The rules by which endpoints are ejected; `None` when none is.
+    pub(crate) fn outlier(&self) -> Option<Arc<Outlier>> {
+        self.shared.oversight.outlier()
+    }
+
     /// For how long an endpoint that joins starts slowly; `None` when it does not.
     pub(crate) fn slow_start_window(&self) -> Option<Duration> {
         let slow_start = self.shared.writer.lock().slow_start;

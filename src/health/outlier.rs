@@ -144,6 +144,11 @@ impl Outlier {
         self
     }
 
+    /// Whether endpoints are compared by how their requests end.
+    pub(crate) fn compares_rates(&self) -> bool {
+        self.success_rate.is_some() || self.failure_percentage.is_some()
+    }
+
     /// The time between two looks.
     pub(crate) fn bucket(&self) -> Duration {
         self.interval / BUCKETS as u32

@@ -109,23 +109,21 @@ impl Council {
 
     /// Counts who is there and heard.
     fn count(&mut self, now: Instant) {
-        let is_heard = |name: &Arc<str>| {
-            let run = self.origins.get(name);
+        let is_heard = |name: &&Arc<str>| {
+            let run = self.origins.get(*name);
             run.is_some_and(|run| run.until > now && !run.has_left)
         };
-        let live: HashSet<_> = self
-            .members
-            .keys()
-            .filter(|name| is_heard(name))
-            .cloned()
-            .collect();
-        if live != self.live {
-            let others = self.members.iter().filter(|(name, _)| live.contains(*name));
-            let others = others.map(|(name, zone)| (&**name, zone.as_ref()));
-            let nodes = Nodes::new((&self.own, self.zone.as_ref()), others);
-            self.nodes = nodes.after(&self.nodes);
-            self.live = live;
+        let live = || self.members.keys().filter(is_heard);
+        let is_same = live().all(|name| self.live.contains(name));
+        if is_same && live().count() == self.live.len() {
+            return;
         }
+        let live: HashSet<_> = live().cloned().collect();
+        let others = self.members.iter().filter(|(name, _)| live.contains(*name));
+        let others = others.map(|(name, zone)| (&**name, zone.as_ref()));
+        let nodes = Nodes::new((&self.own, self.zone.as_ref()), others);
+        self.nodes = nodes.after(&self.nodes);
+        self.live = live;
     }
 
     /// How many nodes there are that are heard, this one included.

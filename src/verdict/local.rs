@@ -38,6 +38,8 @@ pub(crate) struct Rules {
     pub(crate) check_interval: Option<Duration>,
     /// How long a slow start takes; `None` without one.
     pub(crate) slow_start: Option<Duration>,
+    /// Whether endpoints are compared by how their requests end.
+    pub(crate) compares_rates: bool,
     /// Requests of the cluster in the last period.
     pub(crate) requests: u64,
 }

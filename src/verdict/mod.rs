@@ -5,16 +5,16 @@
 //! kind or stands for itself, and is repeated: a message that is lost, late, doubled or out of order
 //! changes nothing for longer than a [`PERIOD`]. No clock of a node decides: ends are told as spans.
 //! What a node knows only from others it never passes on: it says of an endpoint that it ejected it
-//! by its own rules, or after two of its own requests in a row failed there, the second of them on
+//! by its own rules, or after two of its own requests in a row failed there, the last of them on
 //! trial. So words cannot feed themselves, whoever repeats them.
 //!
 //! | | what is said | what follows at another node |
 //! |---|---|---|
 //! | ejections | those that the node saw the reason for itself | *suspicion*: one failure is enough. Whoever ejects by that looks a second time, a second to some later, one after the other: where that fails too, it is a voice more. With two voices or more, and more of them than nodes where requests succeed: ejection, unless one succeeds here within a second or two. Voices of another zone count as one, and one that accuses more than a quarter of the endpoints as none |
-//! | trials | that one is under way, and by the ejections how it ended | the others leave theirs: the one whose hash of node, endpoint and round is lowest goes first, the next a [patience](PATIENCE) later. A node leaves no more than three in a row to others. After one that passes, each node tries for itself. Of those who ejected it on the word of enough, one makes sure about once a minute |
+//! | trials | that one is under way, and by the ejections how it ended | the others leave theirs: the one whose hash of node, endpoint and round is lowest goes first, the next a [patience](PATIENCE) later. A node leaves no more than three in a row to others. After one that passes, each node tries for itself. Of those who ejected it on the word of enough, one makes sure about every two minutes |
 //! | quiet | endpoints that asked to be left alone | they are, for what is left of that time |
 //! | probes | what the node's own probes found | an endpoint is probed by the two nodes whose hashes are lowest, of two zones where there are; one that passes anywhere is well; that it is not takes two voices and one probe of a node's own. A node probes for itself where nobody told for two intervals, where its requests fail, and where what it saw differs |
-//! | tallies | how requests ended at endpoints of which somebody says ill | rates are compared over all nodes; to eject, a node's own requests have to agree |
+//! | tallies | that requests succeed at an endpoint that others ejected; where rates are compared, how they ended at all of which somebody says ill | whoever has them succeed objects. Rates are compared over all nodes; to eject, a node's own requests have to agree |
 //! | requests | how many there were | the minimum of retry budgets is divided by them |
 //! | ages | how long ago endpoints joined | a slow start begins with the first sight of any node |
 //! | suspects | that somebody suspects an endpoint | who is in charge of it probes it at once |
@@ -37,9 +37,14 @@ mod talk;
 #[cfg(test)]
 #[cfg(not(tower_gateway_loom))]
 mod tests;
+mod turns;
 mod watched;
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    time::Duration,
+};
 
 use twox_hash::XxHash64;
 
@@ -74,6 +79,27 @@ impl Topic {
 /// An endpoint at its address, by the hash of both: another address is another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Instance(u64);
+
+/// A map by endpoints, which are hashes already.
+type ByInstance<T> = HashMap<Instance, T, BuildHasherDefault<Plain>>;
+
+/// Takes a number that is a hash for one.
+#[derive(Debug, Default)]
+struct Plain(u64);
+
+impl Hasher for Plain {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = XxHash64::oneshot(self.0, bytes);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
 
 impl Instance {
     /// That of an endpoint.

@@ -10,8 +10,8 @@ use super::{
     Instance,
     item::{Ejection, Tally},
     nodes::place,
-    talk::{Circle, Origin, Said, is_within},
-    watched::Rival,
+    talk::{Audience, Circle, Listeners, Origin, Said, is_within},
+    turns::Rival,
 };
 use crate::health::{Counts, Hearsay, LONGEST_QUIET, Verdict};
 
@@ -34,6 +34,8 @@ pub(super) struct Rumour {
     joined: Option<Joined>,
     /// Until when all of this holds.
     holds: Option<Instant>,
+    /// What it came to when it was counted last, for these listeners.
+    counted: Option<(Audience, Poll)>,
 }
 
 /// The word of a node that ejected it by what it saw itself.
@@ -78,6 +80,11 @@ pub(super) struct Poll {
     /// The same, where all of another zone count as one.
     weight: usize,
     pub(super) objections: usize,
+    /// Whether requests of anybody failed there of late.
+    pub(super) has_failed: bool,
+    /// Nodes whose probes pass, and those whose probes fail.
+    pub(super) passed: u16,
+    pub(super) failed: u16,
 }
 
 impl Poll {
@@ -115,6 +122,9 @@ impl Rumour {
         };
         let before = self.voices.insert(Arc::clone(origin.name), voice);
         let before = before.as_ref();
+        if before.is_none_or(|before| before.zone.as_ref() != origin.zone) {
+            self.counted = None;
+        }
         let is_same = |before: &Voice| before.until > now && before.rival.round >= ejection.times;
         let was_trying = before.is_some_and(|before| before.rival.is_trying);
         Accusation {
@@ -127,6 +137,7 @@ impl Rumour {
     /// A node says no more that it ejected it; returns whether its word still held, so that it must
     /// have let the endpoint in.
     pub(super) fn acquit(&mut self, origin: &str, now: Instant) -> bool {
+        self.counted = None;
         let voice = self.voices.remove(origin);
         voice.is_some_and(|voice| voice.until > now)
     }
@@ -136,8 +147,13 @@ impl Rumour {
         self.hold(said.until);
         let known = self.probes.iter_mut().find(|one| one.origin == *origin);
         if let Some(probe) = known {
-            return std::mem::replace(&mut probe.said, said).what != said.what;
+            let is_news = std::mem::replace(&mut probe.said, said).what != said.what;
+            if is_news {
+                self.counted = None;
+            }
+            return is_news;
         }
+        self.counted = None;
         if self.probes.len() >= MOST_PROBERS {
             self.probes.sort_by_key(|probe| probe.said.until);
             self.probes.remove(0);
@@ -153,6 +169,10 @@ impl Rumour {
     pub(super) fn hear_tally(&mut self, origin: &Arc<str>, said: Said<Tally>) -> bool {
         self.hold(said.until);
         let before = self.tallies.insert(Arc::clone(origin), said);
+        let counts = |said: Said<Tally>| (said.what.objects, said.what.counts.bad > 0);
+        if before.map(counts) != Some(counts(said)) {
+            self.counted = None;
+        }
         said.what.objects && !before.is_some_and(|before| before.what.objects)
     }
 
@@ -182,6 +202,7 @@ impl Rumour {
 
     /// Forgets what a node said.
     pub(super) fn forget(&mut self, origin: &str) {
+        self.counted = None;
         self.voices.remove(origin);
         self.probes.retain(|probe| &*probe.origin != origin);
         self.tallies.remove(origin);
@@ -196,6 +217,7 @@ impl Rumour {
         if self.holds.is_none_or(|holds| now < holds) {
             return;
         }
+        self.counted = None;
         self.voices.retain(|_, voice| voice.until > now);
         self.probes.retain(|probe| probe.said.until > now);
         self.tallies.retain(|_, said| said.until > now);
@@ -212,8 +234,19 @@ impl Rumour {
 
 /// What it comes to.
 impl Rumour {
-    /// Counts voices and objections. Those are not heard who accuse too many.
-    pub(super) fn poll(&self, circle: &Circle<'_>, loud: &HashSet<Arc<str>>) -> Poll {
+    /// Counts what is said.
+    pub(super) fn poll(&mut self, listeners: &Listeners<'_>) -> Poll {
+        let known = self
+            .counted
+            .filter(|(audience, _)| *audience == listeners.audience);
+        let (_, poll) = *self
+            .counted
+            .insert(known.unwrap_or_else(|| (listeners.audience, self.count(listeners))));
+        poll
+    }
+
+    fn count(&self, listeners: &Listeners<'_>) -> Poll {
+        let Listeners { circle, loud, .. } = listeners;
         let mut poll = Poll::default();
         let mut zones: HashSet<Option<&Arc<str>>> = HashSet::new();
         for (origin, voice) in &self.voices {
@@ -225,31 +258,22 @@ impl Rumour {
                 poll.weight += 1;
             }
         }
-        let objects = |(origin, said): &(&Arc<str>, &Said<Tally>)| {
-            said.what.objects && circle.hears(origin) && !self.voices.contains_key(*origin)
-        };
-        poll.objections = self.tallies.iter().filter(objects).count();
+        for (origin, Said { what, .. }) in &self.tallies {
+            if circle.hears(origin) {
+                poll.has_failed |= what.counts.bad > 0;
+                let objects = what.objects && !self.voices.contains_key(origin);
+                poll.objections += usize::from(objects);
+            }
+        }
+        for Probe { origin, said } in &self.probes {
+            if circle.hears(origin) {
+                match said.what {
+                    Verdict::Healthy => poll.passed += 1,
+                    _ => poll.failed += 1,
+                }
+            }
+        }
         poll
-    }
-
-    /// Whether requests of anybody failed there of late.
-    pub(super) fn has_failed(&self, circle: &Circle<'_>) -> bool {
-        let is_bad = |(origin, said): (&Arc<str>, &Said<Tally>)| {
-            said.what.counts.bad > 0 && circle.hears(origin)
-        };
-        self.tallies.iter().any(is_bad)
-    }
-
-    /// How many nodes say that their probes pass, and how many that they fail.
-    pub(super) fn probes(&self, circle: &Circle<'_>) -> (u16, u16) {
-        let heard = self
-            .probes
-            .iter()
-            .filter(|probe| circle.hears(&probe.origin));
-        heard.fold((0, 0), |(passed, failed), probe| match probe.said.what {
-            Verdict::Healthy => (passed + 1, failed),
-            _ => (passed, failed + 1),
-        })
     }
 
     /// How requests ended at those who tell, and at this node.

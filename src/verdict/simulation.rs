@@ -103,7 +103,7 @@ fn tell(size: Size) -> Report {
         .map(|node| node * 7 % size.nodes)
         .collect();
     let mut wrong_while_cut_off = 0;
-    for _ in 0..120 {
+    for _ in 0..60 {
         simulation.run(seconds(1));
         wrong_while_cut_off = wrong_while_cut_off.max(simulation.wronged());
     }

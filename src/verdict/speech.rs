@@ -9,6 +9,7 @@ use super::{
     Instance, Local, Rules, Topic,
     item::{Ejection, Item, MOST_ENTRIES, Tally},
     nodes::lateness,
+    rumour::Poll,
     talk::{Circle, Talk, is_within, probes_hold},
 };
 use crate::health::{Probed, Verdict};
@@ -60,7 +61,7 @@ impl Talk {
             let some = some.to_vec();
             items.push(Item::Probed { topic, some });
         }
-        let tally = self.tally(locals, circle, occasion, now);
+        let tally = self.tally(locals, rules, circle, occasion, now);
         if !tally.is_empty() {
             items.push(Item::Tally { topic, some: tally });
         }
@@ -89,7 +90,7 @@ impl Talk {
             all.push(Ejection {
                 instance: local.instance,
                 left: ejected.until.saturating_duration_since(now),
-                times: watched.map_or(1, |watched| watched.round()),
+                times: watched.map_or(1, |watched| watched.turns.round()),
                 is_on_trial: ejected.is_on_trial,
             });
         }
@@ -199,43 +200,47 @@ impl Talk {
         probed
     }
 
-    /// How requests ended where somebody says ill. Between two periods, those object who have them
-    /// succeed, as far as it takes any more of them.
+    /// How requests ended where somebody says ill. Where rates are compared, all have to say so; else
+    /// those object who have them succeed, as far as it takes any more of them.
     fn tally(
         &mut self,
         locals: &[Local],
+        rules: Rules,
         circle: &Circle<'_>,
         occasion: Occasion,
         now: Instant,
     ) -> Vec<Tally> {
         let mut tally = Vec::new();
         for local in locals {
-            let Some(watched) = self.watched.get(&local.instance) else {
+            let Some(watched) = self.watched.get_mut(&local.instance) else {
                 continue;
             };
-            if watched.contested.is_none() || self.is_ailing && !watched.is_told_of {
+            if watched.contested.is_none() || self.is_ailing && !watched.is_told_of() {
                 continue;
             }
-            let (edition, accused) = (watched.edition, watched.accused);
-            let has_to_object = || {
-                let wait = OBJECT.mul_f64(lateness(circle.own, local.instance));
-                let is_time = accused.is_some_and(|at| now >= at + wait);
-                let is_answered = watched.said.answered >= edition;
-                is_time && !is_answered && watched.objects() && {
-                    watched.poll.objections < watched.poll.voices + ENOUGH
+            let objects = watched.objects();
+            let Poll {
+                voices, objections, ..
+            } = watched.poll;
+            let is_needed = objects && objections < voices + ENOUGH;
+            let answered = watched.said.answered;
+            let is_due = match occasion {
+                // Whoever objected says it as long as it holds, and that it does not hold any more.
+                Occasion::Period => rules.compares_rates || answered > 0 || is_needed,
+                Occasion::Change => {
+                    let wait = OBJECT.mul_f64(lateness(circle.own, local.instance));
+                    let is_time = watched.accused.is_some_and(|at| now >= at + wait);
+                    is_time && answered < watched.edition && is_needed
                 }
             };
-            if occasion == Occasion::Period || has_to_object() {
-                let objects = watched.objects();
+            if is_due {
                 tally.push(Tally {
                     instance: local.instance,
                     counts: local.recent,
                     objects,
                 });
-                if let Some(watched) = self.watched.get_mut(&local.instance)
-                    && objects
-                {
-                    watched.said.answered = edition;
+                if objects {
+                    watched.said.answered = watched.edition;
                 }
             }
         }

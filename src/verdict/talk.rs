@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    Advice, HOLDS, Instance, Lead, Local, Occasion, Rules, Trial,
+    Advice, ByInstance, HOLDS, Instance, Lead, Local, Occasion, Rules, Trial,
     drains::Drains,
     item::{Ejection, Item, MOST_ENTRIES, Sum},
     nodes::{Nodes, lateness},
+    rumour::Poll,
     watched::Watched,
 };
 use crate::health::{Counts, Verdict};
@@ -40,6 +41,21 @@ impl Circle<'_> {
     }
 }
 
+/// Those who are there, and those of them who are not heard as they accuse too many.
+#[derive(Debug)]
+pub(super) struct Listeners<'l> {
+    pub(super) circle: &'l Circle<'l>,
+    pub(super) loud: &'l HashSet<Arc<str>>,
+    pub(super) audience: Audience,
+}
+
+/// As long as it is the same, the same nodes are heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Audience {
+    nodes: u64,
+    loud: u64,
+}
+
 /// Something that a node said, until it is over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said<T> {
@@ -51,11 +67,13 @@ pub(super) struct Said<T> {
 #[derive(Debug, Default)]
 pub(super) struct Talk {
     /// The endpoints of this node. What is said of others is passed over.
-    pub(super) watched: HashMap<Instance, Watched>,
+    pub(super) watched: ByInstance<Watched>,
     /// What each node has ejected.
     accused: HashMap<Arc<str>, HashSet<Instance>>,
     /// Nodes that have ejected so many that they speak of themselves rather than of them.
     loud: HashSet<Arc<str>>,
+    /// How often those changed.
+    loud_edition: u64,
     /// Whether requests of this node fail at so many that it had better not speak of them.
     pub(super) is_ailing: bool,
     sums: BTreeMap<Arc<str>, Said<Sum>>,
@@ -179,7 +197,7 @@ impl Talk {
             if let Some(watched) = self.watched.get_mut(&instance)
                 && watched.rumour.acquit(origin.name, now)
             {
-                watched.has_passed = true;
+                watched.turns.pass();
                 news.is_urgent = true;
             }
         }
@@ -192,7 +210,11 @@ impl Talk {
         let most = self.most_accused();
         let accused = self.accused.iter();
         let loud = accused.filter(|(_, accused)| accused.len() > most);
-        self.loud = loud.map(|(origin, _)| Arc::clone(origin)).collect();
+        let loud = loud.map(|(origin, _)| Arc::clone(origin)).collect();
+        if self.loud != loud {
+            self.loud = loud;
+            self.loud_edition += 1;
+        }
     }
 
     /// So many endpoints may be ill of which a node says so, or it is the node that is ill. It could
@@ -207,7 +229,7 @@ impl Talk {
             watched.rumour.forget(origin);
         }
         self.accused.remove(origin);
-        self.loud.remove(origin);
+        self.find_loud();
         self.sums.remove(origin);
         self.drains.forget(origin);
     }
@@ -243,16 +265,24 @@ impl Talk {
         if occasion == Occasion::Period {
             self.keep(locals);
         }
+        let listeners = Listeners {
+            circle,
+            loud: &self.loud,
+            audience: Audience {
+                nodes: circle.nodes.edition(),
+                loud: self.loud_edition,
+            },
+        };
         for local in locals {
             let watched = self.watched.entry(local.instance).or_default();
-            watched.observe(local, circle, &self.loud, now);
+            watched.observe(local, rules, &listeners, now);
         }
         if occasion == Occasion::Period {
             self.sum = self.sum(locals, rules);
             let fails = |local: &&Local| local.recent.bad > local.recent.good;
             self.is_ailing = locals.iter().filter(fails).count() > self.most_accused();
         }
-        let unblamed = self.unblamed(circle);
+        let unblamed = self.unblamed(circle).filter(|_| rules.compares_rates);
         let advice = locals.iter().map(|local| {
             let watched = self.watched.get_mut(&local.instance);
             let watched = watched.expect("it was looked at just now");
@@ -329,7 +359,7 @@ fn lead(
     if watched.is_prober(local.instance, circle.nodes) {
         return Lead::Own;
     }
-    let (passed, failed) = watched.rumour.probes(circle);
+    let Poll { passed, failed, .. } = watched.poll;
     let within = |at: Option<Instant>, span| at.is_some_and(|at| is_within(at, span, now));
     if passed == 0 && failed > 1 && !within(watched.succeeded, OBJECTION) {
         return watched.is_told_ill(local.probed, failed, now);
@@ -356,11 +386,13 @@ fn trial(watched: &mut Watched, local: &Local, circle: &Circle<'_>, now: Instant
     if !ejected.is_own {
         let word = watched.hearsay();
         let late = lateness(circle.own, local.instance);
-        return watched.second_look(ejected, &rivals, word, circle.nodes.len(), late, now);
+        return watched
+            .turns
+            .second_look(ejected, &rivals, word, circle.nodes.len(), late, now);
     }
-    watched.leave_to(ejected, &rivals);
+    watched.turns.leave_to(ejected, &rivals);
     let place = |round| watched.rumour.place(local.instance, round, circle);
-    watched.trial(ejected, &rivals, place, now)
+    watched.turns.trial(ejected, &rivals, place, now)
 }
 
 /// How the requests of an endpoint ended at all nodes. Those of which nobody says ill are taken for

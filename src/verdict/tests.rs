@@ -1,5 +1,7 @@
 //! One node's council, told this and that.
 
+mod saying;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -21,6 +23,7 @@ fn seconds(seconds: u64) -> Duration {
 const RULES: Rules = Rules {
     check_interval: Some(Duration::from_secs(5)),
     slow_start: None,
+    compares_rates: true,
     requests: 0,
 };
 
@@ -188,14 +191,54 @@ fn who_accuses_very_many_is_not_heard_and_objections_outvote() {
 }
 
 #[test]
+fn a_node_that_accuses_all_that_it_can_say_is_not_heard() {
+    let now = crate::time::now();
+    let mut own = Listener::new(5_000, &["b"], now);
+    let mut b = Speaker::new("b");
+    let most = item::MOST_ENTRIES as u64;
+    own.hear(&mut b, &[ejected(&(0..most).collect::<Vec<_>>())], now);
+    assert_eq!(own.level(1, now), 0);
+    own.hear(&mut b, &[ejected(&(1..most).collect::<Vec<_>>())], now);
+    assert_eq!(own.level(1, now), 1);
+}
+
+#[test]
+fn who_fails_nearly_everywhere_speaks_only_of_what_others_name() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    own.hear(&mut Speaker::new("b"), &[ejected(&[7])], now);
+    let tallied = |own: &mut Listener| {
+        own.advice(0, now);
+        let said = own
+            .council
+            .speak(topic(), &own.locals, RULES, Occasion::Period, now);
+        let tallied = said.iter().find_map(|item| match item {
+            Item::Tally { some, .. } => Some(some.iter().map(|one| one.instance.0).collect()),
+            _ => None,
+        });
+        let tallied: Vec<u64> = tallied.unwrap();
+        tallied
+    };
+    for (number, bad) in [(1, 3), (2, 3), (3, 1)] {
+        own.locals[number].recent = Counts { good: 1, bad };
+    }
+    assert_eq!(tallied(&mut own), [1, 2, 3, 7]);
+    own.locals[3].recent.bad = 2;
+    assert_eq!(tallied(&mut own), [7]);
+}
+
+#[test]
 fn a_new_run_begins_anew_and_the_old_one_is_not_heard_any_more() {
     let now = crate::time::now();
     let mut own = Listener::new(8, &["b"], now);
     let mut before = Speaker::new("b");
     own.hear(&mut before, &[ejected(&[1])], now);
     let again = Envelope::new("b", 8, 1).payload(Item::payloads(&[ejected(&[2])]).concat());
-    own.council.hear(again.encode(), now).unwrap();
+    let again = again.encode();
+    own.council.hear(again.clone(), now).unwrap();
     assert_eq!([own.level(1, now), own.level(2, now)], [0, 1]);
+    let twice = own.council.hear(again, now).unwrap();
+    assert_eq!(twice, Heard::Nothing);
     let late = own.hear(&mut before, &[ejected(&[1])], now);
     assert_eq!(late, Heard::Nothing);
     assert_eq!(own.level(1, now), 0);
@@ -210,7 +253,8 @@ fn who_leaves_is_forgotten_at_once_and_says_nothing_more() {
     assert_eq!(own.council.nodes(), 2);
     own.hear(&mut b, &[Item::Leaving], now);
     assert_eq!((own.level(1, now), own.council.nodes()), (0, 1));
-    own.hear(&mut b, &[ejected(&[1])], now);
+    let heard = own.hear(&mut b, &[ejected(&[1])], now);
+    assert_eq!(heard, Heard::Nothing);
     assert_eq!((own.level(1, now), own.council.nodes()), (0, 1));
 }
 
@@ -279,6 +323,14 @@ fn a_verdict_takes_two_voices_and_a_probe_and_one_that_passes_is_enough() {
     own.locals[at].counts.bad += 1;
     assert_eq!(own.advice(at, now).lead, Lead::Own);
     assert_eq!(own.advice(at, now + seconds(11)).lead, healthy);
+    // Or where its own probes said otherwise of late.
+    own.locals[at].probed = Some(Probed {
+        verdict: fails,
+        has_passed: false,
+        at: now + seconds(1),
+    });
+    assert_eq!(own.advice(at, now + seconds(11)).lead, Lead::Own);
+    assert_eq!(own.advice(at, now + seconds(12)).lead, healthy);
 }
 
 #[test]
@@ -326,6 +378,448 @@ fn other_clusters_and_endpoints_are_passed_over() {
         is_urgent: true,
     };
     assert_eq!(heard, expected);
+}
+
+#[test]
+fn who_accuses_does_not_object_and_two_are_not_many_among_few() {
+    let now = crate::time::now();
+    let mut own = Listener::new(4, &["b", "c"], now);
+    let objection = Item::Tally {
+        topic: topic(),
+        some: vec![item::Tally {
+            instance: Instance(1),
+            counts: Counts { good: 9, bad: 0 },
+            objects: true,
+        }],
+    };
+    let both = [objection, ejected(&[1, 2])];
+    own.hear(&mut Speaker::new("b"), &both, now);
+    assert_eq!(own.level(1, now), 1);
+    own.hear(&mut Speaker::new("c"), &both, now);
+    assert_eq!(own.level(1, now), 2);
+}
+
+#[test]
+fn objections_are_over_after_their_time_and_with_their_run() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b", "c", "d"], now);
+    let objection = Item::Tally {
+        topic: topic(),
+        some: vec![item::Tally {
+            instance: Instance(1),
+            counts: Counts { good: 9, bad: 0 },
+            objects: true,
+        }],
+    };
+    let objection = std::slice::from_ref(&objection);
+    let mut b = Speaker::new("b");
+    let others = &mut ["c", "d"].map(Speaker::new);
+    own.hear(&mut b, &[ejected(&[1])], now);
+    for other in others.iter_mut() {
+        own.hear(other, objection, now);
+    }
+    assert_eq!(own.level(1, now), 0);
+    let again = Envelope::new("c", 8, 1).holds(HOLDS).encode();
+    own.council.hear(again, now).unwrap();
+    assert_eq!(own.level(1, now), 1);
+    own.hear(&mut Speaker::new("c"), objection, now);
+    assert_eq!(own.level(1, now), 1, "its run before is not heard");
+    let soon = now + seconds(10);
+    own.hear(&mut b, &[ejected(&[1])], soon);
+    let once_more = Envelope::new("c", 8, 2)
+        .holds(HOLDS)
+        .payload(Item::payloads(objection).concat());
+    own.council.hear(once_more.encode(), now).unwrap();
+    assert_eq!(own.level(1, soon), 0);
+    assert_eq!(own.level(1, now + HOLDS), 1);
+}
+
+#[test]
+fn what_was_over_before_anybody_looked_is_said_anew_or_not_at_all() {
+    let now = crate::time::now();
+    let later = now + HOLDS;
+    for (then, is_news) in [(ejected(&[1]), true), (ejected(&[]), false)] {
+        let mut own = Listener::new(8, &["b"], now);
+        let mut b = Speaker::new("b");
+        own.hear(&mut b, &[ejected(&[1])], now);
+        let Heard::Something { is_urgent, .. } = own.hear(&mut b, &[then], later) else {
+            panic!("it is said");
+        };
+        assert_eq!(is_urgent, is_news);
+    }
+}
+
+#[test]
+fn a_new_run_has_said_nothing_yet() {
+    let now = crate::time::now();
+    let others = ["b", "c", "d", "e", "f"];
+    let mut own = Listener::new(64, &others, now);
+    for name in others {
+        own.hear(&mut Speaker::new(name), &[], now);
+    }
+    let number = (0..64).find(|number| !own.council.is_prober(Instance(*number)));
+    let at = number.unwrap() as usize;
+    let well = probed(at as u64, Verdict::Healthy);
+    let mut b = Speaker {
+        number: 1,
+        ..Speaker::new("b")
+    };
+    own.hear(&mut b, &[well, ejected(&[at as u64])], now);
+    let before = own.advice(at, now);
+    assert!(matches!(before.lead, Lead::Others { .. }));
+    assert!(matches!(before.hearsay, Hearsay::Suspected { .. }));
+    let again = Envelope::new("b", 8, 1).holds(HOLDS).encode();
+    own.council.hear(again, now).unwrap();
+    let after = own.advice(at, now);
+    assert_eq!((after.lead, after.hearsay), (Lead::Own, Hearsay::None));
+}
+
+#[test]
+fn what_is_said_holds_for_a_minute_at_most_and_its_node_for_two() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    let message = Envelope::new("b", 7, 1)
+        .holds(seconds(3_600))
+        .payload(Item::payloads(&[ejected(&[1])]).concat());
+    own.council.hear(message.encode(), now).unwrap();
+    assert_eq!(own.level(1, now + seconds(59)), 1);
+    assert_eq!(own.level(1, now + seconds(60)), 0);
+    assert_eq!(own.council.nodes(), 2);
+    own.advice(1, now + seconds(119));
+    assert_eq!(own.council.nodes(), 2);
+    own.advice(1, now + seconds(120));
+    assert_eq!(own.council.nodes(), 1);
+    // It is heard again, and counts at once.
+    own.hear(
+        &mut Speaker {
+            number: 1,
+            ..Speaker::new("b")
+        },
+        &[],
+        now + seconds(130),
+    );
+    assert_eq!(own.council.nodes(), 2);
+}
+
+#[test]
+fn so_many_strangers_are_remembered_and_not_for_ever() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    let heard = |own: &mut Listener, name: &str, now| {
+        let message = Envelope::new(name, 7, 1).holds(HOLDS).encode();
+        own.council.hear(message, now).unwrap() != Heard::Nothing
+    };
+    for number in 0..1_024 {
+        assert!(heard(&mut own, &format!("stranger-{number}"), now));
+    }
+    assert!(!heard(&mut own, "b", now), "there is no room");
+    let later = now + 2 * HOLDS;
+    own.council
+        .meet([(Arc::from("b"), None)].into_iter(), later);
+    assert!(heard(&mut own, "b", later));
+    assert_eq!(own.council.nodes(), 2);
+}
+
+#[test]
+fn its_own_messages_and_clusters_that_are_gone_are_nothing() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["own", "b"], now);
+    let mut itself = Speaker::new("own");
+    let heard = own.hear(&mut itself, &[ejected(&[1])], now);
+    assert_eq!((heard, own.council.nodes()), (Heard::Nothing, 1));
+    let mut b = Speaker::new("b");
+    own.hear(&mut b, &[ejected(&[1])], now);
+    assert_eq!(own.level(1, now), 1);
+    own.council
+        .keep(&std::collections::HashSet::from([topic()]));
+    assert_eq!(own.level(1, now), 1);
+    own.council.keep(&std::collections::HashSet::new());
+    assert_eq!(own.level(1, now), 0);
+}
+
+#[test]
+fn without_the_bus_nobody_is_there_and_nothing_was_said() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b", "c"], now);
+    for name in ["b", "c"] {
+        own.hear(&mut Speaker::new(name), &[ejected(&[1])], now);
+    }
+    assert_eq!((own.level(1, now), own.council.nodes()), (2, 3));
+    own.council.forget(now);
+    assert_eq!((own.level(1, now), own.council.nodes()), (0, 1));
+    // Nor is what was said before when they are heard again.
+    own.hear(
+        &mut Speaker {
+            number: 9,
+            ..Speaker::new("b")
+        },
+        &[],
+        now,
+    );
+    assert_eq!((own.level(1, now), own.council.nodes()), (0, 2));
+}
+
+#[test]
+fn news_are_looked_at_at_once_and_what_is_said_again_is_not() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    let mut b = Speaker::new("b");
+    let mut is_urgent = |item: Item| match own.hear(&mut b, &[item], now) {
+        Heard::Something { is_urgent, .. } => is_urgent,
+        Heard::Nothing => panic!("it is said"),
+    };
+    let on_trial = |is_on_trial| Item::Ejected {
+        topic: topic(),
+        all: vec![Ejection {
+            instance: Instance(1),
+            left: seconds(30),
+            times: 1,
+            is_on_trial,
+        }],
+    };
+    let objection = |objects| Item::Tally {
+        topic: topic(),
+        some: vec![item::Tally {
+            instance: Instance(2),
+            counts: Counts { good: 9, bad: 1 },
+            objects,
+        }],
+    };
+    let quiet = |left| Item::Quiet {
+        topic: topic(),
+        some: vec![(Instance(3), seconds(left))],
+    };
+    for (item, expected) in [
+        (on_trial(false), true),
+        (on_trial(false), false),
+        (on_trial(true), true),
+        (on_trial(true), false),
+        (on_trial(false), true),
+        (ejected(&[]), true),
+        (ejected(&[]), false),
+        (probed(4, Verdict::Healthy), true),
+        (probed(4, Verdict::Healthy), false),
+        (probed(4, Verdict::Unhealthy), true),
+        (objection(false), false),
+        (objection(true), true),
+        (objection(true), false),
+        (quiet(40), true),
+        (quiet(40), false),
+        (quiet(30), false),
+        (quiet(50), true),
+        (Item::Leaving, true),
+    ] {
+        let what = format!("{item:?}");
+        assert_eq!(is_urgent(item), expected, "{what}");
+    }
+}
+
+#[test]
+fn an_ejection_is_a_suspicion_once() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    let mut b = Speaker::new("b");
+    let mut suspects = || match own.hear(&mut b, &[ejected(&[1])], now) {
+        Heard::Something { suspects, .. } => suspects.len(),
+        Heard::Nothing => panic!("it is said"),
+    };
+    assert_eq!([suspects(), suspects()], [1, 0]);
+}
+
+#[test]
+fn whose_probes_fail_is_suspected_unless_this_node_says_so_too() {
+    let now = crate::time::now();
+    let mut own = Listener::new(64, &["b"], now);
+    let mut b = Speaker::new("b");
+    own.hear(&mut b, &[], now);
+    own.locals[1].probed = Some(Probed {
+        verdict: Verdict::Unhealthy,
+        has_passed: false,
+        at: now,
+    });
+    own.advice(1, now);
+    own.council
+        .speak(topic(), &own.locals, RULES, Occasion::Period, now);
+    let said = [1, 2].map(|number| probed(number, Verdict::Unhealthy));
+    let well = probed(3, Verdict::Healthy);
+    let heard = own.hear(&mut b, &[said.to_vec(), vec![well]].concat(), now);
+    let expected = Heard::Something {
+        suspects: vec![(topic(), Instance(2))],
+        asked: 0,
+        is_urgent: true,
+    };
+    assert_eq!(heard, expected);
+}
+
+#[test]
+fn the_latest_end_of_quiet_counts_and_five_minutes_at_most() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b", "c"], now);
+    let quiet = |left| Item::Quiet {
+        topic: topic(),
+        some: vec![(Instance(1), seconds(left))],
+    };
+    let (mut b, mut c) = (Speaker::new("b"), Speaker::new("c"));
+    own.hear(&mut b, &[quiet(40)], now);
+    own.hear(&mut c, &[quiet(20)], now);
+    assert_eq!(own.advice(1, now).quiet_until, Some(now + seconds(40)));
+    assert_eq!(own.advice(1, now + seconds(40)).quiet_until, None);
+    own.hear(&mut b, &[quiet(900)], now);
+    assert_eq!(own.advice(1, now).quiet_until, Some(now + seconds(300)));
+}
+
+#[test]
+fn an_endpoint_is_as_old_as_the_first_node_knows() {
+    let now = crate::time::now() + seconds(1_000);
+    let mut own = Listener::new(8, &["b", "c"], now);
+    own.locals[1].joined = Some(now);
+    let rules = Rules {
+        slow_start: Some(seconds(60)),
+        ..RULES
+    };
+    let ages = |ages: &[(u64, u64)]| Item::Ages {
+        topic: topic(),
+        some: ages
+            .iter()
+            .map(|(number, age)| (Instance(*number), seconds(*age)))
+            .collect(),
+    };
+    own.hear(
+        &mut Speaker::new("b"),
+        &[ages(&[(1, 20), (2, 20), (3, 100)])],
+        now,
+    );
+    own.hear(&mut Speaker::new("c"), &[ages(&[(1, 10), (4, 1)])], now);
+    let first_seen = |own: &mut Listener, rules, now| -> Vec<_> {
+        let advice = own
+            .council
+            .consider(topic(), &own.locals, rules, Occasion::Period, now);
+        advice[1..5].iter().map(|one| one.first_seen).collect()
+    };
+    // The third was there from the first list on, and nobody saw it join of late; that the fourth
+    // came a second earlier is no difference.
+    let earlier = Some(now - seconds(20));
+    let expected = [earlier, earlier, None, None];
+    assert_eq!(first_seen(&mut own, rules, now), expected);
+    assert_eq!(first_seen(&mut own, RULES, now), [None; 4]);
+    assert_eq!(first_seen(&mut own, rules, now + HOLDS), [None; 4]);
+}
+
+#[test]
+fn rates_are_those_of_all_nodes_once_all_have_spoken() {
+    let now = crate::time::now();
+    let mut own = Listener::new(4, &["b"], now);
+    own.locals[0].recent = Counts { good: 40, bad: 0 };
+    own.locals[1].recent = Counts { good: 5, bad: 1 };
+    assert_eq!(own.advice(0, now).pooled, None, "nobody says how many");
+    let mut b = Speaker::new("b");
+    let sum = item::Sum {
+        requests: 300,
+        good: 200,
+        endpoints: 3,
+    };
+    let requests = Item::Requests {
+        topic: topic(),
+        sum,
+    };
+    let tally = Item::Tally {
+        topic: topic(),
+        some: vec![item::Tally {
+            instance: Instance(1),
+            counts: Counts { good: 50, bad: 9 },
+            objects: false,
+        }],
+    };
+    own.hear(&mut b, &[requests.clone(), tally.clone()], now);
+    // 240 at the three of which nobody says ill.
+    let well = Some(Counts { good: 80, bad: 0 });
+    assert_eq!(own.advice(0, now).pooled, well);
+    assert_eq!(own.advice(1, now).pooled, None, "not all have spoken");
+    let later = now + HOLDS;
+    own.hear(&mut b, &[requests, tally], later);
+    let ill = Some(Counts { good: 55, bad: 10 });
+    assert_eq!(own.advice(1, later).pooled, ill);
+    // Of 300 requests this node had none, of which it has at least a quarter of its part.
+    assert_eq!(own.council.share(topic()), 0.125);
+    let rules = Rules {
+        compares_rates: false,
+        ..RULES
+    };
+    let nobody_asks = own
+        .council
+        .consider(topic(), &own.locals, rules, Occasion::Change, later);
+    assert_eq!(nobody_asks[0].pooled, None);
+    own.hear(&mut b, &[Item::Leaving], later);
+    assert_eq!(own.advice(0, later).pooled, None);
+    assert_eq!(own.council.share(topic()), 1.0);
+}
+
+#[test]
+fn so_many_probers_are_remembered_and_the_oldest_goes() {
+    let now = crate::time::now();
+    let others = ["b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let mut own = Listener::new(64, &others, now);
+    let mut speakers = others.map(Speaker::new);
+    for speaker in &mut speakers {
+        own.hear(speaker, &[], now);
+    }
+    let number = (0..64).find(|number| !own.council.is_prober(Instance(*number)));
+    let number = number.unwrap();
+    for (after, speaker) in speakers[..8].iter_mut().enumerate() {
+        let at = now + Duration::from_millis(after as u64);
+        let verdict = match after {
+            0 => Verdict::Healthy,
+            _ => Verdict::Unhealthy,
+        };
+        own.hear(speaker, &[probed(number, verdict)], at);
+    }
+    let soon = now + seconds(1);
+    own.hear(&mut speakers[0], &[probed(number, Verdict::Healthy)], soon);
+    own.hear(&mut speakers[8], &[probed(number, Verdict::Healthy)], soon);
+    let expected = Lead::Others {
+        verdict: Verdict::Healthy,
+        nodes: 2,
+    };
+    assert_eq!(own.advice(number as usize, soon).lead, expected);
+    for speaker in &mut speakers {
+        own.hear(speaker, &[probed(number, Verdict::Healthy)], soon);
+    }
+    let expected = Lead::Others {
+        verdict: Verdict::Healthy,
+        nodes: 8,
+    };
+    assert_eq!(own.advice(number as usize, soon).lead, expected);
+}
+
+#[test]
+fn trials_of_others_are_waited_for_and_followed() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    let mut b = Speaker::new("b");
+    own.locals[1].ejected = Some(Ejected {
+        until: now,
+        times: 1,
+        is_own: true,
+        is_on_trial: false,
+    });
+    let trying = Item::Ejected {
+        topic: topic(),
+        all: vec![Ejection {
+            instance: Instance(1),
+            left: Duration::ZERO,
+            times: 1,
+            is_on_trial: true,
+        }],
+    };
+    own.hear(&mut b, std::slice::from_ref(&trying), now);
+    let held = |after| Trial::Held(now + seconds(after));
+    assert_eq!(own.advice(1, now).trial, held(10));
+    assert_eq!(own.advice(1, now + seconds(9)).trial, held(19));
+    // It takes too long: it is this node's turn, or one patience later.
+    let trial = own.advice(1, now + seconds(10)).trial;
+    assert!(trial == Trial::Free || trial == held(1), "{trial:?}");
+    own.hear(&mut b, &[ejected(&[])], now + seconds(10));
+    assert_eq!(own.advice(1, now + seconds(10)).trial, Trial::Now);
 }
 
 /// What becomes of each message.

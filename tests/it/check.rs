@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, StatusCode, Version};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::oneshot};
@@ -495,14 +495,20 @@ async fn grpc_asks_the_health_service() {
 
 async fn suspect(gateway: &Gateway, cluster: &str, endpoint: &str) -> u16 {
     let body = format!("{{\"cluster\": \"{cluster}\", \"endpoint\": \"{endpoint}\"}}");
-    post(gateway, body).await
+    let (status, _) = post(gateway, body).await;
+    status
 }
 
-async fn post(gateway: &Gateway, body: String) -> u16 {
+async fn post(gateway: &Gateway, body: String) -> (u16, String) {
     let request = Request::post(format!("http://{}/suspect", gateway.admin));
     let request = request.body(Full::<Bytes>::from(body)).unwrap();
     let response = within("an answer", http_client().request(request)).await;
-    response.unwrap().status().as_u16()
+    let (head, body) = response.unwrap().into_parts();
+    let text = body.collect().await.unwrap().to_bytes();
+    (
+        head.status.as_u16(),
+        String::from_utf8(text.into()).unwrap(),
+    )
 }
 
 #[tokio::test]
@@ -513,21 +519,40 @@ async fn a_suspect_is_probed_at_once() {
     assert_eq!(backend.heads().len(), 1);
     assert_eq!(suspect(&gateway, "web", "one").await, 202);
     until("a probe", async || backend.heads().len() == 2).await;
+    shows(&gateway, "healthy", "HTTP check: passed").await;
 
-    assert_eq!(suspect(&gateway, "web", "two").await, 404);
-    assert_eq!(suspect(&gateway, "users", "one").await, 404);
-    for body in [
-        "",
-        "{}",
-        "{\"cluster\": \"web\"}",
-        "[1",
-        "{\"cluster\": 1, \"endpoint\": 2}",
+    let suspect =
+        |cluster, endpoint| format!("{{\"cluster\": {cluster}, \"endpoint\": {endpoint}}}");
+    let expected =
+        "expected JSON such as {\"cluster\": \"users\", \"endpoint\": \"127.0.0.1:9001\"}\n";
+    for (body, answer) in [
+        (
+            suspect("\"web\"", "\"two\""),
+            (404, "the cluster has no such endpoint\n"),
+        ),
+        (suspect("\"users\"", "\"one\""), (404, "no cluster users\n")),
+        (suspect("1", "2"), (400, expected)),
+        (suspect("\"web\"", "null"), (400, expected)),
+        ("{\"cluster\": \"web\"}".to_owned(), (400, expected)),
+        ("{}".to_owned(), (400, expected)),
+        ("[1".to_owned(), (400, expected)),
+        (String::new(), (400, expected)),
     ] {
-        assert_eq!(post(&gateway, body.to_owned()).await, 400, "{body}");
+        let (status, text) = post(&gateway, body.clone()).await;
+        assert_eq!((status, text.as_str()), answer, "{body}");
     }
-    gateway.reload(&one_cluster(backend.address, "", "")).await;
-    assert_eq!(suspect(&gateway, "web", "one").await, 409);
+    // Requests alone are no probes, and nobody is ejected for being suspected.
+    let outlier = "outlier: { consecutive_failures: 1 }";
+    gateway
+        .reload(&one_cluster(backend.address, outlier, ""))
+        .await;
+    let (status, text) = post(&gateway, suspect("\"web\"", "\"one\"")).await;
+    assert_eq!(
+        (status, text.as_str()),
+        (409, "the cluster has no health checks\n")
+    );
     assert_eq!(backend.heads().len(), 2);
+    assert_eq!(gateway.endpoint("web", "one").await["health"], "unknown");
 }
 
 #[tokio::test]

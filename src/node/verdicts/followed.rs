@@ -87,9 +87,11 @@ impl Followed {
             self.requests = ended.saturating_sub(self.ended);
             self.ended = ended;
         }
+        let outlier = self.cluster.outlier();
         Rules {
             check_interval: self.cluster.check_interval(),
             slow_start: self.cluster.slow_start_window(),
+            compares_rates: outlier.is_some_and(|rules| rules.compares_rates()),
             requests: self.requests,
         }
     }

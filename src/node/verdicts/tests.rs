@@ -414,7 +414,7 @@ async fn one_node_at_a_time_tries_an_endpoint_that_is_ejected() {
     let trials: Vec<_> = nodes.iter().map(|node| node.requests_taken("e0")).collect();
     let all: usize = trials.iter().sum();
     // After 30 s, 60 s, … alone each node would try four or five times in this time.
-    assert!((3..=12).contains(&all), "{trials:?}");
+    assert!((3..=14).contains(&all), "{trials:?}");
 
     site.world.set_well("e0", true);
     traffic(&nodes, seconds(400)).await;

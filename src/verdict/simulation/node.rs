@@ -412,6 +412,7 @@ impl Node {
         let rules = Rules {
             check_interval: (self.site.evidence == Evidence::Probes).then_some(INTERVAL),
             slow_start: None,
+            compares_rates: false,
             requests: self.requests.1,
         };
         let locals: Vec<_> = endpoints.iter().map(|one| self.local(*one, now)).collect();
