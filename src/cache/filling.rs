@@ -406,7 +406,7 @@ where
     B: Body<Data = Bytes> + 'static,
 {
     pub(super) fn poll_frame(
-        &mut self,
+        &self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut source = self.source.lock();

@@ -35,7 +35,9 @@ pub struct Cache<S> {
 /// Whether others may have stored a response to a GET of this URL, by the URI and the fields of a
 /// request to it.
 #[derive(Clone)]
-pub(crate) struct Concern(Arc<dyn Fn(&Uri, &HeaderMap) -> bool + Send + Sync>);
+pub(crate) struct Concern(Arc<IsStored>);
+
+type IsStored = dyn Fn(&Uri, &HeaderMap) -> bool + Send + Sync;
 
 impl Concern {
     #[cfg_attr(
@@ -66,7 +68,7 @@ struct Notice {
 #[derive(Clone, Debug)]
 enum Role {
     /// They are answered from the cache, and fill it.
-    Answer(CacheLayer),
+    Answer(Arc<CacheLayer>),
     /// Nothing of them is stored, and some change what others have stored.
     Notice(Arc<Notice>),
     /// They are passed on.
@@ -77,7 +79,7 @@ impl<S> Cache<S> {
     pub(super) fn new(inner: S, layer: CacheLayer) -> Self {
         Self {
             inner,
-            role: Role::Answer(layer),
+            role: Role::Answer(Arc::new(layer)),
         }
     }
 
@@ -156,7 +158,7 @@ where
             return ResponseFuture::ready(response);
         }
         let asking = Asking {
-            layer: layer.clone(),
+            layer: CacheLayer::clone(layer),
             wanted,
         };
         // The clone takes the place of the service that was readied.
