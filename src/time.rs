@@ -120,6 +120,7 @@ impl Turn {
 
     /// Ends the turn; returns whether somebody counts on a nudge.
     pub(crate) fn end(self) -> bool {
+        drop(self);
         COUNTED_ON.get()
     }
 }
