@@ -85,10 +85,8 @@ fn main() -> ExitCode {
 /// Runs what is asked for. A single thread does it all; of several, each serves its part of the
 /// clients, beside this one, which follows endpoints and checks them.
 fn serve(arguments: Arguments) -> io::Result<ExitCode> {
-    let threads = match arguments.threads {
-        Some(threads) => threads,
-        None => available_parallelism()?,
-    };
+    let cores = || available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let threads = arguments.threads.unwrap_or_else(cores);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let workers = match threads.get() {
         1 => None,
