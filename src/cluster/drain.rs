@@ -27,7 +27,7 @@ impl Cluster {
     ///
     /// The other nodes of a cluster that share [verdicts](crate::node::Verdicts) hear of it and do
     /// the same while this node is there. What is to outlast it belongs in the registry: see
-    /// [`Endpoint::draining`](crate::endpoint::Endpoint::draining).
+    /// [`Endpoint::draining`](crate::endpoint::Endpoint::draining()).
     ///
     /// # Errors
     ///
