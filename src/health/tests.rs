@@ -67,6 +67,31 @@ fn a_life() {
 }
 
 #[test]
+fn two_failures_confirm_what_others_said_and_make_it_no_longer() {
+    let start = crate::time::now();
+    let oversight = oversight(Outlier::new());
+    let rules = oversight.outlier().unwrap();
+    let health = Health::new(start);
+    health.eject(Cause::Quorum { nodes: 2 }, &rules, start);
+    let mut now = start;
+    for (span, is_own, next) in [(30, false, 30), (30, true, 30), (30, true, 60)] {
+        assert!(
+            health
+                .try_trial(&oversight, now + seconds(span - 1))
+                .is_none()
+        );
+        now += seconds(span);
+        let permit = health.try_trial(&oversight, now).unwrap();
+        health.fail_trial(&permit, Some(CONNECT), &oversight, now);
+        let ejected = health.ejected().unwrap();
+        assert_eq!(
+            (ejected.is_own, ejected.until),
+            (is_own, now + seconds(next))
+        );
+    }
+}
+
+#[test]
 fn checks_and_outliers_do_not_overrule_each_other() {
     let now = crate::time::now();
     let oversight = oversight(Outlier::new());

@@ -4,7 +4,25 @@
 //! cargo test --release --all-features --lib verdict::simulation -- --ignored --nocapture
 //! ```
 //!
-//! `TOWER_GATEWAY_SIMULATION=200x5000` runs one size alone.
+//! `TOWER_GATEWAY_SIMULATION=200x5000` runs one size alone. Half of the nodes have 1,000 requests a
+//! second, the others 20; 1 % of the messages is lost, and one of fifty comes up to two seconds late.
+//! Only what happens costs: between two periods a node looks at the endpoints with news.
+//!
+//! On 2026-11-20, by seed 7, in simulated time (median / 99 % / last of all pairs of a node and an
+//! endpoint that died):
+//!
+//! | nodes x endpoints | evidence | messages a node says, hears a second | bytes it says a second | probes of an endpoint in 5 s (each for itself) | out of use, s | failures of an idle node there | trials in 120 s | back in use, s | wrong at most while a tenth of the nodes is cut off | none wrong after its repair, s | none wrong after halves rejoin, s |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|
+//! | 10 x 100 | probes | 0.20, 1.8 | 54 | 2.00 (10) | 0.5 / 3.1 / 3.1 | 0.20 | 0.0 | 4.0 / 4.2 / 4.2 | 0 | 34 | 4 |
+//! | 50 x 1000 | probes | 0.20, 9.8 | 89 | 2.00 (50) | 2.2 / 4.8 / 10.1 | 0.07 | 0.0 | 3.2 / 5.0 / 5.2 | 0 | 64 | 6 |
+//! | 10 x 100 | requests | 0.20, 1.8 | 15 | none | 0.4 / 3.9 / 3.9 | 0.60 | 3.0 | 60.6 / 60.6 / 60.6 | 0 | 30 | 53 |
+//! | 50 x 1000 | requests | 0.20, 9.9 | 15 | none | 4.5 / 11.2 / 11.4 | 0.25 | 3.2 | 61.1 / 64.8 / 65.0 | 0 | 39 | 55 |
+//!
+//! A node says one message a period whatever the size, and its bytes grow with the endpoints that it
+//! probes, which are two of `nodes` parts; what it hears grows with the nodes. Nothing wrong is left
+//! at the end of any story. Without the second look of those who follow the word of one (see
+//! [`super`]), it took the 10 nodes by requests alone 25.4 s rather than 3.9 s until the last of them
+//! stopped to use a dead endpoint, and an idle one 2.2 failures rather than 0.6.
 
 mod echo;
 mod network;
@@ -210,9 +228,14 @@ impl Report {
                 assert!((2.0..=2.2).contains(&self.probes()), "{self:?}");
                 assert!(self.failures <= 1.0, "{self:?}");
                 assert!(self.noticed.most <= seconds(16), "{self:?}");
+                assert!(self.recovered.most <= seconds(30), "{self:?}");
                 assert_eq!(self.wrong_while_cut_off, 0, "{self:?}");
             }
-            Evidence::Requests => assert_eq!(self.steady.probes, 0),
+            Evidence::Requests => {
+                assert_eq!(self.steady.probes, 0);
+                assert!(self.noticed.most <= seconds(60), "{self:?}");
+                assert!(self.recovered.most <= seconds(180), "{self:?}");
+            }
         }
     }
 }

@@ -220,7 +220,7 @@ impl Talk {
     /// So many endpoints may be ill of which a node says so, or it is the node that is ill. It could
     /// not say more than fits into what it says.
     fn most_accused(&self) -> usize {
-        (self.watched.len() / 4).max(2).min(MOST_ENTRIES - 1)
+        (self.watched.len() / 4).clamp(2, MOST_ENTRIES - 1)
     }
 
     /// Forgets what a node said. Nobody knows what became of its ejections.

@@ -206,7 +206,8 @@ fn a_node_that_accuses_all_that_it_can_say_is_not_heard() {
 fn who_fails_nearly_everywhere_speaks_only_of_what_others_name() {
     let now = crate::time::now();
     let mut own = Listener::new(8, &["b"], now);
-    own.hear(&mut Speaker::new("b"), &[ejected(&[7])], now);
+    let mut b = Speaker::new("b");
+    own.hear(&mut b, &[ejected(&[7])], now);
     let tallied = |own: &mut Listener| {
         own.advice(0, now);
         let said = own
@@ -225,6 +226,16 @@ fn who_fails_nearly_everywhere_speaks_only_of_what_others_name() {
     assert_eq!(tallied(&mut own), [1, 2, 3, 7]);
     own.locals[3].recent.bad = 2;
     assert_eq!(tallied(&mut own), [7]);
+    let failing = Item::Tally {
+        topic: topic(),
+        some: vec![item::Tally {
+            instance: Instance(6),
+            counts: Counts { good: 0, bad: 1 },
+            objects: false,
+        }],
+    };
+    own.hear(&mut b, &[failing], now);
+    assert_eq!(tallied(&mut own), [6, 7]);
 }
 
 #[test]
@@ -272,6 +283,9 @@ fn a_verdict_takes_two_voices_and_a_probe_and_one_that_passes_is_enough() {
     let number = number.unwrap();
     let at = number as usize;
     assert_eq!(own.advice(at, now).lead, Lead::Own, "nobody says anything");
+    let well = probed(number, Verdict::Healthy);
+    own.hear(&mut Speaker::new("stranger"), &[well], now);
+    assert_eq!(own.advice(at, now).lead, Lead::Own, "it is no member");
     let (fails, passes) = (Verdict::Unhealthy, Verdict::Healthy);
     own.hear(&mut speakers[0], &[probed(number, fails)], now);
     assert_eq!(
@@ -464,7 +478,15 @@ fn a_new_run_has_said_nothing_yet() {
         number: 1,
         ..Speaker::new("b")
     };
-    own.hear(&mut b, &[well, ejected(&[at as u64])], now);
+    let requests = Item::Requests {
+        topic: topic(),
+        sum: item::Sum {
+            requests: 300,
+            ..item::Sum::default()
+        },
+    };
+    own.hear(&mut b, &[well, ejected(&[at as u64]), requests], now);
+    assert_eq!(own.council.share(topic()), 0.125);
     let before = own.advice(at, now);
     assert!(matches!(before.lead, Lead::Others { .. }));
     assert!(matches!(before.hearsay, Hearsay::Suspected { .. }));
@@ -472,6 +494,7 @@ fn a_new_run_has_said_nothing_yet() {
     own.council.hear(again, now).unwrap();
     let after = own.advice(at, now);
     assert_eq!((after.lead, after.hearsay), (Lead::Own, Hearsay::None));
+    assert_eq!(own.council.share(topic()), 1.0);
 }
 
 #[test]
@@ -749,8 +772,10 @@ fn rates_are_those_of_all_nodes_once_all_have_spoken() {
         .council
         .consider(topic(), &own.locals, rules, Occasion::Change, later);
     assert_eq!(nobody_asks[0].pooled, None);
+    own.hear(&mut b, &[], later + seconds(10));
+    assert!(own.advice(0, later + seconds(14)).pooled.is_some());
+    assert_eq!(own.advice(0, later + HOLDS).pooled, None, "it is over");
     own.hear(&mut b, &[Item::Leaving], later);
-    assert_eq!(own.advice(0, later).pooled, None);
     assert_eq!(own.council.share(topic()), 1.0);
 }
 
@@ -820,6 +845,30 @@ fn trials_of_others_are_waited_for_and_followed() {
     assert!(trial == Trial::Free || trial == held(1), "{trial:?}");
     own.hear(&mut b, &[ejected(&[])], now + seconds(10));
     assert_eq!(own.advice(1, now + seconds(10)).trial, Trial::Now);
+}
+
+#[test]
+fn whoever_follows_the_word_of_one_tries_soon_and_of_two_much_later() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b", "c"], now);
+    own.locals[1].ejected = Some(Ejected {
+        until: now + seconds(30),
+        times: 1,
+        is_own: false,
+        is_on_trial: false,
+    });
+    let held = |own: &mut Listener| match own.advice(1, now).trial {
+        Trial::Held(until) => until - now,
+        trial => panic!("{trial:?}"),
+    };
+    own.hear(&mut Speaker::new("b"), &[ejected(&[1])], now);
+    let soon = held(&mut own);
+    assert!(soon >= seconds(1) && soon <= seconds(6), "{soon:?}");
+    assert_eq!(own.advice(1, now + soon).trial, Trial::Now);
+    own.hear(&mut Speaker::new("c"), &[ejected(&[1])], now);
+    let late = held(&mut own);
+    assert!(late >= seconds(30), "{late:?}");
+    assert!(late <= seconds(30 + 3 * 120), "{late:?}");
 }
 
 /// What becomes of each message.

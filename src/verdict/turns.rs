@@ -311,7 +311,13 @@ mod tests {
             let held = one.second_look(told, &rivals, condemned(), 4, late, now);
             assert_eq!(held, Trial::Held(now + seconds(expected)));
         }
-        // When they do not agree any more, its time begins then.
+        // When they are too few again, its time begins anew.
+        let mut at = |word, after| {
+            let now = now + seconds(after);
+            one.second_look(told, &rivals, word, 4, 0.0, now)
+        };
+        assert_eq!(at(suspected(), 5), Trial::Held(now + seconds(6)));
+        assert_eq!(at(condemned(), 6), Trial::Held(now + seconds(30)));
         let later = now + seconds(10);
         let held = one.second_look(told, &rivals, suspected(), 4, 0.0, later);
         assert_eq!(held, Trial::Held(later + seconds(1)));
@@ -348,6 +354,12 @@ mod tests {
         }
         let fifth = [rival(now + seconds(150), 5)];
         assert_eq!(ask(&mut one, own, &fifth, 1, now), Trial::Free);
+        // One that is let in and ejected again begins anew.
+        one.follow(None);
+        one.follow(Some(own));
+        let sixth = [rival(now + seconds(180), 6)];
+        let held = ask(&mut one, own, &sixth, 0, now);
+        assert_eq!(held, Trial::Held(now + seconds(180)));
         // Its own trial failed: the others have their turns again.
         let again = ejected(now + seconds(200));
         let mut again_turns = turns_after(&[own, again]);

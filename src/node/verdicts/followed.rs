@@ -171,7 +171,7 @@ impl Look {
     pub(super) fn follow(&self, advice: &[Advice], now: Instant) {
         let mut is_ramp_new = false;
         for (member, advice) in self.members.iter().zip(advice) {
-            self.eject_or_try(member, advice, now);
+            judge(member, advice, now);
             self.check(member, advice.lead);
             if let Some(at) = advice.first_seen {
                 is_ramp_new |= member.first_seen(at);
@@ -180,20 +180,6 @@ impl Look {
         if is_ramp_new {
             self.cluster.restart_ramps();
         }
-    }
-
-    fn eject_or_try(&self, member: &Member, advice: &Advice, now: Instant) {
-        let (health, oversight) = (member.health(), member.oversight());
-        health.hear(advice.hearsay, member.counts(), oversight);
-        match advice.trial {
-            Trial::Free => health.hold_trials(None),
-            Trial::Held(until) => health.hold_trials(Some(until)),
-            Trial::Now => health.hasten_trial(now),
-        }
-        if let Some(until) = advice.quiet_until {
-            health.hear_quiet(until, oversight, now);
-        }
-        health.pool(advice.pooled);
     }
 
     /// Probes it or leaves that to others, whose verdict counts then.
@@ -214,6 +200,21 @@ impl Look {
             }
         }
     }
+}
+
+/// Takes what the others say of its requests, and when it is tried.
+fn judge(member: &Member, advice: &Advice, now: Instant) {
+    let (health, oversight) = (member.health(), member.oversight());
+    health.hear(advice.hearsay, member.counts(), oversight);
+    match advice.trial {
+        Trial::Free => health.hold_trials(None),
+        Trial::Held(until) => health.hold_trials(Some(until)),
+        Trial::Now => health.hasten_trial(now),
+    }
+    if let Some(until) = advice.quiet_until {
+        health.hear_quiet(until, oversight, now);
+    }
+    health.pool(advice.pooled);
 }
 
 /// What other nodes found, in words.

@@ -141,7 +141,7 @@ impl Play {
                     let said = Arc::new(self.nodes[node].look(seconds(5), self.now));
                     let has_seen = |endpoint: &usize| self.row[node][*endpoint] >= 2;
                     let unseen = said.accused.iter().find(|endpoint| !has_seen(endpoint));
-                    wrong = wrong.or(unseen.map(|endpoint| (node, *endpoint)));
+                    wrong = wrong.or_else(|| Some((node, *unseen?)));
                     for message in &said.messages {
                         self.under_way
                             .push((node, message.clone(), Arc::clone(&said)));

@@ -223,6 +223,19 @@ fn whoever_has_requests_succeed_objects_soon_once_and_no_more_than_it_takes() {
 }
 
 #[test]
+fn where_nobody_accuses_nobody_objects() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b"], now);
+    own.locals[1].recent = Counts { good: 9, bad: 1 };
+    said(&mut own, Occasion::Period, now);
+    own.locals[1].counts.good = 9;
+    assert_eq!(
+        tallied(&said(&mut own, Occasion::Period, now)),
+        [(1, false)]
+    );
+}
+
+#[test]
 fn nobody_objects_where_enough_do() {
     let now = crate::time::now();
     let others = ["b", "c", "d", "e", "f", "g", "h"];
