@@ -177,8 +177,8 @@ async fn idle_connections_are_bounded_over_all_workers() {
     }
 }
 
-/// Many requests from all workers at once, for few connections: each has its turn, none is left
-/// waiting, and there is never one connection more.
+/// Many requests from all workers at once, for few connections: each has its turn, and none is left
+/// waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_waits_for_ever_and_no_limit_is_passed() {
     const MOST: usize = 3;
