@@ -17,7 +17,7 @@
 //!   with `s-maxage` that also says how stale it may become is taken by its word.
 //! - **Keys** are scheme, host and exact path and query; what varies is told apart below that.
 //!   Fields such as `X-Forwarded-Host` that say more than the key are told apart, too. A GET with a
-//!   body, an upgrade, or a method in disguise goes past the cache.
+//!   body, an upgrade, or a method or URL in disguise goes past the cache.
 //! - **Answers** to conditions, single ranges and HEAD are made from what is stored.
 //! - **Misses** of many clients at once are one request. Nobody gets the answer to another one that
 //!   may not be shared; once that was seen, nobody waits for the like for two seconds, nor for
@@ -94,6 +94,11 @@
 //! the store hints at any. An entry of level 1 is served if the last news that were applied were
 //! asked for within the bound, and it holds by what they said. For most hits that is two atomic
 //! loads.
+//!
+//! Tombstones are bounded. Those of keys are forgotten first, when there are more than 10,000 in a
+//! shard: what they took was deleted with the invalidation, so nothing is lost but the right of fills
+//! that take longer than a minute to be stored. Above 100,000 the oldest of all are forgotten, and
+//! with them whatever is as old.
 //!
 //! What is promised can be watched: [`audit`](TieredCache::audit) has a share of the hits in level 1
 //! looked at again, and counts those that should not have been.

@@ -222,7 +222,7 @@ impl CacheLayer {
         if !is_fresh {
             return None;
         }
-        let conditions = wanted.found.conditions.then(|| Conditions {
+        let conditions = wanted.is_conditional.then(|| Conditions {
             request: request.headers(),
             now: self.options.wall(),
         });

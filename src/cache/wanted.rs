@@ -34,21 +34,19 @@ pub(super) struct Wanted {
     pub(super) key: Key,
     /// The path and query that the origin gets in place of those of the request.
     changed: Option<PathAndQuery>,
-    pub(super) found: Found,
+    /// Whether an answer may depend on conditions of the request.
+    pub(super) is_conditional: bool,
 }
 
 impl Wanted {
     /// None when the request names no resource that could have a key.
-    pub(super) fn of<B>(request: &Request<B>, options: &Options, found: Found) -> Option<Self> {
+    pub(super) fn of<B>(request: &Request<B>, options: &Options, found: Found<'_>) -> Option<Self> {
         let uri = request.uri();
-        let told = found
-            .unkeyed
-            .then(|| request::told_scheme(request.headers()));
-        let told = told.flatten().or_else(|| uri.scheme_str());
+        let told = found.scheme(request.headers()).or_else(|| uri.scheme_str());
         let scheme = told.unwrap_or(options.scheme.as_str());
         let authority = match uri.authority() {
             Some(authority) => authority.as_str(),
-            None => request.headers().get(header::HOST)?.to_str().ok()?,
+            None => found.host?.to_str().ok()?,
         };
         let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let changed = changed(path_and_query, &options.query);
@@ -59,7 +57,7 @@ impl Wanted {
             key::append_primary(text, scheme, authority, sent)?;
             let primary = text.len();
             text.push_str(&options.chosen_by);
-            if found.unkeyed {
+            if found.says_more(scheme, authority) {
                 request::append_unkeyed(text, request.headers(), scheme, authority);
             }
             Some(primary)
@@ -74,7 +72,7 @@ impl Wanted {
             control,
             key,
             changed,
-            found,
+            is_conditional: found.conditions,
         })
     }
 

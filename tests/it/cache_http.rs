@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
 use tower::{Layer as _, Service as _, ServiceBuilder, ServiceExt as _};
 use tower_gateway::cache::{
-    Acknowledge, HttpCache, Kept, Outcome, QueryRules, Scope, Stats, Weight,
+    Acknowledge, HttpCache, Kept, Outcome, Partition, QueryRules, Scope, Stats, Weight,
     store::{Memory, Redis},
 };
 use tower_gateway::{
@@ -959,6 +959,48 @@ async fn a_store_that_dies_fails_no_request() {
         answer.is_hit()
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_served_unconfirmed_says_so() {
+    const UNCONFIRMED: &str = "tower-gateway; hit; detail=unconfirmed";
+    let Some(mut server) = RedisServer::start().await else {
+        return;
+    };
+    let connection = Connection::open(Options::new(&server.url()).unwrap());
+    let cache = HttpCache::with_store(64 << 20, Redis::new(connection, "http"))
+        .max_staleness(Duration::from_millis(300));
+    let origin = Origin::new(|_, _| async { response(200, FRESH, "body") });
+    let policies = [
+        Partition::ServeStale(Duration::from_secs(3600)),
+        Partition::Island,
+        Partition::Bypass,
+    ];
+    let [stale, island, strict] = policies.map(|policy| {
+        let cache = cache.clone().on_partition(policy);
+        layer(&cache).layer(origin.clone())
+    });
+    let did = async |site: &Site, path: &str| {
+        let answer = read(site, request(Method::GET, path, &[])).await;
+        assert_eq!((answer.status, answer.text()), (200, "body"));
+        answer.did().to_owned()
+    };
+    until("a hit", async || did(&stale, "/a").await == HIT).await;
+    server.stop();
+    let is_over = async || did(&strict, "/a").await == "tower-gateway; fwd=bypass";
+    until("the bound is over", is_over).await;
+    assert_eq!(did(&stale, "/a").await, UNCONFIRMED);
+    assert_eq!(did(&strict, "/a").await, "tower-gateway; fwd=bypass");
+    until("what was filled alone", async || {
+        did(&island, "/b").await;
+        did(&island, "/b").await == UNCONFIRMED
+    })
+    .await;
+    assert!(count(cache.stats(), Outcome::Stale) >= 2);
+    server.restart().await;
+    for site in [&stale, &island, &strict] {
+        until("hits", async || did(site, "/a").await == HIT).await;
+    }
 }
 
 /// A whole node, over sockets.

@@ -1,6 +1,6 @@
 //! What a request wants of a cache, before anything is looked up.
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::{key, vary};
 use crate::{hop, refusal::Dialect};
@@ -26,24 +26,34 @@ pub(crate) enum Content {
 /// What of a request a cache has to look at more closely; found in one pass, as most have nothing
 /// of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct Found<'a> {
+    /// The first line of `Host`.
+    pub(crate) host: Option<&'a HeaderValue>,
     /// Preconditions that only the origin can evaluate (RFC 9111 section 4.3.2), a body, a method or
     /// a URL in disguise.
     special: bool,
     upgrade: bool,
-    /// Inputs that the key may not have.
-    pub(crate) unkeyed: bool,
     /// `Cache-Control` or `Pragma`.
     pub(crate) directives: bool,
     /// What an answer from the cache may depend on.
     pub(crate) conditions: bool,
+    /// What proxies say that the URL was.
+    told_host: Option<&'a HeaderValue>,
+    told_scheme: Option<&'a HeaderValue>,
+    /// Inputs that the key may not have: others, or one of these twice.
+    unkeyed: bool,
 }
 
-impl Found {
-    pub(crate) fn scan(headers: &HeaderMap) -> Self {
+impl<'a> Found<'a> {
+    pub(crate) fn scan(headers: &'a HeaderMap) -> Self {
         let mut found = Self::default();
         for (name, value) in headers {
             match name.as_str() {
+                "host" => drop(found.host.get_or_insert(value)),
+                "x-forwarded-host" => found.unkeyed |= found.told_host.replace(value).is_some(),
+                "x-forwarded-proto" => {
+                    found.unkeyed |= found.told_scheme.replace(value).is_some();
+                }
                 "if-match"
                 | "if-unmodified-since"
                 | "x-http-method"
@@ -62,6 +72,33 @@ impl Found {
             }
         }
         found
+    }
+
+    /// The scheme that the client used, as the proxy says that spoke with it. It is a part of the
+    /// key, so whoever makes it up gets answers of his own.
+    pub(crate) fn scheme(&self, headers: &HeaderMap) -> Option<&'static str> {
+        let told = self.told_scheme?;
+        let is_told = |scheme: &&str| told.as_bytes().eq_ignore_ascii_case(scheme.as_bytes());
+        let is_alone = headers.get_all(X_FORWARDED_PROTO).iter().count() == 1;
+        ["http", "https"]
+            .into_iter()
+            .find(is_told)
+            .filter(|_| is_alone)
+    }
+
+    /// Whether there are inputs that do not say what the key says already.
+    pub(crate) fn says_more(&self, scheme: &str, host: &str) -> bool {
+        let is_host = |told: &HeaderValue| {
+            told.as_bytes() == host.as_bytes()
+                || told
+                    .to_str()
+                    .is_ok_and(|told| key::is_same_authority(scheme, told, host))
+        };
+        let is_scheme =
+            |told: &HeaderValue| told.as_bytes().eq_ignore_ascii_case(scheme.as_bytes());
+        self.unkeyed
+            || self.told_host.is_some_and(|told| !is_host(told))
+            || self.told_scheme.is_some_and(|told| !is_scheme(told))
     }
 
     /// Which way the request goes.
@@ -84,38 +121,27 @@ impl Found {
     }
 }
 
-/// The scheme that the client used, as the proxy says that spoke with it. It is a part of the key,
-/// so whoever makes it up gets answers of his own.
-pub(crate) fn told_scheme(headers: &HeaderMap) -> Option<&'static str> {
-    let mut lines = headers.get_all(X_FORWARDED_PROTO).iter();
-    let (Some(told), None) = (lines.next(), lines.next()) else {
-        return None;
-    };
-    ["http", "https"]
-        .into_iter()
-        .find(|scheme| told.as_bytes().eq_ignore_ascii_case(scheme.as_bytes()))
-}
-
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Whether origins are known to make links and redirects from such an input beside the URL.
 fn is_unkeyed(name: &str) -> bool {
-    matches!(
-        name,
-        "forwarded"
-            | "front-end-https"
-            | "x-forwarded-host"
-            | "x-forwarded-path"
-            | "x-forwarded-port"
-            | "x-forwarded-prefix"
-            | "x-forwarded-proto"
-            | "x-forwarded-scheme"
-            | "x-forwarded-server"
-            | "x-forwarded-ssl"
-            | "x-forwarded-uri"
-            | "x-host"
-            | "x-original-host"
-    )
+    matches!(name.as_bytes().first(), Some(b'f' | b'x'))
+        && matches!(
+            name,
+            "forwarded"
+                | "front-end-https"
+                | "x-forwarded-host"
+                | "x-forwarded-path"
+                | "x-forwarded-port"
+                | "x-forwarded-prefix"
+                | "x-forwarded-proto"
+                | "x-forwarded-scheme"
+                | "x-forwarded-server"
+                | "x-forwarded-ssl"
+                | "x-forwarded-uri"
+                | "x-host"
+                | "x-original-host"
+        )
 }
 
 /// Appends the inputs that do not say what the key says already: an answer that was made from
@@ -149,7 +175,6 @@ pub(crate) fn append_unkeyed(variant: &mut String, headers: &HeaderMap, scheme: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn map(fields: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -201,14 +226,19 @@ mod tests {
 
     #[test]
     fn what_has_to_be_looked_at_is_found() {
-        let found = |name| Found::scan(&map(&[("accept", "x"), (name, "x"), ("host", "h")]));
+        let found = |name| {
+            let headers = map(&[("accept", "x"), (name, "x"), ("host", "h"), ("host", "i")]);
+            let found = Found::scan(&headers);
+            assert_eq!(found.host.unwrap(), "h");
+            (found.directives, found.conditions)
+        };
         for name in ["cache-control", "pragma"] {
-            assert!(found(name).directives, "{name}");
+            assert_eq!(found(name), (true, false), "{name}");
         }
         for name in ["if-none-match", "if-modified-since", "range", "if-range"] {
-            assert!(found(name).conditions, "{name}");
+            assert_eq!(found(name), (false, true), "{name}");
         }
-        assert_eq!(found("user-agent"), Found::default());
+        assert_eq!(found("user-agent"), (false, false));
     }
 
     #[test]
@@ -242,10 +272,10 @@ mod tests {
     fn inputs_that_say_more_than_the_key_are_keyed() {
         let unkeyed = |fields: &[(&'static str, &str)]| {
             let mut variant = String::new();
-            let names = fields.iter().map(|(name, _)| *name);
-            let is_any = names.clone().any(is_unkeyed);
-            assert_eq!(Found::scan(&map(fields)).unkeyed, is_any, "{names:?}");
             append_unkeyed(&mut variant, &map(fields), "http", "h");
+            let headers = map(fields);
+            let says_more = Found::scan(&headers).says_more("http", "h");
+            assert_eq!(says_more, !variant.is_empty(), "{fields:?}");
             variant
         };
         assert_eq!(unkeyed(&[]), "");

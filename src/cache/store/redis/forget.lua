@@ -21,4 +21,3 @@ elseif beat == ARGV[3] then
   redis.call('ZREM', S, '\2' .. ARGV[2])
   redis.call('HDEL', KEYS[2], ARGV[2])
 end
-return 1

@@ -46,6 +46,7 @@ const MOST_SCOPES: usize = 1000;
 /// What a read says first.
 const FOUND: u64 = 1;
 const FILL: u64 = 2;
+const WAIT: u64 = 3;
 
 macro_rules! script {
     ($file:literal) => {
@@ -62,8 +63,9 @@ const READ: &str = concat!(include_str!("state.lua"), include_str!("read.lua"));
 
 /// Level 2 in Redis: alone, behind Sentinel, or a cluster. Clones share state.
 ///
-/// Any `maxmemory-policy` is safe, and `volatile-lru` is the best: what decides whether entries
-/// hold has no time to live, and entries have one. Persistence is not needed. An epoch is made for
+/// Any `maxmemory-policy` is safe, and `volatile-lru` is the best: the numbers that decide whether
+/// entries hold have no time to live, and entries have one. What else has one is of no use when it is
+/// lost: a variant without its generation is a miss. Persistence is not needed. An epoch is made for
 /// each server: a failover, or a restart, makes a cold cache.
 ///
 /// A master that is cut off from the rest but not from this node is a master to this node. Where
@@ -262,6 +264,9 @@ impl Redis {
         let stamp = answer.stamp()?;
         if kind == FILL {
             return Ok(Read::Fill { stamp });
+        }
+        if kind != WAIT {
+            return Err(unexpected());
         }
         let left = Duration::from_millis(answer.number()?);
         Ok(Read::Wait { stamp, left })

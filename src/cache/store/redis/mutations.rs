@@ -6,13 +6,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::{
-    collection::vec,
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
 use super::{
-    tests::{RedisServer, Step, choose_script, compare, connected, step},
+    tests::{RedisServer, Step, choose_script, compare, connected, steps},
     *,
 };
 
@@ -60,8 +59,112 @@ const CHANGES: [(&str, &[&str]); 24] = [
     ("-1", &["-2"]),
 ];
 
-/// Changes that nothing can notice, by file, text of the line and what stands there instead.
-const ALIKE: &[(&str, &str, &str)] = &[];
+/// Changes that change nothing, by file, text of the line and what stands there instead: more is read
+/// than is used, what is never absent has another default, a step is done again that was done, or an
+/// entry is kept for a millisecond. One is noticed elsewhere, where there are replicas: that a script
+/// is refused on one (`a_master_that_becomes_a_replica_is_not_read`).
+const ALIKE: &[(&str, &str, &str)] = &[
+    (
+        "state",
+        "local _, last = string.find(server, 'run_id:', 1, true)",
+        "local _, last = string.find(server, 'run_id:', 2, true)",
+    ),
+    (
+        "state",
+        "local _, last = string.find(server, 'run_id:', 1, true)",
+        "local _, last = string.find(server, 'run_id:', 0, true)",
+    ),
+    ("state", "redis.call('ZREM', S, '')", ""),
+    (
+        "state",
+        "local head = redis.call('ZRANGE', S, 0, 0, 'WITHSCORES')",
+        "local head = redis.call('ZRANGE', S, 0, 1, 'WITHSCORES')",
+    ),
+    ("state", "if head[1] then", "if head[2] then"),
+    (
+        "state",
+        "local last_hard = 1 + (#scores - 1) / 2",
+        "local last_hard = 1 + (#scores - 0) / 2",
+    ),
+    ("state", "for i = 2, #scores do", "for i = 1, #scores do"),
+    (
+        "state",
+        "local found = redis.call('ZRANGE', S, 1, 1)[1]",
+        "local found = redis.call('ZRANGE', S, 1, 2)[1]",
+    ),
+    ("read", "if not entry[1] then", "if not entry[2] then"),
+    ("read", "if left <= 0 then", "if left < 0 then"),
+    ("read", "if left <= 0 then", "if left <= 1 then"),
+    ("store", "generation = ARGV[2]", "generation = ARGV[1]"),
+    (
+        "store",
+        "elseif redis.call('PTTL', KEYS[4]) < tonumber(ARGV[5]) then",
+        "elseif redis.call('PTTL', KEYS[4]) <= tonumber(ARGV[5]) then",
+    ),
+    ("store", "return 1", "return 2"),
+    ("invalidate", "if #ARGV < 5 then", "if #ARGV <= 5 then"),
+    (
+        "invalidate",
+        "redis.pcall('PUBLISH', ARGV[2], ARGV[3])",
+        "redis.pcall('PUBLISH', ARGV[2], ARGV[4])",
+    ),
+    (
+        "invalidate",
+        "redis.pcall('PUBLISH', ARGV[2], ARGV[3])",
+        "redis.pcall('PUBLISH', ARGV[2], ARGV[2])",
+    ),
+    (
+        "news",
+        "if string.byte(found[i]) > 3 then",
+        "if string.byte(found[i]) > 4 then",
+    ),
+    (
+        "nodes",
+        "nodes[#nodes + 1] = tonumber(redis.call('ZSCORE', S, '\\2' .. name) or 0)",
+        "nodes[#nodes + 1] = tonumber(redis.call('ZSCORE', S, '\\2' .. name) or 1)",
+    ),
+    (
+        "nodes",
+        "nodes[#nodes + 1] = beat and tonumber(beat) or 0",
+        "nodes[#nodes + 1] = beat or tonumber(beat) or 0",
+    ),
+    ("forget", "if #left > 0 then", "if #left >= 0 then"),
+    (
+        "trim",
+        "if epoch ~= ARGV[2] or upto <= floor then",
+        "if epoch ~= ARGV[2] or upto < floor then",
+    ),
+    (
+        "trim",
+        "local head = redis.call('ZRANGE', S, 0, 0)[1]",
+        "local head = redis.call('ZRANGE', S, 0, 1)[1]",
+    ),
+    (
+        "trim",
+        "local applied = tonumber(redis.call('ZSCORE', S, '\\2' .. name) or 0)",
+        "local applied = tonumber(redis.call('ZSCORE', S, '\\2' .. name) or 1)",
+    ),
+    (
+        "trim",
+        "redis.call('ZREMRANGEBYSCORE', S, '-inf', number(upto))",
+        "redis.call('ZREMRANGEBYSCORE', S, '0', number(upto))",
+    ),
+    (
+        "shed",
+        "if epoch ~= ARGV[2] or upto <= from then",
+        "if epoch ~= ARGV[2] or upto < from then",
+    ),
+    (
+        "shed",
+        "local found = redis.call('ZRANGE', S, '(' .. number(from), number(upto), 'BYSCORE')",
+        "local found = redis.call('ZRANGE', S, '' .. number(from), number(upto), 'BYSCORE')",
+    ),
+    (
+        "shed",
+        "if string.sub(member, 1, 2) == 'Hk' then",
+        "if string.sub(member, 0, 2) == 'Hk' then",
+    ),
+];
 
 /// A script that is changed in one place.
 struct Mutant {
@@ -150,7 +253,7 @@ fn scripts(mutant: &Mutant) -> Scripts {
 fn runs() -> Vec<Vec<Step>> {
     let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), random);
-    let steps = vec(step(), 20..60);
+    let steps = steps();
     let run = |_| steps.new_tree(&mut runner).expect("it is made").current();
     (0..120).map(run).collect()
 }

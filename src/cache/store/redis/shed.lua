@@ -3,7 +3,7 @@ local epoch, floor = state()
 local upto = math.min(tonumber(ARGV[3]), sequence())
 local from = key_floor(floor)
 if epoch ~= ARGV[2] or upto <= from then
-  return 0
+  return
 end
 local found = redis.call('ZRANGE', S, '(' .. number(from), number(upto), 'BYSCORE')
 for _, member in ipairs(found) do
@@ -14,4 +14,3 @@ for _, member in ipairs(found) do
 end
 -- The sequence is as high as it was, too.
 redis.call('ZADD', S, number(upto), '\3')
-return 1

@@ -2,7 +2,7 @@
 local epoch, floor = state()
 local upto = math.min(tonumber(ARGV[3]), sequence())
 if epoch ~= ARGV[2] or upto <= floor then
-  return 0
+  return
 end
 local head = redis.call('ZRANGE', S, 0, 0)[1]
 local names, found = directory()
@@ -19,4 +19,3 @@ end
 -- The floor rises with what is forgotten: nothing that it might have taken holds.
 redis.call('ZREMRANGEBYSCORE', S, '-inf', number(upto))
 redis.call('ZADD', S, unpack(keep))
-return 1
