@@ -179,7 +179,7 @@ where
     }
 }
 
-fn way<B: Body>(found: Found, request: &Request<B>) -> Way {
+fn way<B: Body>(found: Found<'_>, request: &Request<B>) -> Way {
     let content = if request.body().is_end_stream() {
         Content::None
     } else {
