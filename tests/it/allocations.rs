@@ -337,7 +337,7 @@ fn an_idle_connection_soon_keeps_little() {
         let held: Vec<_> = (0..CONNECTIONS).map(|_| ask()).collect();
         done.send(()).unwrap();
         // They are open as long as the gateway is looked at.
-        thread::sleep(Duration::from_secs(100));
+        thread::park();
         drop(held);
     });
     runtime.block_on(finished.recv()).unwrap();

@@ -142,6 +142,7 @@ async fn a_request_head_that_never_ends_is_cut() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "the time is real here")]
 async fn a_timeout_holds_whether_the_server_is_there_or_not() {
     let limit = Duration::from_millis(1200);
     for is_there in [true, false] {
