@@ -4,7 +4,8 @@
 //! cargo test --release --all-features --lib verdict::simulation -- --ignored --nocapture
 //! ```
 //!
-//! `TOWER_GATEWAY_SIMULATION=200x5000` runs one size alone. Half of the nodes have 1,000 requests a
+//! `TOWER_GATEWAY_SIMULATION=50x1000` runs one size alone. That takes half a minute; 200 x 5000 takes
+//! more than ten, most of it while a tenth of the nodes is cut off and accuses what it can. Half of the nodes have 1,000 requests a
 //! second, the others 20; 1 % of the messages is lost, and one of fifty comes up to two seconds late.
 //! Only what happens costs: between two periods a node looks at the endpoints with news.
 //!
