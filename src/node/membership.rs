@@ -487,6 +487,27 @@ mod tests {
         assert!(time::now() - begun <= PROPAGATION);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_drains_does_not_count_and_who_was_here_before_is_this_one() {
+        let memory = Memory::new();
+        let (one, two) = (member(&memory, 1), member(&memory, 2));
+        one.register();
+        two.register();
+        let registry = Registry::new(memory.clone()).ttl(Duration::from_secs(3));
+        let _going = registry.register("api-gateway", endpoint(3).draining());
+        // It died a moment ago, and had another name.
+        let _before = registry.register("api-gateway", endpoint(1).id("before"));
+        sees(&one, &["node-1 live", "node-2 live", "node-3 draining"]).await;
+        assert_eq!(one.count(), Some(2));
+        let expected = [
+            "node-2 live",
+            "before live",
+            "node-1 live",
+            "node-3 draining",
+        ];
+        sees(&two, &expected).await;
+    }
+
     fn ids(nodes: &[NodeView]) -> Vec<&str> {
         nodes.iter().map(|node| node.endpoint.id.as_str()).collect()
     }

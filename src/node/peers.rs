@@ -78,6 +78,8 @@ mod tests {
             position(&nodes(&["c self", "a", "b draining"])),
             place(1, 2)
         );
+        // One that leaves itself still has one.
+        assert_eq!(position(&nodes(&["b self draining", "a"])), place(1, 2));
         // Every node has a place of its own.
         let names = ["d", "a", "c", "b"];
         let mut places: Vec<_> = names

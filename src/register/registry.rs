@@ -302,10 +302,14 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use futures_util::future::BoxFuture;
+
     use super::*;
     use crate::{
         discover::{Discovery, ServiceDiscovery as _, ServiceWatch},
-        register::Memory,
+        register::{Announced, Memory},
     };
 
     fn endpoint(port: u16) -> Endpoint {
@@ -411,7 +415,102 @@ mod tests {
             RegistrationState::Failing { reason } if reason.contains("down")
         ));
         memory.set_down(false);
+        let back = time::now();
         registration.registered().await;
+        // However long it was away.
+        assert!(time::now() - back <= Duration::from_millis(1_100));
         assert_eq!(registration.losses(), 0, "it never had it");
+    }
+
+    #[tokio::test]
+    async fn the_record_of_another_process_is_not_the_own() {
+        let memory = Memory::new();
+        let mut record = Record {
+            service: "api".into(),
+            endpoint: endpoint(1),
+            owner: "one".into(),
+        };
+        let ttl = Duration::from_secs(3);
+        let mut was_there = async |owner: &str| {
+            record.owner = owner.into();
+            memory.announce(&record, None, ttl).await.unwrap().was_there
+        };
+        assert!(!was_there("one").await);
+        assert!(was_there("one").await);
+        assert!(!was_there("two").await, "whoever was there before is dead");
+        assert!(!was_there("one").await);
+    }
+
+    /// A registry that takes its time, notes what it is asked, and may hang.
+    #[derive(Debug, Default)]
+    struct Slow {
+        heard: Mutex<Vec<String>>,
+        hangs: AtomicBool,
+    }
+
+    impl Slow {
+        fn note(&self, what: &str, lease: Option<&Lease>) {
+            let lease = lease.map_or("none", Lease::as_str);
+            self.heard.lock().push(format!("{what} {lease}"));
+        }
+    }
+
+    impl RegistryBackend for Slow {
+        fn announce(
+            &self,
+            _record: &Record,
+            lease: Option<&Lease>,
+            _ttl: Duration,
+        ) -> BoxFuture<'_, Result<Announced, BackendError>> {
+            self.note("announce", lease);
+            let was_there = lease.is_some();
+            Box::pin(async move {
+                if self.hangs.load(Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok(Announced::new(Some("7".to_owned().into()), was_there))
+            })
+        }
+
+        fn withdraw(
+            &self,
+            _record: &Record,
+            lease: Option<&Lease>,
+        ) -> BoxFuture<'_, Result<(), BackendError>> {
+            self.note("withdraw", lease);
+            Box::pin(async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_heartbeat_comes_after_a_withdrawal_and_that_knows_the_lease() {
+        let slow = Arc::new(Slow::default());
+        let registry = Registry::new(Arc::clone(&slow)).ttl(Duration::from_secs(3));
+        let registration = registry.register("api", endpoint(1));
+        registration.registered().await;
+        registration.deregister().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(*slow.heard.lock(), ["announce none", "withdraw 7"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_hangs_is_given_up_and_asked_again() {
+        let slow = Arc::new(Slow::default());
+        slow.hangs.store(true, Relaxed);
+        let registry = Registry::new(Arc::clone(&slow)).ttl(Duration::from_secs(3));
+        let registration = registry.register("api", endpoint(1));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(matches!(
+            registration.state(),
+            RegistrationState::Failing { reason } if &*reason == "no answer in time"
+        ));
+        slow.hangs.store(false, Relaxed);
+        let registered = registration.registered();
+        let waited = tokio::time::timeout(Duration::from_secs(5), registered).await;
+        assert!(waited.is_ok(), "{registration:?}");
     }
 }

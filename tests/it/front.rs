@@ -309,3 +309,53 @@ async fn a_machine_whose_node_drains_is_given_up() {
         .status();
     assert_eq!(asked.await.unwrap().code(), Some(1));
 }
+
+/// The file beside it is one that keepalived takes, and it takes no other.
+#[test]
+fn keepalived_takes_the_file_that_is_shown() {
+    let check = |file: &Path| {
+        let mut keepalived = Command::new("keepalived");
+        keepalived.args(["-t", "-f"]).arg(file).output().ok()
+    };
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/front");
+    let shown = std::fs::read_to_string(format!("{examples}/keepalived.conf")).unwrap();
+    for has in [
+        "/usr/local/bin/check-node 127.0.0.1:9901",
+        "script_user nobody",
+        "interface eth0",
+    ] {
+        assert!(shown.contains(has), "{shown}");
+    }
+    let id = Command::new("id").arg("-u").output().unwrap().stdout;
+    if id != b"0\n" {
+        eprintln!("SKIPPED: only root may check what root runs");
+        return;
+    }
+    // It wants one that is there, and not the loopback.
+    let interfaces = std::fs::read_dir("/sys/class/net").unwrap();
+    let names = interfaces.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name != "lo").collect();
+    names.sort_by_key(|name| name != "eth0");
+    let Some(interface) = names.first() else {
+        eprintln!("SKIPPED: this machine has no network");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("check-node");
+    std::fs::copy(format!("{examples}/check-node"), &script).unwrap();
+    // What is not on every machine is on this one.
+    let here = shown
+        .replace("/usr/local/bin/check-node", script.to_str().unwrap())
+        .replace("script_user nobody", "script_user root")
+        .replace("interface eth0", &format!("interface {interface}"));
+    let file = folder.path().join("keepalived.conf");
+    std::fs::write(&file, &here).unwrap();
+    let Some(found) = check(&file) else {
+        eprintln!("SKIPPED: keepalived is missing: tests/run fetches it");
+        return;
+    };
+    let said = String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "{}: {said}", found.status);
+    std::fs::write(&file, here.replace("priority", "prioritee")).unwrap();
+    assert!(!check(&file).unwrap().status.success());
+}
