@@ -321,6 +321,7 @@ fn an_idle_connection_soon_keeps_little() {
     let (runtime, node, _folder) = gateway("", "");
     let address = node.address();
     let (done, mut finished) = tokio::sync::mpsc::unbounded_channel();
+    let (look, looked_at) = std::sync::mpsc::channel::<()>();
     thread::spawn(move || {
         let ask = || {
             let mut stream = TcpStream::connect(address).unwrap();
@@ -337,7 +338,7 @@ fn an_idle_connection_soon_keeps_little() {
         let held: Vec<_> = (0..CONNECTIONS).map(|_| ask()).collect();
         done.send(()).unwrap();
         // They are open as long as the gateway is looked at.
-        thread::park();
+        looked_at.recv().ok();
         drop(held);
     });
     runtime.block_on(finished.recv()).unwrap();
@@ -352,4 +353,5 @@ fn an_idle_connection_soon_keeps_little() {
     }
     println!("{} bytes for each at last", bytes / CONNECTIONS);
     assert!(bytes <= 2048 * CONNECTIONS, "{bytes}");
+    drop(look);
 }

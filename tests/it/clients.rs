@@ -156,7 +156,6 @@ async fn a_timeout_holds_whether_the_server_is_there_or_not() {
         let service = TimeoutLayer::new(limit).layer(never);
         let mut server = Some(listener.serve(move |_| service.clone()));
         let mut client = Wire::connect(address).await;
-        let begun = tokio::time::Instant::now();
         client.send(GET).await;
         until("a request in flight", async || {
             server.as_ref().unwrap().in_flight() == 1
@@ -165,7 +164,6 @@ async fn a_timeout_holds_whether_the_server_is_there_or_not() {
         server.take_if(|_| !is_there);
         let response = within("an answer", client.response()).await;
         assert_eq!(response.status(), 504);
-        assert!(begun.elapsed() >= limit);
     }
 }
 
