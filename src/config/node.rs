@@ -1,12 +1,14 @@
 //! A running node: it serves, follows its file, and drains.
 
+mod peers;
+mod signals;
+mod state;
+mod waits;
+
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -23,42 +25,30 @@ use super::{
     gateway::Gateway,
     plan::Plan,
     serve::Routes,
-    settings::{
-        ConfigPlace, ConfigStoreSettings, NodeSettings, RegisterPlace, Secret, StoreSettings,
-    },
+    settings::{ConfigPlace, ConfigStoreSettings},
     shared::{Ground, Shared},
-    structure::Peers,
 };
 use crate::{
     admin::{Admin, ConfigStatus, Readiness},
-    cluster::Cluster,
-    discover::{self, ServiceWatch},
     edge::EdgeLayer,
-    endpoint::{Address, Endpoint},
     monitor::Monitor,
-    node::{Listener, Membership, Server, Verdicts, Workers},
+    node::{Listener, Server, Workers},
     redis::Connection,
     register::RegistrationState,
-    store::{ConfigStore, EtcdStore, RedisBus, RedisStore},
+    store::{ConfigStore, EtcdStore, RedisStore},
     time,
 };
+use signals::{Signal, Signals};
+use state::State;
+use waits::{NEW_CLUSTERS, connected, discovered, heard_of};
 
 /// How often the configuration file is looked at. A change is taken when it held still between
 /// two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long a node waits for its store before it serves without.
-const STORE: Duration = Duration::from_millis(250);
-
 /// How long a node waits for the first word of discovery before it says that it is ready.
 const DISCOVERY: Duration = Duration::from_secs(5);
 
-/// How long the nodes of the cluster hold still before this one takes another place among them.
-const STILL: Duration = Duration::from_secs(15);
-
-/// How long a start, or a reload, waits for the first word of discovery on clusters that are new, so
-/// that no request goes to one that has no endpoints yet.
-const NEW_CLUSTERS: Duration = Duration::from_secs(2);
 /// How long a node that starts waits for a configuration in a store before it listens all the same.
 const CONFIGURATION: Duration = Duration::from_secs(2);
 
@@ -104,35 +94,6 @@ impl Drop for Node {
     }
 }
 
-#[derive(Debug)]
-struct State {
-    admin: Admin,
-    routes: Routes,
-    gateway: Mutex<Gateway>,
-    alerts: Alerts,
-    node: ArcSwap<NodeSettings>,
-    /// Its name where the file gives none.
-    default_id: String,
-    /// As the node was started with it.
-    store: StoreSettings,
-    /// This node among the others of its cluster.
-    membership: Membership,
-    /// What it shares with them.
-    verdicts: Option<Arc<Verdicts>>,
-    /// Where the clusters and routes come from, when not from the file.
-    shared: Option<Shared>,
-    /// As the node was started with it.
-    config_store: Option<ConfigStoreSettings>,
-    /// Why the file is not used as it is.
-    file_refused: Mutex<Option<String>>,
-    /// How often it was not.
-    file_refusals: AtomicU64,
-    /// One plan at a time.
-    applying: tokio::sync::Mutex<()>,
-    /// Read for each request, also on connections that were there before a reload.
-    trusted_hops: Arc<AtomicU32>,
-}
-
 impl Node {
     /// Loads the file and starts to serve.
     ///
@@ -168,8 +129,8 @@ impl Node {
         let default_id = default_id(address);
         let mut gateway = Gateway::new(&plan.settings.store, workers.map_or(1, Workers::count));
         let redis = gateway.redis(&plan.settings);
-        let membership = membership(&plan, address, &default_id, &mut gateway);
-        let verdicts = verdicts(&plan, &membership, redis.clone());
+        let membership = peers::membership(&plan, address, &default_id, &mut gateway);
+        let verdicts = peers::verdicts(&plan, &membership, redis.clone());
         let ground = |plan: &Plan| Ground {
             file: file.clone(),
             settings: plan.settings.clone(),
@@ -215,9 +176,9 @@ impl Node {
         state.apply(&plan);
         let mut following: Vec<_> = follow(&state).await.into_iter().collect();
         connected(&state).await;
-        let place = keep_place(state.membership.clone(), Arc::downgrade(&state));
+        let place = peers::keep_place(state.membership.clone(), Arc::downgrade(&state));
         following.push(tokio::spawn(place).abort_handle());
-        following.extend(count(&state));
+        following.extend(peers::count(&state));
         let clusters = state.gateway.lock().clusters();
         heard_of(clusters, NEW_CLUSTERS).await;
         tokio::spawn(ready(Arc::downgrade(&state)));
@@ -352,159 +313,6 @@ async fn reload(state: Arc<State>, file: ConfigFile) -> ConfigFile {
     file
 }
 
-impl State {
-    /// Goes over to the file as it is now, if it can be used.
-    async fn take(&self, plan: Result<Plan, LoadError>, file: &ConfigFile) {
-        let applying = self.applying.lock().await;
-        let plan = plan.and_then(|plan| self.with_shared(plan, file));
-        match plan {
-            Ok(plan) => {
-                let restart_needed = self.go_over(&plan).await;
-                *self.file_refused.lock() = None;
-                self.admin.update_config(|config| {
-                    config.version += 1;
-                    config.restart_needed = restart_needed.clone();
-                });
-                self.tell_shared();
-                let version = self.admin.config().version;
-                tracing::info!(event = "config_applied", version, "configuration applied");
-                for key in restart_needed {
-                    tracing::warn!(event = "restart_needed", key, "change takes a restart");
-                }
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                tracing::error!(
-                    event = "config_refused",
-                    reason,
-                    "the old configuration goes on"
-                );
-                *self.file_refused.lock() = Some(reason);
-                self.file_refusals.fetch_add(1, Relaxed);
-                self.tell_shared();
-            }
-        }
-        drop(applying);
-    }
-
-    /// A plan of the file with what stands in the store.
-    fn with_shared(&self, plan: Plan, file: &ConfigFile) -> Result<Plan, LoadError> {
-        let Some(shared) = &self.shared else {
-            return Ok(plan);
-        };
-        let ground = Ground {
-            file: file.clone(),
-            settings: plan.settings.clone(),
-        };
-        Ok(shared.reground(ground)?.unwrap_or(plan))
-    }
-
-    /// Goes over to what stands in the store now, if it can be used.
-    async fn take_shared(&self) {
-        let Some(shared) = &self.shared else {
-            return;
-        };
-        let applying = self.applying.lock().await;
-        match shared.plan() {
-            Ok(Some(plan)) => {
-                self.go_over(&plan).await;
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let reason = error.to_string();
-                tracing::error!(
-                    event = "config_refused",
-                    reason,
-                    "the old configuration goes on"
-                );
-            }
-        }
-        self.tell_shared();
-        drop(applying);
-    }
-
-    /// Says which configuration is in force, and what was refused.
-    fn tell_shared(&self) {
-        let followed = self.shared.as_ref().map(Shared::followed);
-        let file_refused = self.file_refused.lock().clone();
-        let file_refusals = self.file_refusals.load(Relaxed);
-        self.admin.update_config(|config| {
-            config.refused = file_refused;
-            config.rejected = file_refusals;
-            if let Some(followed) = followed {
-                config.version = followed.version;
-                config.refused = config.refused.take().or(followed.refused);
-                config.rejected += followed.refusals;
-            }
-        });
-    }
-
-    /// Goes over to a plan once its new clusters are discovered, or have had their time; returns
-    /// the keys that would need a restart.
-    async fn go_over(&self, plan: &Plan) -> Vec<String> {
-        let pending = self.gateway.lock().prepare(plan);
-        let opened = self.gateway.lock().open_cache(plan);
-        if let Some(connection) = opened {
-            // Without it the first requests would go past the cache. An error says that it is away.
-            drop(tokio::time::timeout(STORE, connection.available()).await);
-        }
-        if !discovered(pending, NEW_CLUSTERS).await {
-            tracing::warn!(
-                event = "discovery_slow",
-                "routes lead to a new cluster that is not discovered yet"
-            );
-        }
-        self.apply(plan)
-    }
-
-    /// Goes over to a plan; returns the keys that would need a restart.
-    fn apply(&self, plan: &Plan) -> Vec<String> {
-        let mut gateway = self.gateway.lock();
-        let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
-        gateway.apply(plan, id, &self.routes);
-        if let Some(verdicts) = &self.verdicts {
-            gateway.share(verdicts);
-        }
-        self.admin.set_node(id);
-        self.alerts.apply(plan, id, gateway.clusters());
-        self.admin.set_clusters(gateway.clusters());
-        self.admin.set_failovers(gateway.failover_stats());
-        self.admin.set_limiters(gateway.limiters());
-        self.admin.set_cache(gateway.cache().cloned());
-        let next = &plan.settings.node;
-        let current = self.node.load();
-        // A token belongs to its address: the one that is bound must not lose it.
-        if next.admin == current.admin {
-            let token = next.admin_token.as_ref().map(Secret::reveal);
-            self.admin.set_token(token.map(ToOwned::to_owned));
-        }
-        self.trusted_hops
-            .store(u32::from(next.trusted_hops), Relaxed);
-        let mut restart_needed = Vec::new();
-        if current.listen != next.listen {
-            restart_needed.push(String::from("node.listen"));
-        }
-        if current.admin != next.admin {
-            restart_needed.push(String::from("node.admin"));
-        }
-        if self.store != plan.settings.store {
-            restart_needed.push(String::from("store"));
-        }
-        if self.config_store != plan.settings.config_store {
-            restart_needed.push(String::from("config_store"));
-        }
-        if current.register != next.register {
-            restart_needed.push(String::from("node.register"));
-        }
-        let mut next = next.clone();
-        next.listen = current.listen;
-        next.admin = current.admin;
-        next.register.clone_from(&current.register);
-        self.node.store(Arc::new(next));
-        restart_needed
-    }
-}
-
 /// Loads without blocking the runtime.
 async fn load(file: ConfigFile) -> (ConfigFile, Result<Plan, LoadError>) {
     let loading = tokio::task::spawn_blocking(move || {
@@ -544,26 +352,6 @@ fn default_id(address: SocketAddr) -> String {
     }
 }
 
-/// Waits until the store answers, or has had its time: one that does not is none to stop for.
-async fn connected(state: &State) {
-    let Some(store) = state.gateway.lock().shared() else {
-        return;
-    };
-    let cache = state.gateway.lock().cache_connection();
-    let cached = async {
-        if let Some(connection) = cache {
-            connection.available().await;
-        }
-    };
-    let both = futures_util::future::join(store.available(), cached);
-    if tokio::time::timeout(STORE, both).await.is_err() {
-        tracing::warn!(
-            event = "store_unreachable",
-            "the store does not answer: this node counts alone until it does"
-        );
-    }
-}
-
 /// Lets the monitor know whether the stores and the registry of this node answer.
 fn watch(state: &Arc<State>, redis: Option<Connection>) {
     let monitor = &state.alerts.monitor;
@@ -600,51 +388,6 @@ fn store_of(
     }
 }
 
-/// This node among the others, if it is to be known to any.
-fn membership(
-    plan: &Plan,
-    address: SocketAddr,
-    default_id: &str,
-    gateway: &mut Gateway,
-) -> Membership {
-    let node = &plan.settings.node;
-    let register = node.register.as_ref();
-    let advertised = register.and_then(|register| register.advertise.clone());
-    let endpoint = Endpoint::new(advertised.unwrap_or_else(|| Address::from(address)));
-    let endpoint = endpoint.id(node.id.as_deref().unwrap_or(default_id));
-    let endpoint = match &node.zone {
-        Some(zone) => endpoint.zone(zone.as_str()),
-        None => endpoint,
-    };
-    let Some(register) = register else {
-        return Membership::alone(endpoint);
-    };
-    let (service, ttl) = (register.service.as_str(), register.ttl);
-    match &register.place {
-        RegisterPlace::Redis => {
-            let redis = gateway.redis(&plan.settings);
-            let redis = redis.expect("settings name no store that they lack");
-            Membership::in_redis(service, endpoint, redis, ttl)
-        }
-        RegisterPlace::Etcd { etcd, prefix } => {
-            let etcd = gateway.etcd(etcd, plan.register_tls.as_ref());
-            Membership::in_etcd(service, endpoint, etcd, prefix, ttl)
-        }
-    }
-}
-
-/// What a node shares with the others, where there are others and a bus to them.
-fn verdicts(
-    plan: &Plan,
-    membership: &Membership,
-    redis: Option<Connection>,
-) -> Option<Arc<Verdicts>> {
-    let service = membership.service()?;
-    let settings = plan.settings.store.redis.as_ref()?;
-    let bus = RedisBus::new(redis?, &settings.namespace, service.as_str());
-    Some(Arc::new(Verdicts::start(membership.clone(), Arc::new(bus))))
-}
-
 /// Follows the configuration in a store from now on, once it was heard of or had its time.
 async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
     let shared = state.shared.as_ref()?;
@@ -660,70 +403,6 @@ async fn follow(state: &Arc<State>) -> Option<AbortHandle> {
         }
     });
     Some(following.abort_handle())
-}
-
-/// Tells the limits how many nodes share them, where the nodes know each other.
-fn count(state: &State) -> Option<AbortHandle> {
-    let limits = state.gateway.lock().shared()?;
-    let membership = state.membership.clone();
-    let mut watch = membership.watch()?;
-    let counting = tokio::spawn(async move {
-        loop {
-            watch.changed().await;
-            limits.set_nodes(membership.count().unwrap_or(0));
-        }
-    });
-    Some(counting.abort_handle())
-}
-
-/// Tells the clusters where this node stands among the others.
-async fn keep_place(membership: Membership, state: Weak<State>) {
-    let mut peers = membership.peers(STILL);
-    loop {
-        peers.next().await;
-        let peers = Peers {
-            zones: membership.zones(),
-            position: membership.position(),
-        };
-        let Some(state) = state.upgrade() else { return };
-        state.gateway.lock().set_peers(peers);
-    }
-}
-
-/// Waits until discovery has said something of each of these clusters, be it why it cannot, or has
-/// had its time.
-async fn heard_of(clusters: Vec<Cluster>, patience: Duration) {
-    let heard = async {
-        for cluster in &clusters {
-            tokio::select! {
-                () = cluster.discovered() => {}
-                () = failed(cluster.watch()) => {}
-            }
-        }
-    };
-    // The time is over for those that are left, which is all that there is to know.
-    tokio::time::timeout(patience, heard).await.ok();
-}
-
-/// Waits until a source has said why it has no endpoints.
-async fn failed(watch: Option<ServiceWatch>) {
-    let Some(mut watch) = watch else {
-        return std::future::pending().await;
-    };
-    let mut snapshot = watch.current();
-    while snapshot.state != discover::State::Pending || snapshot.reason.is_none() {
-        snapshot = watch.changed().await;
-    }
-}
-
-/// Whether discovery has spoken for all of these clusters within this time.
-async fn discovered(clusters: Vec<Cluster>, patience: Duration) -> bool {
-    let discovered = async {
-        for cluster in clusters {
-            cluster.discovered().await;
-        }
-    };
-    tokio::time::timeout(patience, discovered).await.is_ok()
 }
 
 /// Says that the node is ready once it has a configuration and discovery has spoken for every
@@ -754,7 +433,8 @@ async fn ready(state: Weak<State>) {
     }
 }
 
-/// Tells the others, then finishes what is in flight, upgraded connections too, within the time that the file allows.
+/// Tells the others, then finishes what is in flight, upgraded connections too, within the time that
+/// the file allows.
 async fn drain(server: &Server, state: &State) {
     state.admin.set_readiness(Readiness::Draining);
     if let Some(verdicts) = &state.verdicts {
@@ -775,73 +455,4 @@ async fn drain(server: &Server, state: &State) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     tracing::info!(event = "drained", closed, tunnels = upgraded(), "drained");
-}
-
-enum Signal {
-    Reload,
-    Stop,
-}
-
-/// The signals of the operating system.
-#[cfg(unix)]
-#[derive(Debug)]
-struct Signals {
-    hangup: Option<tokio::signal::unix::Signal>,
-    terminate: Option<tokio::signal::unix::Signal>,
-    interrupt: Option<tokio::signal::unix::Signal>,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> Self {
-        use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| match signal(kind) {
-            Ok(signal) => Some(signal),
-            Err(error) => {
-                tracing::warn!(%error, "a signal cannot be listened for");
-                None
-            }
-        };
-        Self {
-            hangup: listen(SignalKind::hangup()),
-            terminate: listen(SignalKind::terminate()),
-            interrupt: listen(SignalKind::interrupt()),
-        }
-    }
-
-    async fn next(&mut self) -> Signal {
-        async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
-            let received = match signal {
-                Some(signal) => signal.recv().await,
-                None => None,
-            };
-            if received.is_none() {
-                std::future::pending::<()>().await;
-            }
-        }
-        tokio::select! {
-            () = received(&mut self.hangup) => Signal::Reload,
-            () = received(&mut self.terminate) => Signal::Stop,
-            () = received(&mut self.interrupt) => Signal::Stop,
-        }
-    }
-}
-
-/// The signals of the operating system: Ctrl-C alone.
-#[cfg(not(unix))]
-#[derive(Debug)]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn new() -> Self {
-        Self
-    }
-
-    async fn next(&mut self) -> Signal {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        Signal::Stop
-    }
 }
