@@ -22,16 +22,21 @@ use crate::{
     time,
 };
 
+/// Parts of a table that are made one by one.
+const PARTS: usize = 64;
+
 /// Keeps the counts in this process, in a table that never grows. Clones share state.
 ///
-/// Decisions are exact, take no allocation and never wait for anything but the lock of a few keys.
+/// Decisions are exact and never wait for anything but the lock of a few keys. They take no
+/// allocation, but for the first one in each of 64 parts of the table.
 /// When more keys are under way at once than there is room for, keys that came only once are
 /// forgotten first, and those that were denied never before their quota is full again; a key that
 /// finds no room shares one quota with the others that find none.
 ///
 /// # Defaults
 ///
-/// - capacity: 65 536 keys, which are 2.7 MiB. A key takes room until its quota is full again.
+/// - capacity: 65 536 keys, which are 2.7 MiB once keys are in all parts. A key takes room until its
+///   quota is full again.
 /// - `wall_clock`: that of the system, for windows of a calendar
 ///
 /// # Examples
@@ -54,10 +59,43 @@ struct Shared {
     epoch: OnceLock<Instant>,
     /// Keeps clients from aiming at a set.
     seed: [u64; 2],
-    /// As many as a power of two.
-    sets: Box<[Mutex<Set>]>,
+    sets: Sets,
     /// Locked after sets.
     overflow: Mutex<Overflow>,
+}
+
+/// As many sets as a power of two, in parts of which each is made when it is needed: a node with few
+/// keys takes little memory.
+struct Sets {
+    parts: Box<[OnceLock<Part>]>,
+    in_part: usize,
+}
+
+type Part = Box<[Mutex<Set>]>;
+
+impl Sets {
+    fn new(sets: usize) -> Self {
+        let parts = sets.min(PARTS);
+        Self {
+            parts: (0..parts).map(|_| OnceLock::new()).collect(),
+            in_part: sets / parts,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.parts.len() * self.in_part
+    }
+
+    fn lock(&self, set: usize) -> MutexGuard<'_, Set> {
+        let make = || {
+            (0..self.in_part)
+                .map(|_| Mutex::new(Set::default()))
+                .collect()
+        };
+        let part = set & (self.parts.len() - 1);
+        let place = set >> self.parts.len().trailing_zeros();
+        self.parts[part].get_or_init(make)[place].lock()
+    }
 }
 
 /// Where the cell of an ask is.
@@ -84,7 +122,7 @@ impl Memory {
             shared: Arc::new(Shared {
                 epoch: OnceLock::new(),
                 seed: [fastrand::u64(..), fastrand::u64(..)],
-                sets: (0..sets).map(|_| Mutex::new(Set::default())).collect(),
+                sets: Sets::new(sets),
                 overflow: Mutex::new(Overflow::default()),
             }),
             wall_clock: Arc::new(time::wall),
@@ -107,10 +145,10 @@ impl Memory {
         self.shared.sets.len() * WAYS
     }
 
-    /// How many bytes the table takes, whatever is in it.
+    /// How many bytes the table takes at most, when keys are in all parts of it.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.shared.sets)
+        self.shared.sets.len() * size_of::<Mutex<Set>>()
     }
 
     fn nanos(&self, at: Instant, now: Instant) -> u64 {
@@ -141,7 +179,7 @@ impl Memory {
     }
 
     fn lock(&self, key: Fingerprint) -> MutexGuard<'_, Set> {
-        self.shared.sets[self.set_of(key)].lock()
+        self.shared.sets.lock(self.set_of(key))
     }
 
     fn decide_one(&self, ask: &Ask, level: &mut Level, patience: u64, moment: Moment) -> Decision {
@@ -188,7 +226,7 @@ impl Memory {
             guard_of[*i] = match before.filter(|before| set_of[*before] == set_of[*i]) {
                 Some(before) => guard_of[before],
                 None => {
-                    guards[at] = Some(self.shared.sets[set_of[*i]].lock());
+                    guards[at] = Some(self.shared.sets.lock(set_of[*i]));
                     at
                 }
             };
