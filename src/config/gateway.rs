@@ -110,8 +110,8 @@ impl Gateway {
         self.shared.clone()
     }
 
-    /// Starts the clusters of a plan that are new, so that they have endpoints when routes lead
-    /// there. Returns those of which discovery has said nothing yet.
+    /// Starts the clusters of a plan that are new, or others by the same name, so that they have
+    /// endpoints when routes lead there. Returns those of which discovery has said nothing yet.
     pub(super) fn prepare(&mut self, plan: &Plan) -> Vec<Cluster> {
         let redis = self.redis(&plan.settings);
         let ground = Ground {
@@ -121,10 +121,13 @@ impl Gateway {
         };
         let mut pending = Vec::new();
         for (name, settings) in &plan.settings.clusters {
-            if self.clusters.contains_key(name) {
+            let cluster_plan = &plan.clusters[name];
+            let known = self.clusters.get(name);
+            if known.is_some_and(|running| !running.is_replaced(settings, cluster_plan)) {
                 continue;
             }
-            let running = Running::start(name, settings, &plan.clusters[name], ground);
+            // Routes hold the one that was there until they lead to this one.
+            let running = Running::start(name, settings, cluster_plan, ground);
             if running.cluster.snapshot().discovery() == State::Pending {
                 pending.push(running.cluster.clone());
             }

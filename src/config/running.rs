@@ -60,6 +60,15 @@ impl Running {
         }
     }
 
+    /// Whether the settings are of other endpoints that are spoken to in another way. Nothing of the
+    /// one cluster serves the other then: a request that is under way must not find the endpoints of
+    /// the next one.
+    pub(super) fn is_replaced(&self, settings: &ClusterSettings, plan: &ClusterPlan) -> bool {
+        self.settings.discovery != settings.discovery
+            && (self.settings.protocol != settings.protocol
+                || self.tls.is_some() != plan.tls.is_some())
+    }
+
     pub(super) fn changed(
         mut self,
         name: &str,

@@ -1,10 +1,19 @@
 //! The configuration changes while clients hammer the gateway: no request fails.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
 };
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
@@ -160,6 +169,53 @@ async fn no_request_fails_while_the_configuration_changes() {
     let one = gateway.settled().await;
     assert_eq!(one["requests"], seen[0]);
     assert_eq!(one["failures"], 0);
+}
+
+/// The address of an endpoint that speaks HTTP/2 alone.
+async fn speaks_http2() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(async |_: Request<Incoming>| {
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+            });
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(connection);
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_goes_to_an_endpoint_that_speaks_another_protocol() {
+    let backend = Backend::saying(OK).await;
+    let other = speaks_http2().await;
+    let text = |address: String, protocol: &str| {
+        format!(
+            "\
+node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}
+clusters:
+  web:
+    discovery: {{ type: static, endpoints: [ {{ address: \"{address}\" }} ] }}
+    protocol: {protocol}
+routes: [ {{ match: {{}}, cluster: web }} ]
+"
+        )
+    };
+    let http1 = text(backend.address.to_string(), "http1");
+    let http2 = text(other.to_string(), "h2");
+    let mut gateway = Gateway::start(&http1).await;
+    let load = Load::start(&gateway, 6);
+    for _ in 0..20 {
+        for next in [&http2, &http1] {
+            load.more().await;
+            gateway.reload(next).await;
+        }
+    }
+    load.more().await;
+    load.end().await;
 }
 
 #[tokio::test]
