@@ -76,13 +76,7 @@ impl State {
                 }
             }
             Err(error) => {
-                let reason = error.to_string();
-                tracing::error!(
-                    event = "config_refused",
-                    reason,
-                    "the old configuration goes on"
-                );
-                *self.file_refused.lock() = Some(reason);
+                *self.file_refused.lock() = Some(refused(&error));
                 self.file_refusals.fetch_add(1, Relaxed);
                 self.tell_shared();
             }
@@ -114,12 +108,7 @@ impl State {
             }
             Ok(None) => {}
             Err(error) => {
-                let reason = error.to_string();
-                tracing::error!(
-                    event = "config_refused",
-                    reason,
-                    "the old configuration goes on"
-                );
+                refused(&error);
             }
         }
         self.tell_shared();
@@ -206,4 +195,15 @@ impl State {
         self.node.store(Arc::new(next));
         restart_needed
     }
+}
+
+/// Tells why a configuration cannot be used; returns it.
+fn refused(error: &LoadError) -> String {
+    let reason = error.to_string();
+    tracing::error!(
+        event = "config_refused",
+        reason,
+        "the old configuration goes on"
+    );
+    reason
 }
