@@ -48,17 +48,24 @@ def free_ports(count):
     return ports
 
 
-def default_gateway():
-    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-    return target / "release" / "examples" / "gateway"
+def target():
+    return Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").absolute()
 
 
-def build(**profile):
-    """Builds the example as it is released, or with another profile."""
+def default_gateway(folder=None):
+    return (folder or target()) / "release" / "examples" / "gateway"
+
+
+def build(folder=None, flags="", **profile):
+    """Builds the example as it is released, or with another profile, with flags for rustc, into another folder."""
     changed = {f"CARGO_PROFILE_RELEASE_{key.upper()}": value for key, value in profile.items()}
+    if folder:
+        changed["CARGO_TARGET_DIR"] = str(folder)
+    if flags:
+        changed["RUSTFLAGS"] = f"{os.environ.get('RUSTFLAGS', '')} {flags}".strip()
     command = ["cargo", "build", "--release", "--features", "full", "--example", "gateway"]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **changed}, check=True)
-    return default_gateway()
+    return default_gateway(folder)
 
 
 class Child:

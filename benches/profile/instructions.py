@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import ground
@@ -24,6 +25,14 @@ class Case:
     def __init__(self, layers, path="/1k", body=b"", grpc=False):
         self.layers, self.grpc = layers, grpc
         self.sent = request(path, body=body)
+
+    @contextmanager
+    def gateway(self, folder, binary, wrapper=()):
+        """The gateway, over backends of its own."""
+        with Backends(folder, h2=self.grpc) as backends:
+            text = settings(backends.addresses, self.layers, "h2" if self.grpc else "http1")
+            with Gateway(folder, text, binary, wrapper) as gateway:
+                yield gateway
 
     def ask(self, address, folder, requests):
         if self.grpc:
@@ -150,13 +159,11 @@ def count_instructions(case, binary, requests):
         folder = Path(name)
         output = folder / "callgrind.out"
         wrapper = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={output}"]
-        with Backends(folder, h2=case.grpc) as backends:
-            text = settings(backends.addresses, case.layers, "h2" if case.grpc else "http1")
-            with Gateway(folder, text, binary, wrapper) as gateway:
-                case.ask(gateway.address, folder, WARM_UP)
-                control("--zero", gateway.pid)
-                case.ask(gateway.address, folder, requests)
-                control("--dump", gateway.pid)
+        with case.gateway(folder, binary, wrapper) as gateway:
+            case.ask(gateway.address, folder, WARM_UP)
+            control("--zero", gateway.pid)
+            case.ask(gateway.address, folder, requests)
+            control("--dump", gateway.pid)
         return Profile(f"{output}.1")
 
 
@@ -165,18 +172,16 @@ def count_syscalls(case, binary, requests):
     with ground.folder() as name:
         folder = Path(name)
         output = folder / "strace.out"
-        with Backends(folder, h2=case.grpc) as backends:
-            text = settings(backends.addresses, case.layers, "h2" if case.grpc else "http1")
-            with Gateway(folder, text, binary) as gateway:
-                case.ask(gateway.address, folder, WARM_UP)
-                tracer = subprocess.Popen(
-                    ["strace", "-c", "-f", "-o", str(output), "-p", str(gateway.pid)],
-                    stderr=subprocess.PIPE, text=True,
-                )
-                tracer.stderr.readline()  # attached
-                case.ask(gateway.address, folder, requests)
-                tracer.terminate()
-                tracer.wait(30)
+        with case.gateway(folder, binary) as gateway:
+            case.ask(gateway.address, folder, WARM_UP)
+            tracer = subprocess.Popen(
+                ["strace", "-c", "-f", "-o", str(output), "-p", str(gateway.pid)],
+                stderr=subprocess.PIPE, text=True,
+            )
+            tracer.stderr.readline()  # attached
+            case.ask(gateway.address, folder, requests)
+            tracer.terminate()
+            tracer.wait(30)
         counts = {}
         for line in output.read_text().splitlines():
             fields = line.split()
