@@ -17,6 +17,9 @@ const SECOND_LOOKS: Duration = Duration::from_secs(5);
 /// So often one of those makes sure, of all nodes together, who ejected it on the word of enough.
 const DOUBT: Duration = Duration::from_secs(120);
 
+/// How far apart two nodes may see the same end: messages are late.
+const SLACK: Duration = Duration::from_secs(2);
+
 /// How long a hold lasts that is looked at again every second.
 const HOLD: Duration = Duration::from_secs(10);
 
@@ -28,8 +31,15 @@ pub(super) struct Turns {
     ejection: Option<Seen>,
     /// Since when it is ejected on the word of others, though those are too few or do not agree.
     doubted: Option<Instant>,
-    /// The highest round of others that was left to them, and how many there were.
-    left_to: (u16, u8),
+    left: Left,
+}
+
+/// Trials in a row that were left to others.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    count: u8,
+    /// The round after the last of them, and until when it was ejected then.
+    last: Option<(u16, Instant)>,
 }
 
 /// The ejection here that was seen last.
@@ -67,13 +77,14 @@ impl Turns {
             }
         });
         let Some(seen) = self.ejection else {
-            self.left_to = (0, 0);
+            self.left = Left::default();
             self.has_passed = false;
             self.doubted = None;
             return;
         };
         if before.is_some_and(|before| before.until < seen.until) {
             // Its own trial ended.
+            self.left = Left::default();
             self.has_passed = false;
         }
     }
@@ -129,14 +140,25 @@ impl Turns {
         if self.has_passed || is_tried {
             return;
         }
+        let Some(last) = self.tried_after(own, rivals) else {
+            return;
+        };
+        let is_another = |(round, until): (u16, Instant)| last.0 > round || last.1 > until + SLACK;
+        if self.left.last.is_none_or(is_another) {
+            self.left.count += 1;
+            self.left.last = Some(last);
+        }
+    }
+
+    /// The last round of others that tried it after this node did, and until when it is ejected
+    /// there. Those of the first round have not tried it yet.
+    fn tried_after(&self, own: Ejected, rivals: &[Rival]) -> Option<(u16, Instant)> {
         let own_round = self.round();
         let last = last_round(rivals);
-        if last > own_round && last > self.left_to.0 {
-            self.left_to = (last, self.left_to.1 + 1);
-        }
-        if own_round > self.left_to.0 {
-            self.left_to.1 = 0;
-        }
+        let tried = rivals.iter().filter(|rival| rival.round == last);
+        let until = tried.map(|rival| rival.until).max()?;
+        let is_after = last > own_round || last == own_round && last > 1 && until > own.until;
+        is_after.then_some((last, until))
     }
 
     /// When this node tries it, beside others who ejected it too. `place` is that of this node
@@ -154,16 +176,14 @@ impl Turns {
         if rivals.iter().any(|rival| rival.is_trying) && !own.is_on_trial {
             return Trial::Held(now + HOLD);
         }
-        if self.left_to.1 > MOST_DEFERRED {
+        if self.left.count > MOST_DEFERRED {
             return Trial::Free;
         }
-        let (own_round, last) = (self.round(), last_round(rivals));
-        let tried = rivals.iter().filter(|rival| rival.round == last);
-        let until = match tried.map(|rival| rival.until).max() {
-            Some(until) if last > own_round => until.max(own.until),
-            _ => own.until,
+        let until = match self.tried_after(own, rivals) {
+            Some((_, until)) => until.max(own.until),
+            None => own.until,
         };
-        match place(last.max(own_round)) {
+        match place(last_round(rivals).max(self.round())) {
             0 if until <= own.until => Trial::Free,
             place => Trial::Held(until + delay(place)),
         }
@@ -253,6 +273,33 @@ mod tests {
         let again = ejected(now + seconds(60));
         one.follow(Some(again));
         assert_eq!(ask(&mut one, again, &[], 0, now), Trial::Free);
+    }
+
+    #[test]
+    fn whoever_has_tried_it_waits_for_those_who_tried_it_later() {
+        let now = crate::time::now();
+        let (first, second) = (ejected(now), ejected(now + seconds(60)));
+        let mut one = turns_after(&[first, second]);
+        // Another one tried it when both were to, and says so with some delay.
+        let later = [rival(now + seconds(120), 2)];
+        for (place, expected) in [(0, 120), (2, 122)] {
+            let held = ask(&mut one, second, &later, place, now + seconds(60));
+            assert_eq!(held, Trial::Held(now + seconds(expected)));
+        }
+        let earlier = [rival(now + seconds(59), 2)];
+        assert_eq!(ask(&mut one, second, &earlier, 0, now), Trial::Free);
+        // Some of the same round in a row, and then it is this node's turn.
+        for after in [121, 180, 240] {
+            let rivals = [rival(now + seconds(after), 2)];
+            let held = ask(&mut one, second, &rivals, 0, now);
+            assert_eq!(held, Trial::Held(now + seconds(after)));
+        }
+        let fourth = [rival(now + seconds(300), 2)];
+        assert_eq!(ask(&mut one, second, &fourth, 0, now), Trial::Free);
+        // Of the first round, nobody has tried it.
+        let mut fresh = turns_after(&[first]);
+        let others = [rival(now + seconds(25), 1)];
+        assert_eq!(ask(&mut fresh, first, &others, 0, now), Trial::Free);
     }
 
     fn suspected() -> Hearsay {
