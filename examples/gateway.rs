@@ -29,7 +29,7 @@ use hyper::body::Incoming;
 use tokio::runtime::Builder;
 use tower::service_fn;
 use tower_gateway::{
-    config::{ConfigFile, Node, StartError},
+    config::{ConfigFile, Node, Signals, StartError},
     node::{Listener, Server, Workers},
 };
 
@@ -68,6 +68,8 @@ fn main() -> ExitCode {
         )
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
+        // It would tell them on stderr, and panic where nobody reads that any more.
+        .log_internal_errors(false)
         .init();
 
     if let (Some(path), true) = (&arguments.config, arguments.check) {
@@ -92,12 +94,15 @@ fn serve(arguments: Arguments) -> io::Result<ExitCode> {
         1 => None,
         _ => Some(Workers::start(threads)?),
     };
-    Ok(runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match arguments.config {
             Some(path) => run(path, workers.as_ref()).await,
             None => demonstrate(arguments.self_check, workers.as_ref()).await,
         }
-    }))
+    });
+    // A file system or a resolver that hangs does not keep it.
+    runtime.shutdown_background();
+    Ok(ended)
 }
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
@@ -153,11 +158,17 @@ async fn start(path: PathBuf, workers: Option<&Workers>) -> Result<Node, StartEr
     }
 }
 
-/// Runs a node until it is told to stop.
+/// Runs a node until it is told to stop, which may be before it serves.
 async fn run(path: PathBuf, workers: Option<&Workers>) -> ExitCode {
-    match start(path, workers).await {
+    let mut signals = Signals::new();
+    let started = tokio::select! {
+        biased;
+        () = signals.stopped() => return ExitCode::SUCCESS,
+        started = start(path, workers) => started,
+    };
+    match started {
         Ok(mut node) => {
-            node.heed_signals();
+            node.heed(signals);
             announce(&node);
             node.run().await;
             ExitCode::SUCCESS
@@ -192,7 +203,7 @@ async fn demonstrate(self_check: bool, workers: Option<&Workers>) -> ExitCode {
     match demonstration(workers).await {
         Ok((mut node, backends, folder)) => {
             if !self_check {
-                node.heed_signals();
+                node.heed(Signals::new());
             }
             announce(&node);
             let ended = if self_check {

@@ -94,6 +94,18 @@ impl ConfigFile {
         Ok(Plan::new(settings, &self.path, &self.policies)?)
     }
 
+    /// As [`load`](Self::load), for a file that was there before: a pipe that stands in its place is
+    /// not read, since its end may never come and no later reload would be done.
+    pub(super) fn load_again(&self) -> Result<Plan, LoadError> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if !metadata.is_file() => Err(LoadError::Unreadable {
+                file: self.path.clone(),
+                source: io::Error::other("it is no regular file any more"),
+            }),
+            _ => self.load(),
+        }
+    }
+
     /// These settings with the clusters, routes and alerts of a text that was found at `source`, and the
     /// files that it names. It blocks.
     pub(super) fn with_shared(

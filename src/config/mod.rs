@@ -51,6 +51,6 @@ mod watch;
 
 pub use error::{ConfigError, LoadError};
 pub use file::ConfigFile;
-pub use node::{Node, StartError};
+pub use node::{Node, Signals, StartError};
 pub use plan::Plan;
 pub use settings::Settings;

@@ -38,7 +38,8 @@ use crate::{
     store::{ConfigStore, EtcdStore, RedisStore},
     time,
 };
-use signals::{Signal, Signals};
+use signals::Signal;
+pub use signals::Signals;
 use state::State;
 use waits::{NEW_CLUSTERS, connected, discovered, heard_of};
 
@@ -116,7 +117,7 @@ impl Node {
 
     async fn begin(file: ConfigFile, workers: Option<&Workers>) -> Result<Self, StartError> {
         let taken = file.stamp().ok();
-        let (file, plan) = load(file).await;
+        let (file, plan) = load(file, ConfigFile::load).await;
         let plan = plan?;
         let node = &plan.settings.node;
         let listener = bind("node.listen", node.listen).await?;
@@ -237,10 +238,10 @@ impl Node {
         &self.state.alerts.monitor
     }
 
-    /// Heeds signals from now on, not only from when it [runs](Self::run): for those who tell others
-    /// that it serves, which may send one at once. A signal waits until it runs.
-    pub fn heed_signals(&mut self) {
-        self.signals.get_or_insert_with(Signals::new);
+    /// Heeds these signals when it [runs](Self::run), also those that came before; otherwise it
+    /// heeds them from then on.
+    pub fn heed(&mut self, signals: Signals) {
+        self.signals = Some(signals);
     }
 
     /// Serves until SIGTERM or Ctrl-C, then drains. SIGHUP, or a change of the file, reloads it.
@@ -308,15 +309,18 @@ impl Node {
 
 /// Loads the file and goes over to it, if it can be used.
 async fn reload(state: Arc<State>, file: ConfigFile) -> ConfigFile {
-    let (file, plan) = load(file).await;
+    let (file, plan) = load(file, ConfigFile::load_again).await;
     state.take(plan, &file).await;
     file
 }
 
 /// Loads without blocking the runtime.
-async fn load(file: ConfigFile) -> (ConfigFile, Result<Plan, LoadError>) {
+async fn load(
+    file: ConfigFile,
+    load: fn(&ConfigFile) -> Result<Plan, LoadError>,
+) -> (ConfigFile, Result<Plan, LoadError>) {
     let loading = tokio::task::spawn_blocking(move || {
-        let plan = file.load();
+        let plan = load(&file);
         (file, plan)
     });
     loading.await.expect("loading a file does not panic")

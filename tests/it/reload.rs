@@ -18,6 +18,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+use tower_gateway::config::{ConfigFile, Node, Signals};
 
 use crate::support::{Backend, Gateway, Wire, until, within};
 
@@ -340,6 +341,64 @@ async fn a_signal_before_it_runs_is_heeded() {
     assert!(kill.args(["-HUP", &pid]).status().unwrap().success());
     gateway.run();
     until("the reload", async || {
+        gateway.json("/config").await["version"] == 2
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_node_that_starts_heeds_signals() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let text = format!(
+        "node: {{ listen: \"127.0.0.1:0\" }}\n\
+         config_store: {{ type: etcd, endpoints: [ \"http://{}\" ] }}\n",
+        silent.local_addr().unwrap()
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    std::fs::write(&file, text).unwrap();
+    let mut signals = Signals::new();
+    // It waits for a configuration, which nobody gives it.
+    let starting = tokio::spawn(Node::start(ConfigFile::new(file)));
+    let _asked = within("a question", silent.accept()).await.unwrap();
+    let pid = std::process::id().to_string();
+    for signal in ["-HUP", "-TERM"] {
+        let mut kill = std::process::Command::new("kill");
+        assert!(kill.args([signal, &pid]).status().unwrap().success());
+    }
+    within("the end", signals.stopped()).await;
+    starting.abort();
+
+    // What was asked for meanwhile is done once there is a node.
+    let backend = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(backend.address).await;
+    gateway.heed(signals);
+    gateway.run();
+    until("the reload", async || {
+        gateway.json("/config").await["version"] == 2
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_pipe_in_the_place_of_a_file_keeps_no_later_reload() {
+    let backend = Backend::saying(OK).await;
+    let text = crate::support::one_cluster(backend.address, "", "");
+    let mut gateway = Gateway::start(&text).await;
+    let path = gateway.file();
+    gateway.run();
+    std::fs::remove_file(&path).unwrap();
+    let mut pipe = std::process::Command::new("mkfifo");
+    assert!(pipe.arg(&path).status().unwrap().success());
+    until("a refusal", async || {
+        gateway.json("/config").await["rejected"] == 1
+    })
+    .await;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, format!("{text}# more\n")).unwrap();
+    until("a version", async || {
         gateway.json("/config").await["version"] == 2
     })
     .await;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tower_gateway::{
     admin::Admin,
-    config::{ConfigFile, Node},
+    config::{ConfigFile, Node, Signals},
 };
 
 use super::{Wire, until, within};
@@ -89,8 +89,12 @@ impl Gateway {
     }
 
     pub(crate) fn heed_signals(&mut self) {
+        self.heed(Signals::new());
+    }
+
+    pub(crate) fn heed(&mut self, signals: Signals) {
         let node = self.node.as_mut().expect("it does not run yet");
-        node.heed_signals();
+        node.heed(signals);
     }
 
     /// Lets the node follow its file and drain when it is asked to.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tower_gateway::config::{ConfigFile, Node};
+use tower_gateway::config::{ConfigFile, Node, Signals};
 
 use super::{get, until};
 
@@ -124,8 +124,9 @@ impl Process {
             .with_writer(std::io::stderr)
             .with_ansi(false)
             .init();
+        let signals = Signals::new();
         let mut node = Node::start(ConfigFile::new(file)).await.unwrap();
-        node.heed_signals();
+        node.heed(signals);
         node.run().await;
         true
     }
