@@ -59,7 +59,7 @@ async fn health(gateway: &Gateway, id: &str) -> String {
 async fn one_that_refuses_is_ejected_tried_and_readmitted() {
     let gone = nobody().await;
     let (one, two) = (Backend::saying(OK).await, Backend::saying(OK).await);
-    let outlier = "outlier: { consecutive_failures: 3, base_ejection: 400ms }";
+    let outlier = "outlier: { consecutive_failures: 3, base_ejection: 1s }";
     let text = text(&[gone, one.address, two.address], outlier);
     let gateway = Gateway::start(&text).await;
     assert_eq!(failures(&ask(&gateway, 9).await), 3);
@@ -71,10 +71,11 @@ async fn one_that_refuses_is_ejected_tried_and_readmitted() {
     let reason = "3 consecutive failures: connect refused or unreachable";
     assert_eq!(endpoint["reason"], reason);
     assert_eq!(endpoint["picked"], false);
+    settle().await;
     assert_eq!(failures(&ask(&gateway, 50).await), 0);
 
     // Its time is over: one request is the trial, and fails; then it is out for twice as long.
-    tokio::time::sleep(Duration::from_millis(450)).await;
+    tokio::time::sleep(Duration::from_millis(1050)).await;
     assert_eq!(failures(&ask(&gateway, 50).await), 1);
     let endpoint = gateway.endpoint("web", "e0").await;
     assert_eq!(endpoint["health"], "ejected");
@@ -106,13 +107,14 @@ async fn one_that_refuses_is_ejected_tried_and_readmitted() {
             }
         }
     });
-    tokio::time::sleep(Duration::from_millis(850)).await;
+    tokio::time::sleep(Duration::from_millis(2050)).await;
     assert_eq!(failures(&ask(&gateway, 1).await), 0);
     assert_eq!(seen.load(SeqCst), 1);
     until("readmission", async || {
         health(&gateway, "e0").await == "healthy"
     })
     .await;
+    settle().await;
     assert_eq!(failures(&ask(&gateway, 30).await), 0);
     assert!(seen.load(SeqCst) >= 10);
 }
