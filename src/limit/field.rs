@@ -69,7 +69,7 @@ pub(super) fn state<'a>(limits: impl IntoIterator<Item = State<'a>>) -> HeaderVa
 /// What was told of a limit last: those who stay below it are told the same few things again and
 /// again. A clone has told nothing yet.
 #[derive(Debug, Default)]
-pub(super) struct Said(Mutex<[Option<Saying>; Said::MOST]>);
+pub(super) struct Said(Mutex<[Option<Saying>; Self::MOST]>);
 
 #[derive(Debug)]
 struct Saying {

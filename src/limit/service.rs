@@ -1,7 +1,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use super::{
     fingerprint::Secret,
     future::{Admission, ResponseFuture},
     layer::Fields,
-    limiter::{Answer, View},
+    limiter::{Answer, Outcome, Slow, View},
     permit::Permit,
     store::MAX_ASKS,
 };
@@ -171,29 +171,34 @@ impl<S> RateLimit<S> {
         &self.limiter
     }
 
-    #[inline]
-    fn decide<const N: usize, B, R>(&mut self, mut request: Request<B>) -> ResponseFuture<S, B, R>
+    /// What becomes of the request, where that is known at once; else what is known so far.
+    fn decide<const N: usize, B, R: From<Bytes>>(
+        &self,
+        request: &Request<B>,
+        now: Instant,
+    ) -> Result<Admission<R>, Result<Outcome, Slow>> {
+        let patience = self.options.patience;
+        let mut answer = Answer::<N>::blank(now);
+        let first = self.limiter.ask_now(&mut answer, request.into(), patience);
+        if first.is_ok() && answer.is_final(patience) {
+            let dialect = || Dialect::of(request.headers());
+            let view = answer.view(&self.limiter);
+            return Ok(self.options.admission(view, dialect));
+        }
+        Err(first.map(|()| answer.outcome()))
+    }
+
+    /// Waits for the store, or for its turn.
+    fn wait<B, R>(
+        &mut self,
+        request: Request<B>,
+        first: Result<Outcome, Slow>,
+        now: Instant,
+    ) -> ResponseFuture<S, B, R>
     where
         S: Service<Request<B>, Response = Response<R>> + Clone,
         R: From<Bytes>,
     {
-        let now = time::now();
-        let subject = (&request).into();
-        let patience = self.options.patience;
-        let mut answer = Answer::<N>::blank(now);
-        let first = self.limiter.ask_now(&mut answer, subject, patience);
-        if first.is_ok() && answer.is_final(patience) {
-            let dialect = || Dialect::of(request.headers());
-            let view = answer.view(&self.limiter);
-            return match self.options.admission(view, dialect) {
-                Admission::Admit { told, permit } => {
-                    self.options.show(&mut request, permit.as_ref());
-                    ResponseFuture::admitted(self.inner.call(request), told, permit)
-                }
-                Admission::Refuse { response } => ResponseFuture::refused(response),
-            };
-        }
-        let first = first.map(|()| answer.outcome());
         // The instance that was ready is the one to call.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
@@ -201,7 +206,7 @@ impl<S> RateLimit<S> {
         let options = Arc::clone(&self.options);
         let dialect = Dialect::of(request.headers());
         let deciding = async move {
-            let outcome = limiter.admit(first, patience, now).await;
+            let outcome = limiter.admit(first, options.patience, now).await;
             options.admission(outcome.view(&limiter), || dialect)
         };
         let options = Arc::clone(&self.options);
@@ -222,11 +227,23 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.limiter.limits().len() {
-            0 => ResponseFuture::admitted(self.inner.call(request), Told::default(), None),
-            1 => self.decide::<1, B, R>(request),
-            _ => self.decide::<MAX_ASKS, B, R>(request),
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let limits = self.limiter.limits().len();
+        if limits == 0 {
+            return ResponseFuture::admitted(self.inner.call(request), Told::default(), None);
+        }
+        let now = time::now();
+        let decided = match limits {
+            1 => self.decide::<1, B, R>(&request, now),
+            _ => self.decide::<MAX_ASKS, B, R>(&request, now),
+        };
+        match decided {
+            Ok(Admission::Admit { told, permit }) => {
+                self.options.show(&mut request, permit.as_ref());
+                ResponseFuture::admitted(self.inner.call(request), told, permit)
+            }
+            Ok(Admission::Refuse { response }) => ResponseFuture::refused(response),
+            Err(first) => self.wait(request, first, now),
         }
     }
 }
