@@ -169,6 +169,7 @@ pub mod redis;
 pub mod refusal;
 pub mod register;
 pub mod route;
+mod spare;
 pub mod store;
 mod sync;
 mod time;

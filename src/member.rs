@@ -5,6 +5,7 @@ use std::{
     any::Any,
     fmt,
     sync::{Arc, Weak},
+    thread::LocalKey,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,7 @@ use crate::{
     },
     load::{Load, PENALTY, Totals},
     outcome::{Class, End, Fault, Head, Outcome},
+    spare::{Spare, Spared, Spares},
     sync::Mutex,
     time,
     worker::Worker,
@@ -170,7 +172,7 @@ impl Member {
     /// Counts a request in, until its lease ends.
     pub(crate) fn lease(self: &Arc<Self>, now: Instant) -> Lease {
         self.live.load.begin(now);
-        Lease {
+        Spare::new(Leased {
             member: Some(Arc::clone(self)),
             started: now,
             head: None,
@@ -181,16 +183,13 @@ impl Member {
             is_counted: false,
             trial: None,
             admission: None,
-        }
+        })
     }
 
-    /// Counts a request in that is the one on trial, when the endpoint was ejected and there is to
-    /// be a trial now.
-    pub(crate) fn try_lease_on_trial(self: &Arc<Self>, now: Instant) -> Option<Lease> {
-        let permit = self.live.health.try_trial(&self.live.oversight, now)?;
-        let mut lease = self.lease(now);
-        lease.trial = Some(permit);
-        Some(lease)
+    /// The right to send it one request on trial, when it was ejected and there is to be a trial now.
+    /// It is the lease's to [use](Leased::on_trial).
+    pub(crate) fn try_trial(&self, now: Instant) -> Option<Permit> {
+        self.live.health.try_trial(&self.live.oversight, now)
     }
 
     /// Counts an upgraded connection in, for as long as the guard lives. It is load, but tells
@@ -311,8 +310,13 @@ const DEADLINE_EXCEEDED: u8 = 4;
 /// head after its time, it is a failure: the endpoint never answered, unless the client was still to
 /// send its body. Before that but late, as a hedge that was faster finds it, it says nothing of the
 /// endpoint's health, but that it was not fast.
+pub(crate) type Lease = Spare<Leased>;
+
+/// What a [`Lease`] knows. It is in memory that goes back to the thread, as all layers above move the
+/// lease about.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct Leased {
+    /// None once it has ended.
     member: Option<Arc<Member>>,
     started: Instant,
     head: Option<Head>,
@@ -329,10 +333,15 @@ pub(crate) struct Lease {
     admission: Option<Admission>,
 }
 
-impl Lease {
+impl Leased {
     /// Keeps its place among what the cluster has in hand, to its end.
     pub(crate) fn admitted(&mut self, admission: Option<Admission>) {
         self.admission = admission;
+    }
+
+    /// Makes it the one request on trial.
+    pub(crate) fn on_trial(&mut self, permit: Option<Permit>) {
+        self.trial = permit;
     }
 
     /// Sets when the endpoint has had its time.
@@ -502,8 +511,25 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
+thread_local! {
+    static SPARES: Spares<Box<Leased>> = const { Spares::none() };
+}
+
+impl Spared for Leased {
+    fn spares() -> &'static LocalKey<Spares<Box<Self>>> {
+        &SPARES
+    }
+
+    fn end(&mut self) -> bool {
+        self.abandon();
+        self.overdue = None;
+        true
+    }
+}
+
+impl Leased {
+    /// Ends it where it was not finished.
+    fn abandon(&mut self) {
         if self.member.is_none() {
             return;
         }

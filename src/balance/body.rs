@@ -52,6 +52,7 @@ impl<B> From<Bytes> for ResponseBody<B> {
 }
 
 impl<B: Body> ResponseBody<B> {
+    #[inline]
     pub(super) fn leased(
         inner: B,
         mut lease: Lease,
@@ -73,10 +74,11 @@ impl<B: Body> ResponseBody<B> {
 
 /// The body was delivered whole.
 fn end(lease: &mut Lease) {
-    lease.finish(match lease.status() {
+    let end = match lease.status() {
         Some(StatusCode::SWITCHING_PROTOCOLS) => End::Upgraded,
         _ => End::Complete,
-    });
+    };
+    lease.finish(end);
 }
 
 /// A client that breaks off its own request takes the response with it.

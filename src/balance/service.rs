@@ -1,7 +1,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     attempt::{Attempt, Terms},
     cluster::{Cluster, Scope, Snapshot, Subset},
-    health::Rejection,
+    health::{Permit, Rejection},
     member::{Chosen, Lease, Member},
     outcome::Classifier,
     pick::Pick,
@@ -39,12 +39,20 @@ pub struct Balance<S> {
     classifier: Option<Arc<dyn Classifier>>,
 }
 
+/// The endpoint that a request goes to.
+struct Picked {
+    member: Arc<Member>,
+    /// Where the request is the one on trial.
+    trial: Option<Permit>,
+    /// The cookie of a session that begins.
+    set_cookie: Option<Box<HeaderValue>>,
+}
+
 /// An endpoint for a request.
 struct Leased {
     member: Arc<Member>,
     lease: Lease,
-    /// The cookie of a session that begins.
-    set_cookie: Option<HeaderValue>,
+    set_cookie: Option<Box<HeaderValue>>,
 }
 
 /// Why there is none.
@@ -114,25 +122,34 @@ impl<S> Balance<S> {
             },
             pick,
         };
-        let leased = match (request.extensions().get(), &self.sessions) {
+        let picked = match (request.extensions().get(), &self.sessions) {
             (Some(destination), _) => choice.destined(destination),
             (None, Some(sessions)) => choice.in_session(sessions, request.headers()),
             (None, None) => choice.picked(choice.scope()),
         };
-        let mut leased = leased?;
-        leased.lease.admitted(admission);
+        let Picked {
+            member,
+            trial,
+            set_cookie,
+        } = picked?;
+        let mut lease = member.lease(now);
+        lease.admitted(admission);
+        lease.on_trial(trial);
         if let Some(terms) = terms {
-            let endpoint = &leased.member.endpoint().id;
-            terms.chosen(endpoint, || choice.reach());
+            terms.chosen(&member.endpoint().id, || choice.reach());
             if let Some(overdue) = &terms.overdue {
-                leased.lease.overdue(overdue.clone());
+                lease.overdue(overdue.clone());
             }
-            leased.lease.late(terms.late);
+            lease.late(terms.late);
             if terms.is_client_in_haste() {
-                leased.lease.hurried();
+                lease.hurried();
             }
         }
-        Ok(leased)
+        Ok(Leased {
+            member,
+            lease,
+            set_cookie,
+        })
     }
 
     fn rejected(&self, rejection: Rejection) -> Refused {
@@ -180,12 +197,11 @@ impl<'c> Choice<'c> {
         self.snapshot.scope(self.subset)
     }
 
-    fn picked(&self, scope: Scope<'_>) -> Result<Leased, Refusal> {
-        if let Some((member, lease)) = scope.trial(&self.pick) {
-            return Ok(Leased {
-                member: Arc::clone(member),
-                lease,
-                set_cookie: None,
+    fn picked(&self, scope: Scope<'_>) -> Result<Picked, Refusal> {
+        if let Some((member, permit)) = scope.trial(&self.pick) {
+            return Ok(Picked {
+                trial: Some(permit),
+                ..Picked::at(member)
             });
         }
         let picked = scope.pick(&self.pick).ok_or_else(|| {
@@ -196,24 +212,24 @@ impl<'c> Choice<'c> {
             };
             Refusal::new(Reason::NoEndpoint, detail)
         })?;
-        Ok(Leased::at(picked, self.pick.now))
+        Ok(Picked::at(picked))
     }
 
     /// The endpoint of the session or, when it has none that is usable, one that is picked and its
     /// cookie.
-    fn in_session(&self, sessions: &Sessions, headers: &HeaderMap) -> Result<Leased, Refusal> {
+    fn in_session(&self, sessions: &Sessions, headers: &HeaderMap) -> Result<Picked, Refusal> {
         let scope = self.scope();
         let kept = sessions.member(headers, self.snapshot);
         if let Some(member) = kept.filter(|member| self.is_open(scope, member)) {
-            return Ok(Leased::at(&member, self.pick.now));
+            return Ok(Picked::at(&member));
         }
-        let mut leased = self.picked(scope)?;
-        leased.set_cookie = Some(sessions.set_cookie(&leased.member));
-        Ok(leased)
+        let mut picked = self.picked(scope)?;
+        picked.set_cookie = Some(Box::new(sessions.set_cookie(&picked.member)));
+        Ok(picked)
     }
 
     /// The endpoint that the request is for, or else, when another will do, one that is picked.
-    fn destined(&self, destination: &Destination) -> Result<Leased, Refusal> {
+    fn destined(&self, destination: &Destination) -> Result<Picked, Refusal> {
         let id = destination.endpoint();
         let member = self.snapshot.member(id);
         if destination.is_strict() {
@@ -221,12 +237,12 @@ impl<'c> Choice<'c> {
                 let detail = format!("cluster {} has no endpoint {id}", self.cluster.name());
                 Refusal::new(Reason::NoEndpoint, detail)
             })?;
-            return Ok(Leased::at(member, self.pick.now));
+            return Ok(Picked::at(member));
         }
         // It is chosen by the application, which knows what is in which subset.
         let everywhere = self.snapshot.scope(None);
         match member.filter(|member| self.is_open(everywhere, member)) {
-            Some(member) => Ok(Leased::at(member, self.pick.now)),
+            Some(member) => Ok(Picked::at(member)),
             None => self.picked(self.scope()),
         }
     }
@@ -237,11 +253,11 @@ impl<'c> Choice<'c> {
     }
 }
 
-impl Leased {
-    fn at(member: &Arc<Member>, now: Instant) -> Self {
+impl Picked {
+    fn at(member: &Arc<Member>) -> Self {
         Self {
             member: Arc::clone(member),
-            lease: member.lease(now),
+            trial: None,
             set_cookie: None,
         }
     }

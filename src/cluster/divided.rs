@@ -7,7 +7,8 @@ use super::{
     tiers::{Rules, Tiers},
 };
 use crate::{
-    member::{Lease, Member},
+    health::Permit,
+    member::Member,
     pick::{Pick, Policy},
 };
 
@@ -65,7 +66,7 @@ impl<'s> Scope<'s> {
     }
 
     /// The request as the one on trial for an endpoint that was ejected, when one is due.
-    pub(crate) fn trial(&self, pick: &Pick<'_>) -> Option<(&'s Arc<Member>, Lease)> {
+    pub(crate) fn trial(&self, pick: &Pick<'_>) -> Option<(&'s Arc<Member>, Permit)> {
         // A subset whose endpoints are all ejected comes back by trials alone.
         let missed = self.missed.and_then(|missed| missed.trial(pick));
         missed.or_else(|| self.tiers?.trial(pick))
@@ -355,8 +356,10 @@ mod tests {
     fn trial(cluster: &Cluster, subset: &Subset) -> Option<Lease> {
         let snapshot = cluster.snapshot();
         let pick = Pick::new(fastrand::u64(..), time::now());
-        let trial = snapshot.scope(Some(subset)).trial(&pick);
-        trial.map(|(_, lease)| lease)
+        let (member, permit) = snapshot.scope(Some(subset)).trial(&pick)?;
+        let mut lease = member.lease(pick.now);
+        lease.on_trial(Some(permit));
+        Some(lease)
     }
 
     #[test]

@@ -9,8 +9,8 @@ use super::{
     zone::{Capacity, Zone},
 };
 use crate::{
-    health::{Percent, Standing},
-    member::{Lease, Member},
+    health::{Percent, Permit, Standing},
+    member::Member,
     pick::{Candidate, Pick, Picker, Policy},
 };
 
@@ -182,7 +182,7 @@ impl Tiers {
     /// The request as the one on trial for an endpoint that was ejected, when one is due. Retries
     /// are not taken for that, and nobody is tried of a priority beyond the one that the request
     /// is for.
-    pub(super) fn trial(&self, pick: &Pick<'_>) -> Option<(&Arc<Member>, Lease)> {
+    pub(super) fn trial(&self, pick: &Pick<'_>) -> Option<(&Arc<Member>, Permit)> {
         if self.on_trial.is_empty() || !pick.tried.is_empty() {
             return None;
         }
@@ -190,7 +190,7 @@ impl Tiers {
         self.on_trial
             .iter()
             .filter(|(priority, _)| *priority <= furthest)
-            .find_map(|(_, member)| Some((member, member.try_lease_on_trial(pick.now)?)))
+            .find_map(|(_, member)| Some((member, member.try_trial(pick.now)?)))
     }
 
     pub(super) fn admits(&self, member: &Member, now: Instant) -> bool {

@@ -11,7 +11,7 @@ use super::{
     future::ResponseFuture,
     validate,
 };
-use crate::hop::Found;
+use crate::{hop::Found, spare};
 
 /// The service of [`EdgeLayer`](super::EdgeLayer).
 #[derive(Clone, Debug)]
@@ -63,6 +63,9 @@ where
             // Looking at the body would answer 100 before the endpoint is even asked.
             && !found.any(Found::EXPECT);
         found.strip(request.headers_mut());
+        if request.extensions().is_empty() {
+            *request.extensions_mut() = spare::extensions();
+        }
         let sent = request.extensions_mut().remove::<Peer>();
         let peer = self.peer.as_ref().or(sent.as_ref());
         self.told.tell(&mut request, peer, found);

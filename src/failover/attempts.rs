@@ -70,7 +70,7 @@ where
         // The terms, and the attempt.
         let renewed = 1 + usize::from(attempt.is_some());
         let attempt = attempt.unwrap_or_default();
-        let mut kept = (further == Further::Possible).then(Pooled::take);
+        let mut kept = (further == Further::Possible).then(Pooled::left);
 
         let terms = request.extensions_mut().get_or_insert_default::<Terms>();
         let deadline = earlier(terms.deadline, attempt.deadline);
@@ -107,6 +107,7 @@ where
     }
 
     /// The body of the first attempt.
+    #[inline]
     pub(super) fn load(&mut self, shared: &Shared, body: B) -> RequestBody<B> {
         if body.is_end_stream() {
             return RequestBody::empty();

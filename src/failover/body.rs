@@ -27,8 +27,8 @@ pub struct RequestBody<B> {
 enum Source<B> {
     /// There is nothing to send.
     Empty,
-    /// It is sent once.
-    Direct(B),
+    /// It is sent once. Boxed: the layers beneath move it about, and few requests have it.
+    Direct(Box<B>),
     /// It is recorded.
     Recorded(Reader<B>),
 }
@@ -42,7 +42,7 @@ impl<B> RequestBody<B> {
 
     pub(super) fn direct(body: B) -> Self {
         Self {
-            source: Source::Direct(body),
+            source: Source::Direct(Box::new(body)),
         }
     }
 }

@@ -129,6 +129,7 @@ where
     F: Service<Request<RequestBody<B>>>,
     B: Body<Data = Bytes> + Unpin,
 {
+    #[inline]
     pub(super) fn new(
         first: S::Future,
         flight: Flight,

@@ -3,10 +3,7 @@
 //! Most requests never need it, so keeping is cheap: the head is copied as bytes into memory that
 //! the next request of the thread uses again.
 
-use std::{
-    cell::RefCell,
-    ops::{Deref, DerefMut},
-};
+use std::thread::LocalKey;
 
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
@@ -17,16 +14,14 @@ use super::Idempotent;
 use crate::{
     attempt::{Ledger, Overdue},
     client::ClientAddress,
+    spare::{Spare, Spared, Spares},
 };
 
-/// How much memory for how many requests a thread keeps.
-const SPARE: usize = 32;
+/// How much memory of a request a thread keeps.
 const SPARE_BYTES: usize = 16 * 1024;
 
-type Pool = Vec<Box<Kept>>;
-
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Vec::new()) };
+    static SPARES: Spares<Box<Kept>> = const { Spares::none() };
 }
 
 /// The head of a request, and the endpoints of its attempts.
@@ -154,54 +149,19 @@ fn kind(extensions: &Extensions, renewed: usize) -> Kind {
     Kind::All(extensions.clone())
 }
 
-/// What is kept, in memory that goes back to the pool of the thread.
-#[derive(Debug)]
-pub(super) struct Pooled(Option<Box<Kept>>);
+/// What is kept, in memory that goes back to the thread.
+pub(super) type Pooled = Spare<Kept>;
 
-impl Pooled {
-    pub(super) fn take() -> Self {
-        let spare = POOL.with(|pool| pool.borrow_mut().pop());
-        Self(Some(spare.unwrap_or_default()))
+impl Spared for Kept {
+    fn spares() -> &'static LocalKey<Spares<Box<Self>>> {
+        &SPARES
     }
-}
 
-impl Deref for Pooled {
-    type Target = Kept;
-
-    fn deref(&self) -> &Kept {
-        self.0
-            .as_ref()
-            .expect("it is given back when it is dropped")
-    }
-}
-
-impl DerefMut for Pooled {
-    fn deref_mut(&mut self) -> &mut Kept {
-        self.0
-            .as_mut()
-            .expect("it is given back when it is dropped")
-    }
-}
-
-impl Drop for Pooled {
-    fn drop(&mut self) {
-        let Some(mut kept) = self.0.take() else {
-            return;
-        };
-        kept.extensions = Kind::Plain;
-        kept.overdue = None;
+    fn end(&mut self) -> bool {
+        self.extensions = Kind::Plain;
+        self.overdue = None;
         // A client may still hold the request, and with it the ledger.
-        if kept.text.capacity() > SPARE_BYTES || !kept.ledger.reset() {
-            return;
-        }
-        // There is no pool any more when a thread ends.
-        let put = POOL.try_with(|pool| {
-            let mut pool = pool.borrow_mut();
-            if pool.len() < SPARE {
-                pool.push(kept);
-            }
-        });
-        put.ok();
+        self.text.capacity() <= SPARE_BYTES && self.ledger.reset()
     }
 }
 
@@ -216,7 +176,7 @@ mod tests {
     struct OfTheApplication(u8);
 
     fn again(request: &Request<()>) -> Request<()> {
-        let mut kept = Pooled::take();
+        let mut kept = Pooled::left();
         kept.keep(
             request,
             usize::from(request.extensions().get::<Terms>().is_some()),
@@ -274,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_is_still_shared_is_not_used_again() {
-        let first = Pooled::take();
+        let first = Pooled::left();
         let held = first.ledger.clone();
         Terms {
             ledger: Some(held.clone()),
@@ -282,7 +242,7 @@ mod tests {
         }
         .chosen(&"a".into(), || 1);
         drop(first);
-        assert!(Pooled::take().ledger.entry(0).is_none());
+        assert!(Pooled::left().ledger.entry(0).is_none());
         assert!(held.entry(0).is_some());
     }
 }

@@ -23,6 +23,7 @@ pin_project! {
 }
 
 impl<B: Body> ResponseBody<B> {
+    #[inline]
     pub(super) fn new(inner: B, permit: Option<Permit>) -> Self {
         // Nobody needs to poll a body that is empty.
         let permit = permit.filter(|_| !inner.is_end_stream());

@@ -4,6 +4,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
 
 use super::{
     ask::Level,
@@ -63,6 +64,51 @@ pub(super) fn state<'a>(limits: impl IntoIterator<Item = State<'a>>) -> HeaderVa
         }
     }
     value(field)
+}
+
+/// What was told of a limit last: those who stay below it are told the same few things again and
+/// again. A clone has told nothing yet.
+#[derive(Debug, Default)]
+pub(super) struct Said(Mutex<[Option<Saying>; Self::MOST]>);
+
+#[derive(Debug)]
+struct Saying {
+    remaining: u32,
+    seconds: u64,
+    value: HeaderValue,
+}
+
+impl Said {
+    const MOST: usize = 8;
+
+    /// The value of `RateLimit` that tells this and no more of the one limit; it is made where it
+    /// is not known.
+    pub(super) fn state(&self, level: &Level, make: impl FnOnce() -> HeaderValue) -> HeaderValue {
+        let Some(mut said) = self.0.try_lock() else {
+            return make();
+        };
+        let (remaining, seconds) = (level.remaining, seconds(until(level)));
+        match &mut said[remaining as usize % Self::MOST] {
+            Some(saying) if (saying.remaining, saying.seconds) == (remaining, seconds) => {
+                saying.value.clone()
+            }
+            saying => {
+                let value = make();
+                *saying = Some(Saying {
+                    remaining,
+                    seconds,
+                    value: value.clone(),
+                });
+                value
+            }
+        }
+    }
+}
+
+impl Clone for Said {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 /// The limit with the least left, in the older fields: the capacity, what is left, and the seconds
@@ -228,6 +274,21 @@ mod tests {
         assert_eq!(fields[0].1, "1000");
         assert_eq!(fields[1].1, "7");
         assert_eq!(fields[2].1, "31");
+    }
+
+    #[test]
+    fn what_was_told_is_told_again_where_it_still_holds() {
+        let quota = Quota::per_second(9);
+        let said = Said::default();
+        let level = |remaining, millis| level(&quota, remaining, Duration::from_millis(millis));
+        let make = |level: &Level| state([told("a", &quota, level)]);
+        for (remaining, millis) in [(8, 10), (8, 1001), (0, 10), (8, 10), (16, 10), (8, 10)] {
+            let level = level(remaining, millis);
+            assert_eq!(said.state(&level, || make(&level)), make(&level));
+        }
+        let later = level(8, 999);
+        let again = said.state(&later, || unreachable!("it was told before"));
+        assert_eq!(again, make(&later));
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl<S: Service<Request<B>>, B, R> ResponseFuture<S, B, R> {
         }
     }
 
+    #[inline]
     pub(super) fn admitted(inner: S::Future, told: Told, permit: Option<Permit>) -> Self {
         Self {
             state: State::Admitted {

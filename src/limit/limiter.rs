@@ -174,21 +174,16 @@ impl Limiter {
     /// stays taken, so they are not for this. It allocates nothing. `None` where a store elsewhere
     /// must be waited for; then nothing is charged.
     pub fn check<'a>(&self, subject: impl Into<Subject<'a>>) -> Option<Decision> {
-        let subject = subject.into();
-        let now = time::now();
-        let decision = match &*self.shared.limits {
-            [_] => {
-                self.ask_now::<1>(subject, Duration::ZERO, now)
-                    .ok()?
-                    .decision
-            }
-            _ => {
-                self.ask_now::<MAX_ASKS>(subject, Duration::ZERO, now)
-                    .ok()?
-                    .decision
-            }
-        };
-        Some(decision)
+        match &*self.shared.limits {
+            [_] => self.decision::<1>(subject.into()),
+            _ => self.decision::<MAX_ASKS>(subject.into()),
+        }
+    }
+
+    fn decision<const N: usize>(&self, subject: Subject<'_>) -> Option<Decision> {
+        let mut answer = Answer::<N>::blank(time::now());
+        self.ask_now(&mut answer, subject, Duration::ZERO).ok()?;
+        Some(answer.decision)
     }
 
     /// Takes the cost of a subject, or says why not. It waits for a store that is elsewhere, never
@@ -224,10 +219,11 @@ impl Limiter {
         patience: Duration,
     ) -> impl Future<Output = Result<Permit, Denied>> + Send + use<'a, T> {
         let now = time::now();
-        let first = self.ask_now::<MAX_ASKS>(subject.into(), patience, now);
+        let mut answer = Answer::<MAX_ASKS>::blank(now);
+        let first = self.ask_now(&mut answer, subject.into(), patience);
+        let first = first.map(|()| answer.outcome());
         let limiter = self.clone();
         async move {
-            let first = first.map(|answer| answer.outcome());
             let outcome = limiter.admit(first, patience, now).await;
             let view = outcome.view(&limiter);
             match view.decision.admits() {
@@ -264,21 +260,14 @@ impl Limiter {
         limit.named(key, time::now())
     }
 
-    /// Asks what can be known at once.
+    /// Asks what can be known at once; the answer is blank.
     pub(super) fn ask_now<const N: usize>(
         &self,
+        answer: &mut Answer<N>,
         subject: Subject<'_>,
         patience: Duration,
-        now: Instant,
-    ) -> Result<Answer<N>, Slow> {
-        let mut answer = Answer {
-            asks: [BLANK; N],
-            levels: [Level::default(); N],
-            limits: [0; N],
-            count: 0,
-            decision: Decision::Admit,
-            at: now,
-        };
+    ) -> Result<(), Slow> {
+        let now = answer.at;
         for (limit, index) in self.shared.limits.iter().zip(0..) {
             match limit.question(subject, now) {
                 Question::Ask(ask) => {
@@ -301,7 +290,7 @@ impl Limiter {
             }
             answer.view(self).count();
         }
-        Ok(answer)
+        Ok(())
     }
 
     /// Waits for the store, and for tokens as long as patience lasts.
@@ -379,6 +368,18 @@ impl Limiter {
 }
 
 impl<const N: usize> Answer<N> {
+    /// Nothing was asked yet.
+    pub(super) fn blank(now: Instant) -> Self {
+        Self {
+            asks: [BLANK; N],
+            levels: [Level::default(); N],
+            limits: [0; N],
+            count: 0,
+            decision: Decision::Admit,
+            at: now,
+        }
+    }
+
     pub(super) fn view<'a>(&'a self, limiter: &'a Limiter) -> View<'a> {
         View {
             limiter,

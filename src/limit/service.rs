@@ -1,7 +1,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -13,11 +13,11 @@ use tower::Service;
 use super::{
     Limiter,
     body::ResponseBody,
-    field::{self, State},
+    field::{self, Said, State},
     fingerprint::Secret,
     future::{Admission, ResponseFuture},
     layer::Fields,
-    limiter::View,
+    limiter::{Answer, Outcome, Slow, View},
     permit::Permit,
     store::MAX_ASKS,
 };
@@ -42,6 +42,8 @@ pub(super) struct Options {
     pub(super) partition: Option<Secret>,
     /// `RateLimit-Policy` when every limit counts the request by its own quota.
     policy: Option<HeaderValue>,
+    /// Where that is one limit.
+    said: Said,
 }
 
 /// Whether requests carry their permits.
@@ -63,6 +65,7 @@ impl Options {
             jitter: Duration::ZERO,
             partition: None,
             policy: is_fixed.then(|| field::policy(quotas)),
+            said: Said::default(),
         }
     }
 
@@ -81,15 +84,20 @@ impl Options {
         let quotas = || limits().map(|(limit, ask, _)| (&**limit.name(), &ask.quota));
         Told {
             ietf: ietf.then(|| {
-                let policy = self.policy.clone();
-                let policy = policy.unwrap_or_else(|| field::policy(quotas()));
                 let states = limits().map(|(limit, ask, level)| State {
                     name: limit.name(),
                     quota: &ask.quota,
                     level,
                     partition: self.partition.map(|secret| ask.fingerprint.hidden(secret)),
                 });
-                (policy, field::state(states))
+                match (&self.policy, view.levels, self.partition) {
+                    (Some(policy), [level], None) => {
+                        let state = self.said.state(level, || field::state(states));
+                        (policy.clone(), state)
+                    }
+                    (Some(policy), ..) => (policy.clone(), field::state(states)),
+                    (None, ..) => (field::policy(quotas()), field::state(states)),
+                }
             }),
             legacy: legacy
                 .then(|| field::legacy(view.levels))
@@ -102,7 +110,7 @@ impl Options {
     pub(super) fn admission<R: From<Bytes>>(
         &self,
         view: View<'_>,
-        dialect: Dialect,
+        dialect: impl FnOnce() -> Dialect,
     ) -> Admission<R> {
         let told = self.told(view);
         if view.decision.admits() {
@@ -113,7 +121,7 @@ impl Options {
             };
         }
         let longer = self.jitter.mul_f64(fastrand::f64());
-        let mut response = super::answer::refuse(view, dialect, longer);
+        let mut response = super::answer::refuse(view, dialect(), longer);
         told.tell(response.headers_mut());
         Admission::Refuse { response }
     }
@@ -140,8 +148,10 @@ impl Told {
             headers.append(field::POLICY, policy);
             headers.append(field::STATE, state);
         }
-        for (name, value) in self.legacy.into_iter().flat_map(|fields| *fields) {
-            headers.insert(name, value);
+        if let Some(fields) = self.legacy {
+            for (name, value) in *fields {
+                headers.insert(name, value);
+            }
         }
     }
 }
@@ -161,38 +171,43 @@ impl<S> RateLimit<S> {
         &self.limiter
     }
 
-    fn decide<const N: usize, B, R>(&mut self, mut request: Request<B>) -> ResponseFuture<S, B, R>
+    /// What becomes of the request, where that is known at once; else what is known so far.
+    fn decide<const N: usize, B, R: From<Bytes>>(
+        &self,
+        request: &Request<B>,
+        now: Instant,
+    ) -> Result<Admission<R>, Result<Outcome, Slow>> {
+        let patience = self.options.patience;
+        let mut answer = Answer::<N>::blank(now);
+        let first = self.limiter.ask_now(&mut answer, request.into(), patience);
+        if first.is_ok() && answer.is_final(patience) {
+            let dialect = || Dialect::of(request.headers());
+            let view = answer.view(&self.limiter);
+            return Ok(self.options.admission(view, dialect));
+        }
+        Err(first.map(|()| answer.outcome()))
+    }
+
+    /// Waits for the store, or for its turn.
+    fn wait<B, R>(
+        &mut self,
+        request: Request<B>,
+        first: Result<Outcome, Slow>,
+        now: Instant,
+    ) -> ResponseFuture<S, B, R>
     where
         S: Service<Request<B>, Response = Response<R>> + Clone,
         R: From<Bytes>,
     {
-        let now = time::now();
-        let dialect = Dialect::of(request.headers());
-        let subject = (&request).into();
-        let patience = self.options.patience;
-        let first = self.limiter.ask_now::<N>(subject, patience, now);
-        let first = match first {
-            Ok(answer) if answer.is_final(patience) => {
-                let view = answer.view(&self.limiter);
-                return match self.options.admission(view, dialect) {
-                    Admission::Admit { told, permit } => {
-                        self.options.show(&mut request, permit.as_ref());
-                        ResponseFuture::admitted(self.inner.call(request), told, permit)
-                    }
-                    Admission::Refuse { response } => ResponseFuture::refused(response),
-                };
-            }
-            Ok(answer) => Ok(answer.outcome()),
-            Err(slow) => Err(slow),
-        };
         // The instance that was ready is the one to call.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         let limiter = self.limiter.clone();
         let options = Arc::clone(&self.options);
+        let dialect = Dialect::of(request.headers());
         let deciding = async move {
-            let outcome = limiter.admit(first, patience, now).await;
-            options.admission(outcome.view(&limiter), dialect)
+            let outcome = limiter.admit(first, options.patience, now).await;
+            options.admission(outcome.view(&limiter), || dialect)
         };
         let options = Arc::clone(&self.options);
         ResponseFuture::deciding(deciding.boxed(), ready, request, options)
@@ -212,11 +227,23 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.limiter.limits().len() {
-            0 => ResponseFuture::admitted(self.inner.call(request), Told::default(), None),
-            1 => self.decide::<1, B, R>(request),
-            _ => self.decide::<MAX_ASKS, B, R>(request),
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let limits = self.limiter.limits().len();
+        if limits == 0 {
+            return ResponseFuture::admitted(self.inner.call(request), Told::default(), None);
+        }
+        let now = time::now();
+        let decided = match limits {
+            1 => self.decide::<1, B, R>(&request, now),
+            _ => self.decide::<MAX_ASKS, B, R>(&request, now),
+        };
+        match decided {
+            Ok(Admission::Admit { told, permit }) => {
+                self.options.show(&mut request, permit.as_ref());
+                ResponseFuture::admitted(self.inner.call(request), told, permit)
+            }
+            Ok(Admission::Refuse { response }) => ResponseFuture::refused(response),
+            Err(first) => self.wait(request, first, now),
         }
     }
 }

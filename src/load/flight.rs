@@ -39,10 +39,10 @@ impl Flight {
         }
     }
 
-    pub(super) fn begin(&self, at: Duration) {
+    pub(super) fn begin(&self, at: impl FnOnce() -> Duration) {
         // Before it counts: nobody sees it wait since the last time that there was something.
         if self.waiting() == 0 {
-            self.hear(at);
+            self.hear(at());
         }
         // Pairs with the `Acquire` in `waiting`.
         self.counts.fetch_add(ONE + WAITS, Release);
@@ -107,9 +107,9 @@ mod tests {
     fn silence_grows_while_nothing_is_answered() {
         let flight = Flight::new();
         assert_eq!(flight.silence(|| seconds(50)), 0);
-        flight.begin(seconds(100));
+        flight.begin(|| seconds(100));
         assert_eq!(flight.silence(|| seconds(100)), 0);
-        flight.begin(seconds(103));
+        flight.begin(|| seconds(103));
         assert_eq!(flight.silence(|| seconds(105)), 5_000_000);
         // One that gave up says nothing of the endpoint.
         flight.give_up();
@@ -124,9 +124,9 @@ mod tests {
     #[test]
     fn answers_keep_silence_small() {
         let flight = Flight::new();
-        flight.begin(seconds(0));
+        flight.begin(|| seconds(0));
         for second in 1..100 {
-            flight.begin(seconds(second));
+            flight.begin(|| seconds(second));
             flight.head(seconds(second));
             assert_eq!(flight.silence(|| seconds(second + 1)), 1_000_000);
         }
@@ -146,9 +146,9 @@ mod loom_tests {
         loom::model(|| {
             let flight = Arc::new(Flight::new());
             let other = Arc::clone(&flight);
-            let beginner = thread::spawn(move || other.begin(LATER));
+            let beginner = thread::spawn(move || other.begin(|| LATER));
             // Another request, and a pick that reads.
-            flight.begin(LATER);
+            flight.begin(|| LATER);
             assert_eq!(flight.silence(|| LATER), 0);
             flight.head(LATER);
             assert_eq!(flight.silence(|| LATER), 0);
@@ -162,9 +162,9 @@ mod loom_tests {
     fn an_answer_beside_a_request_is_heard() {
         loom::model(|| {
             let flight = Arc::new(Flight::new());
-            flight.begin(Duration::ZERO);
+            flight.begin(|| Duration::ZERO);
             let other = Arc::clone(&flight);
-            let beginner = thread::spawn(move || other.begin(LATER));
+            let beginner = thread::spawn(move || other.begin(|| LATER));
             flight.head(LATER);
             beginner.join().unwrap();
             assert_eq!(flight.waiting(), 1);
@@ -178,10 +178,10 @@ mod loom_tests {
             let flight = Arc::new(Flight::new());
             let other = Arc::clone(&flight);
             let thread = thread::spawn(move || {
-                other.begin(LATER);
+                other.begin(|| LATER);
                 other.give_up();
             });
-            flight.begin(LATER);
+            flight.begin(|| LATER);
             flight.head(LATER);
             assert!(flight.in_flight() >= 1);
             flight.end();

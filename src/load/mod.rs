@@ -222,7 +222,7 @@ impl Load {
     }
 
     pub(crate) fn begin(&self, now: Instant) {
-        self.flight.begin(self.at(now));
+        self.flight.begin(|| self.at(now));
         self.requests.fetch_add(1, Relaxed);
     }
 

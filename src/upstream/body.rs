@@ -112,25 +112,33 @@ pub struct ResponseBody<B: SendBody> {
     source: Source<B>,
 }
 
+/// All layers above move it about: what few have is boxed.
 enum Source<B: SendBody> {
     /// There is nothing to come.
     Ended,
     /// The connection is driven along with the body, and put back at its end.
-    Driven(Box<http1::Connection<B>>),
+    Driven {
+        connection: Box<http1::Connection<B>>,
+        pool: Arc<http1::Pool<B>>,
+    },
     /// The connection is driven by a task of its own, which sends the rest of the request.
-    Early {
-        frames: mpsc::Receiver<Result<Frame<Bytes>, TransportError>>,
-        left: SizeHint,
-        /// Tells the task when nobody wants the response any more.
-        _wants: oneshot::Sender<Infallible>,
-    },
+    Early(Box<Early>),
     /// The connection runs in a task of its own.
-    Running {
-        body: Incoming,
-        /// How far the request has come, which may still be on its way.
-        progress: Option<Progress>,
-        _stream: http2::Stream<B>,
-    },
+    Running(Box<Running<B>>),
+}
+
+struct Early {
+    frames: mpsc::Receiver<Result<Frame<Bytes>, TransportError>>,
+    left: SizeHint,
+    /// Tells the task when nobody wants the response any more.
+    _wants: oneshot::Sender<Infallible>,
+}
+
+struct Running<B: SendBody> {
+    body: Incoming,
+    /// How far the request has come, which may still be on its way.
+    progress: Option<Progress>,
+    _stream: http2::Stream<B>,
 }
 
 impl<B: SendBody> ResponseBody<B> {
@@ -140,9 +148,11 @@ impl<B: SendBody> ResponseBody<B> {
         }
     }
 
-    pub(super) fn driven(connection: Box<http1::Connection<B>>) -> Self {
+    /// The connection was asked for at this pool.
+    #[inline]
+    pub(super) fn driven(connection: Box<http1::Connection<B>>, pool: Arc<http1::Pool<B>>) -> Self {
         let mut driven = Self {
-            source: Source::Driven(connection),
+            source: Source::Driven { connection, pool },
         };
         driven.park_at_end();
         driven
@@ -155,11 +165,11 @@ impl<B: SendBody> ResponseBody<B> {
         wants: oneshot::Sender<Infallible>,
     ) -> Self {
         Self {
-            source: Source::Early {
+            source: Source::Early(Box::new(Early {
                 frames,
                 left,
                 _wants: wants,
-            },
+            })),
         }
     }
 
@@ -169,11 +179,11 @@ impl<B: SendBody> ResponseBody<B> {
         stream: http2::Stream<B>,
     ) -> Self {
         Self {
-            source: Source::Running {
+            source: Source::Running(Box::new(Running {
                 body,
                 progress,
                 _stream: stream,
-            },
+            })),
         }
     }
 
@@ -186,8 +196,9 @@ impl<B: SendBody> ResponseBody<B> {
     }
 
     fn park(&mut self) {
-        if let Source::Driven(connection) = std::mem::replace(&mut self.source, Source::Ended) {
-            connection.park();
+        let source = std::mem::replace(&mut self.source, Source::Ended);
+        if let Source::Driven { connection, pool } = source {
+            connection.park(&pool);
         }
     }
 }
@@ -202,21 +213,22 @@ impl<B: SendBody> Body for ResponseBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
         let frame = match &mut self.source {
             Source::Ended => None,
-            Source::Driven(connection) => ready!(connection.poll_frame(cx)),
-            Source::Early { frames, left, .. } => {
-                let frame = ready!(frames.poll_recv(cx));
-                if let (Some(exact), Some(Ok(frame))) = (left.exact(), &frame) {
+            Source::Driven { connection, .. } => ready!(connection.poll_frame(cx)),
+            Source::Early(early) => {
+                let frame = ready!(early.frames.poll_recv(cx));
+                if let (Some(exact), Some(Ok(frame))) = (early.left.exact(), &frame) {
                     let data = frame.data_ref().map_or(0, Bytes::len);
-                    *left = SizeHint::with_exact(exact.saturating_sub(data as u64));
+                    early.left = SizeHint::with_exact(exact.saturating_sub(data as u64));
                 }
                 frame
             }
-            Source::Running { body, progress, .. } => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
+            Source::Running(running) => {
+                let frame = ready!(Pin::new(&mut running.body).poll_frame(cx));
                 frame.map(|frame| {
                     frame.map_err(|error| {
                         // Who broke off the request took the response with it.
-                        let is_broken = progress.as_ref().is_some_and(Progress::is_failed);
+                        let progress = running.progress.as_ref();
+                        let is_broken = progress.is_some_and(Progress::is_failed);
                         let kind = match is_broken {
                             true => TransportErrorKind::RequestBody,
                             false => TransportErrorKind::Lost,
@@ -238,18 +250,18 @@ impl<B: SendBody> Body for ResponseBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Ended => true,
-            Source::Driven(connection) => connection.is_received(),
-            Source::Early { left, .. } => left.exact() == Some(0),
-            Source::Running { body, .. } => body.is_end_stream(),
+            Source::Driven { connection, .. } => connection.is_received(),
+            Source::Early(early) => early.left.exact() == Some(0),
+            Source::Running(running) => running.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Ended => SizeHint::with_exact(0),
-            Source::Driven(connection) => connection.size_hint(),
-            Source::Early { left, .. } => *left,
-            Source::Running { body, .. } => body.size_hint(),
+            Source::Driven { connection, .. } => connection.size_hint(),
+            Source::Early(early) => early.left,
+            Source::Running(running) => running.body.size_hint(),
         }
     }
 }

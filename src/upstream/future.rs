@@ -36,6 +36,9 @@ pub struct ResponseFuture<B: SendBody> {
 /// A connection with the request that waited for it.
 type Acquired<B> = Result<(Box<Connection<B>>, Request<B>), TransportError>;
 
+/// The head of a response, and the connection that brings its body.
+type Answered<B> = (Response<()>, Box<Connection<B>>);
+
 enum State<B: SendBody> {
     Http1(Http1<B>),
     /// Boxed, because hyper's future has no name.
@@ -69,6 +72,7 @@ impl<B: SendBody> ResponseFuture<B> {
         }
     }
 
+    #[inline]
     pub(super) fn http1(
         pool: Arc<http1::Pool<B>>,
         request: Request<B>,
@@ -95,6 +99,7 @@ impl<B: SendBody> ResponseFuture<B> {
 }
 
 impl<B: SendBody> Step<B> {
+    #[inline]
     fn start(pool: &Arc<http1::Pool<B>>, request: Request<B>) -> Self {
         match pool.idle() {
             Some(connection) => Self::exchange(connection, request),
@@ -105,6 +110,7 @@ impl<B: SendBody> Step<B> {
         }
     }
 
+    #[inline]
     fn exchange(mut connection: Box<Connection<B>>, request: Request<B>) -> Self {
         connection.send(request);
         Self::Exchange { connection }
@@ -112,10 +118,8 @@ impl<B: SendBody> Step<B> {
 }
 
 impl<B: SendBody> Http1<B> {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<ResponseBody<B>>, TransportError>> {
+    /// Polls up to the head of the response.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered<B>, TransportError>> {
         loop {
             match &mut self.step {
                 Step::Acquire(acquired) => {
@@ -130,11 +134,11 @@ impl<B: SendBody> Http1<B> {
                         unreachable!("the step was just matched")
                     };
                     match exchanged {
-                        Ok(response) => return Poll::Ready(self.respond(response, connection)),
+                        Ok(response) => return Poll::Ready(Ok((response, connection))),
                         // A connection that had been idle closed just now. Each such loss takes one
                         // out of the pool, so this ends with a fresh connection.
                         Err(Failure::Unsent(request)) => {
-                            self.step = Step::start(&self.pool, request);
+                            self.step = Step::start(&self.pool, *request);
                         }
                         Err(Failure::Error(error)) => return Poll::Ready(Err(error)),
                     }
@@ -144,17 +148,17 @@ impl<B: SendBody> Http1<B> {
         }
     }
 
+    #[inline]
     fn respond(
-        &mut self,
-        response: Response<()>,
-        connection: Box<Connection<B>>,
+        self,
+        (response, connection): Answered<B>,
     ) -> Result<Response<ResponseBody<B>>, TransportError> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response, connection);
         }
         Ok(response.map(|()| {
             if connection.is_sent() {
-                return ResponseBody::driven(connection);
+                return ResponseBody::driven(connection, self.pool);
             }
             // The endpoint answers while it still reads. Who reads the answer slowly must not hold up
             // the rest of the request.
@@ -168,48 +172,65 @@ impl<B: SendBody> Http1<B> {
     }
 
     fn switch(
-        &mut self,
+        self,
         response: Response<()>,
         connection: Box<Connection<B>>,
     ) -> Result<Response<ResponseBody<B>>, TransportError> {
-        let Some(offer) = self.upgrade.take() else {
+        let Some(offer) = self.upgrade else {
             return Err(TransportError::new(TransportErrorKind::Protocol)
                 .written()
-                .caused_by("101 Switching Protocols, which the request did not ask for"));
+                .caused_by("101 Switching Protocols, which the request did not ask for")
+                .at(self.pool.authority()));
         };
         offer.accept(connection);
         Ok(response.map(|()| ResponseBody::ended()))
     }
 }
 
+/// Leaves what concerns the connection to the endpoint behind.
+fn forward<R>(response: &mut Response<R>) {
+    let found = hop::strip(response.headers_mut());
+    // The length beside chunks is not that of the body (RFC 9112 section 6.3).
+    if found.any(Found::TRANSFER_ENCODING) {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    // The version of this hop says nothing about the next one.
+    *response.version_mut() = Version::HTTP_11;
+}
+
 impl<B: SendBody> Future for ResponseFuture<B> {
     type Output = Result<Response<ResponseBody<B>>, TransportError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = match &mut self.state {
+        match &mut self.state {
             State::Http1(exchange) => {
-                let result = ready!(exchange.poll(cx));
-                result.map_err(|error| error.at(exchange.pool.authority()))
+                let answered = ready!(exchange.poll(cx));
+                let State::Http1(exchange) = std::mem::replace(&mut self.state, State::Done) else {
+                    unreachable!("the state was just matched")
+                };
+                Poll::Ready(match answered {
+                    Ok(mut answered) => {
+                        forward(&mut answered.0);
+                        exchange.respond(answered)
+                    }
+                    Err(error) => Err(error.at(exchange.pool.authority())),
+                })
             }
-            State::Http2(exchange) => ready!(exchange.as_mut().poll(cx)),
+            State::Http2(exchange) => {
+                let mut result = ready!(exchange.as_mut().poll(cx));
+                self.state = State::Done;
+                if let Ok(response) = &mut result {
+                    forward(response);
+                }
+                Poll::Ready(result)
+            }
             State::Failed(_) | State::Done => {
                 match std::mem::replace(&mut self.state, State::Done) {
-                    State::Failed(error) => return Poll::Ready(Err(error)),
+                    State::Failed(error) => Poll::Ready(Err(error)),
                     _ => panic!("polled after it was ready"),
                 }
             }
-        };
-        self.state = State::Done;
-        Poll::Ready(result.map(|mut response| {
-            let found = hop::strip(response.headers_mut());
-            // The length beside chunks is not that of the body (RFC 9112 section 6.3).
-            if found.any(Found::TRANSFER_ENCODING) {
-                response.headers_mut().remove(CONTENT_LENGTH);
-            }
-            // The version of this hop says nothing about the next one.
-            *response.version_mut() = Version::HTTP_11;
-            response
-        }))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 /// The top-level modules by rank. Modules of one rank do not import each other.
 const RANKS: [&[&str]; 10] = [
-    &["date", "error", "sync", "time", "worker"],
+    &["date", "error", "spare", "sync", "time", "worker"],
     &[
         "body", "client", "endpoint", "etcd", "head", "outcome", "redis", "yaml",
     ],

@@ -170,7 +170,9 @@ impl Node {
         let now = time::now();
         let members = Arc::clone(self.cluster.snapshot().members());
         let on_trial = members.iter().find_map(|member| {
-            let lease = member.try_lease_on_trial(now)?;
+            let permit = member.try_trial(now)?;
+            let mut lease = member.lease(now);
+            lease.on_trial(Some(permit));
             Some((Arc::clone(member), lease))
         });
         let (member, lease) = on_trial.unwrap_or_else(|| {

@@ -5,6 +5,7 @@ use std::{
     fmt,
     io::{self, IoSlice},
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -23,11 +24,11 @@ use super::{
     decode::{Decoded, Decoder},
     encode::{self, Content, Framing},
     head::{Expected, Head, HeadReader},
-    pool::Slot,
+    pool::{Pool, Slot},
 };
 use crate::{
     error::{BoxError, TransportError, TransportErrorKind},
-    time,
+    spare, time,
     upstream::{body::SendBody, connect::BoxIo},
 };
 
@@ -60,8 +61,9 @@ pub(in crate::upstream) struct Connection<B: SendBody> {
 
 /// How an exchange fails.
 pub(in crate::upstream) enum Failure<B> {
-    /// The connection, idle before, was closed: no byte of the request was written.
-    Unsent(Request<B>),
+    /// The connection, idle before, was closed: no byte of the request was written. Boxed: it is
+    /// rare, and large beside the head of a response.
+    Unsent(Box<Request<B>>),
     Error(TransportError),
 }
 
@@ -95,6 +97,7 @@ impl<B: SendBody> Connection<B> {
     }
 
     /// Starts an exchange; it goes on with [`poll_exchange`](Self::poll_exchange).
+    #[inline]
     pub(in crate::upstream) fn send(&mut self, request: Request<B>) {
         self.request = Some(request);
     }
@@ -120,20 +123,21 @@ impl<B: SendBody> Connection<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, Failure<B>>> {
         let mut is_heard = false;
-        if let Some(request) = self.request.take() {
+        if self.request.is_some() {
             if self.is_reused {
                 // A task that has used up its budget is told nothing of its sockets.
                 if !coop::has_budget_remaining() {
-                    self.request = Some(request);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                if self.poll_disturbed(cx).is_ready() {
-                    return Poll::Ready(Err(Failure::Unsent(request)));
+                if self.poll_disturbed(cx).is_ready()
+                    && let Some(request) = self.request.take()
+                {
+                    return Poll::Ready(Err(Failure::Unsent(Box::new(request))));
                 }
                 is_heard = true;
             }
-            self.begin(request).map_err(Failure::Error)?;
+            self.begin().map_err(Failure::Error)?;
         }
         if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
             return Poll::Ready(Err(Failure::Error(error)));
@@ -154,37 +158,45 @@ impl<B: SendBody> Connection<B> {
             .map(|_| ())
     }
 
-    fn begin(&mut self, request: Request<B>) -> Result<(), TransportError> {
-        let (mut head, body) = request.into_parts();
+    /// Writes the head of the request in hand. It is large: what is over of it goes where it lies.
+    fn begin(&mut self) -> Result<(), TransportError> {
+        let Some(request) = &mut self.request else {
+            return Ok(());
+        };
+        let body = request.body();
         let content = match body.is_end_stream() {
             true => Content::Empty,
             false => Content::Some,
         };
-        let framing = Framing::of(&head.headers, content, &body.size_hint()).map_err(broke_off)?;
-        self.expected = match head.method {
+        let framing = Framing::of(request.headers(), content, &body.size_hint());
+        let framing = framing.map_err(broke_off)?;
+        self.expected = match *request.method() {
             Method::HEAD => Expected::Nothing,
             _ => Expected::Body,
         };
         encode::head(
             &mut self.outgoing.head,
-            &head.method,
-            &head.uri,
-            &head.headers,
+            request.method(),
+            request.uri(),
+            request.headers(),
             framing,
         );
-        if framing != Framing::None {
-            let announced = match head.headers.contains_key(TRAILER) {
-                true => encode::announced(&head.headers),
-                false => Vec::new(),
-            };
-            self.upload = Some(Upload {
-                body,
+        let announced = match framing != Framing::None && request.headers().contains_key(TRAILER) {
+            true => encode::announced(request.headers()),
+            false => Vec::new(),
+        };
+        std::mem::swap(&mut self.headers, request.headers_mut());
+        self.headers.clear();
+        spare::give_extensions(std::mem::take(request.extensions_mut()));
+        if framing == Framing::None {
+            self.request = None;
+        } else {
+            self.upload = self.request.take().map(|request| Upload {
+                body: request.into_body(),
                 framing,
                 announced,
             });
         }
-        head.headers.clear();
-        self.headers = head.headers;
         Ok(())
     }
 
@@ -348,7 +360,9 @@ impl<B: SendBody> Connection<B> {
         })
         .await;
         drop(frames);
-        self.park();
+        if let Some(pool) = self.slot.pool() {
+            self.park(&pool);
+        }
     }
 
     /// Hands the body of the response on; ready when it has ended or is not wanted any more. Who broke
@@ -376,14 +390,18 @@ impl<B: SendBody> Connection<B> {
         }
     }
 
-    /// Puts the connection back for the next request, if it can take one.
-    pub(in crate::upstream) fn park(mut self: Box<Self>) {
-        if self.is_over()
-            && let Some(pool) = self.slot.pool()
-        {
-            self.is_reused = true;
-            // It would keep a buffer of the client's connection.
-            self.outgoing.piece = Bytes::new();
+    /// Puts the connection back for the next request, if it can take one. It nearly always is of the
+    /// pool that it was asked for at, which need not be looked for.
+    pub(in crate::upstream) fn park(mut self: Box<Self>, asked: &Arc<Pool<B>>) {
+        if !self.is_over() {
+            return;
+        }
+        self.is_reused = true;
+        // It would keep a buffer of the client's connection.
+        self.outgoing.piece = Bytes::new();
+        if self.slot.is_of(asked) {
+            asked.put(self);
+        } else if let Some(pool) = self.slot.pool() {
             pool.put(self);
         }
     }

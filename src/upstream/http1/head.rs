@@ -10,7 +10,6 @@ use http::{
 use hyper::ext::ReasonPhrase;
 
 use super::{decode::Decoder, encode::number};
-use crate::hop;
 
 /// How long a head may be, and how many fields it may have.
 const MOST_BYTES: usize = 400 * 1024;
@@ -61,6 +60,8 @@ pub(super) enum Expected {
 pub(super) struct HeadReader {
     /// How much was looked through for the end of a head that came in pieces.
     seen: usize,
+    /// Those of the head in hand.
+    places: Vec<Place>,
     known: Known,
 }
 
@@ -105,7 +106,7 @@ impl HeadReader {
             // read twice for each byte that comes.
             let may_be_whole = self.seen == 0 || self.is_whole(buffer);
             let head = match may_be_whole {
-                true => parse(buffer, headers, expected, &mut self.known)?,
+                true => parse(buffer, headers, expected, &mut self.places, &mut self.known)?,
                 false => None,
             };
             let Some(head) = head else {
@@ -148,7 +149,7 @@ impl HeadReader {
 }
 
 /// Where in the bytes of a head the name and the value of a field are.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Place {
     name: (u32, u32),
     value: (u32, u32),
@@ -165,6 +166,7 @@ fn parse(
     buffer: &mut BytesMut,
     headers: &mut HeaderMap,
     expected: Expected,
+    places: &mut Vec<Place>,
     known: &mut Known,
 ) -> Result<Option<Head>, InvalidHead> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
@@ -192,36 +194,32 @@ fn parse(
         extensions.insert(reason);
     }
     // The fields borrow the buffer, of which the head is to be taken off.
-    let mut places = [Place::default(); MOST_FIELDS];
     let place = |part: &[u8]| {
         let start = part.as_ptr().addr() - buffer.as_ptr().addr();
         (start as u32, (start + part.len()) as u32)
     };
-    let count = response.headers.len();
-    for (at, field) in places.iter_mut().zip(response.headers.iter()) {
-        *at = Place {
-            name: place(field.name.as_bytes()),
-            value: place(field.value),
-        };
-    }
+    places.clear();
+    places.extend(response.headers.iter().map(|field| Place {
+        name: place(field.name.as_bytes()),
+        value: place(field.value),
+    }));
     let bytes = buffer.split_to(length).freeze();
     let mut headers = std::mem::take(headers);
     let mut connection = Persistence::of(version);
     let mut is_encoded = false;
     let mut is_chunked = false;
     let mut length = Length::Unsaid;
-    headers.reserve(count);
-    for (place, Place { name, value }) in places[..count].iter().enumerate() {
+    headers.reserve(places.len());
+    for (place, Place { name, value }) in places.iter().enumerate() {
         let name = known.name(place, &bytes[Place::of(*name)])?;
+        // How long the connection lasts says nothing to the client, and most endpoints say it each
+        // time.
+        if name == CONNECTION && connection.hear(&bytes[Place::of(*value)]) == Said::NoMore {
+            continue;
+        }
         let value = HeaderValue::from_maybe_shared(bytes.slice(Place::of(*value)));
         let value = value.map_err(|_| InvalidHead::Field)?;
-        if name == CONNECTION {
-            connection.hear(&value);
-            // It says nothing to the client, and most endpoints say it each time.
-            if hop::lasts_alone(&value) {
-                continue;
-            }
-        } else if name == TRANSFER_ENCODING {
+        if name == TRANSFER_ENCODING {
             is_encoded = true;
             // The last coding of the last line counts.
             let codings = value.as_bytes().rsplit(|byte| *byte == b',');
@@ -301,14 +299,28 @@ impl Persistence {
     }
 
     /// That it closes, said once, stands.
-    fn hear(&mut self, value: &HeaderValue) {
-        for option in value.as_bytes().split(|byte| *byte == b',') {
+    fn hear(&mut self, value: &[u8]) -> Said {
+        let mut said = Said::NoMore;
+        for option in value.split(|byte| *byte == b',') {
             let option = option.trim_ascii();
-            self.is_closed |= option.eq_ignore_ascii_case(b"close");
-            self.lasts |= option.eq_ignore_ascii_case(b"keep-alive");
+            if option.eq_ignore_ascii_case(b"close") {
+                self.is_closed = true;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.lasts = true;
+            } else {
+                said = Said::More;
+            }
         }
         self.lasts &= !self.is_closed;
+        said
     }
+}
+
+/// Whether a `Connection` says more than how long the connection lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    NoMore,
+    More,
 }
 
 #[cfg(test)]

@@ -87,6 +87,10 @@ impl<B: SendBody> Slot<B> {
     pub(super) fn pool(&self) -> Option<Arc<Pool<B>>> {
         self.pool.upgrade()
     }
+
+    pub(super) fn is_of(&self, pool: &Arc<Pool<B>>) -> bool {
+        self.pool.as_ptr() == Arc::as_ptr(pool)
+    }
 }
 
 impl<B: SendBody> Drop for Slot<B> {
@@ -284,7 +288,7 @@ impl<B: SendBody> Pool<B> {
         Ok(Box::new(Connection::new(io, slot)))
     }
 
-    pub(super) fn put(self: Arc<Self>, mut connection: Box<Connection<B>>) {
+    pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection<B>>) {
         loop {
             if self.common.has_waiting() {
                 match self.common.hand_on(connection) {
