@@ -17,20 +17,31 @@ pin_project! {
     pub struct RequestBody<B: Body> {
         #[pin]
         rest: B,
-        // No allocation while it is empty, as it nearly always is.
-        seen: VecDeque<Frame<B::Data>>,
-        // The rest has ended, and is not polled again.
-        ended: bool,
+        // None unless it was looked at, which is rare: every request moves its body about.
+        ahead: Option<Box<Ahead<B::Data>>>,
+    }
+}
+
+/// What was taken in before it was asked for.
+#[derive(Debug)]
+struct Ahead<D> {
+    seen: VecDeque<Frame<D>>,
+    /// The rest has ended, and is not polled again.
+    has_ended: bool,
+}
+
+impl<D> Default for Ahead<D> {
+    fn default() -> Self {
+        Self {
+            seen: VecDeque::new(),
+            has_ended: false,
+        }
     }
 }
 
 impl<B: Body> RequestBody<B> {
     pub(super) fn new(rest: B) -> Self {
-        Self {
-            rest,
-            seen: VecDeque::new(),
-            ended: false,
-        }
+        Self { rest, ahead: None }
     }
 
     /// Takes in the next frame without giving it out.
@@ -40,13 +51,15 @@ impl<B: Body> RequestBody<B> {
     ) -> Poll<Option<Result<(), B::Error>>> {
         let this = self.project();
         let frame = ready!(this.rest.poll_frame(cx));
-        *this.ended = frame.is_none();
-        Poll::Ready(frame.map(|frame| frame.map(|frame| this.seen.push_back(frame))))
+        let ahead = this.ahead.get_or_insert_default();
+        ahead.has_ended = frame.is_none();
+        Poll::Ready(frame.map(|frame| frame.map(|frame| ahead.seen.push_back(frame))))
     }
 
     /// How many bytes of data were taken in.
     pub(super) fn seen(&self) -> usize {
-        let data = self.seen.iter().filter_map(Frame::data_ref);
+        let frames = self.ahead.iter().flat_map(|ahead| &ahead.seen);
+        let data = frames.filter_map(Frame::data_ref);
         data.map(Buf::remaining).sum()
     }
 }
@@ -60,15 +73,23 @@ impl<B: Body> Body for RequestBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        match this.seen.pop_front() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None if *this.ended => Poll::Ready(None),
-            None => this.rest.poll_frame(cx),
+        if let Some(ahead) = this.ahead {
+            if let Some(frame) = ahead.seen.pop_front() {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if ahead.has_ended {
+                return Poll::Ready(None);
+            }
         }
+        this.rest.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.seen.is_empty() && (self.ended || self.rest.is_end_stream())
+        match &self.ahead {
+            Some(ahead) if !ahead.seen.is_empty() => false,
+            Some(ahead) if ahead.has_ended => true,
+            _ => self.rest.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -81,5 +102,34 @@ impl<B: Body> Body for RequestBody<B> {
         }
         hint.set_lower(rest.lower() + seen);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures_util::{FutureExt as _, future::poll_fn};
+    use http_body_util::{BodyExt as _, Full};
+
+    #[test]
+    fn what_was_looked_at_comes_first_and_once() {
+        for looks in 0..3 {
+            let mut body = RequestBody::new(Full::new(Bytes::from_static(b"abc")));
+            for look in 0..looks {
+                let ahead = poll_fn(|cx| Pin::new(&mut body).poll_ahead(cx));
+                let has_more = ahead.now_or_never().unwrap().is_some();
+                assert_eq!(has_more, look == 0);
+            }
+            assert_eq!(body.seen(), if looks == 0 { 0 } else { 3 });
+            assert_eq!(body.size_hint().exact(), Some(3));
+            assert!(!body.is_end_stream());
+            let mut next = || body.frame().now_or_never().unwrap();
+            let frame = next().unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), "abc");
+            assert!(next().is_none());
+            assert!(body.is_end_stream());
+            assert_eq!(body.size_hint().exact(), Some(0));
+        }
     }
 }

@@ -106,25 +106,49 @@ fn host<B>(request: &mut Request<B>) -> Result<(), Refusal> {
 /// Whether this is `uri-host [ ":" port ]` (RFC 9110 section 7.2): neither user information nor a
 /// list, and a port that is a number.
 fn is_host(host: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(host) else {
-        return false;
+    let (is_name, port) = match host {
+        [b'[', rest @ ..] => {
+            let end = rest.iter().position(|byte| *byte == b']');
+            let Some((address, port)) = end.and_then(|end| rest.split_at_checked(end)) else {
+                return false;
+            };
+            let address = str::from_utf8(address).ok();
+            let address = address.and_then(|text| text.parse::<Ipv6Addr>().ok());
+            (address.is_some(), &port[1..])
+        }
+        _ => {
+            let end = host.iter().position(|byte| !IN_NAME[usize::from(*byte)]);
+            let (name, port) = host.split_at(end.unwrap_or(host.len()));
+            (!name.is_empty(), port)
+        }
     };
-    let (name, port) = match text.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if address.parse::<Ipv6Addr>().is_ok() => ("v6", port),
-            _ => return false,
-        },
-        None => match text.find(':') {
-            Some(colon) => text.split_at(colon),
-            None => (text, ""),
-        },
+    is_name && is_port(port)
+}
+
+/// Which bytes a name may have, an address of version 4 too.
+static IN_NAME: [bool; 256] = {
+    let mut is_in = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        is_in[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let further = b"-._~%!$&'()*+;=";
+    let mut at = 0;
+    while at < further.len() {
+        is_in[further[at] as usize] = true;
+        at += 1;
+    }
+    is_in
+};
+
+/// What stands behind the name: nothing, or a colon and a number.
+fn is_port(port: &[u8]) -> bool {
+    let Some(number) = port.strip_prefix(b":") else {
+        return port.is_empty();
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
-    let is_port = match port.strip_prefix(':') {
-        Some(number) => number.bytes().all(|b| b.is_ascii_digit()) && number.parse::<u16>().is_ok(),
-        None => port.is_empty(),
-    };
-    !name.is_empty() && name.bytes().all(is_name) && is_port
+    let is_number = number.iter().all(u8::is_ascii_digit);
+    is_number && str::from_utf8(number).is_ok_and(|number| number.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]

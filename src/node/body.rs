@@ -23,8 +23,8 @@ pin_project! {
 }
 
 impl<B: Body> ResponseBody<B> {
-    pub(super) fn new(inner: B, in_flight: Option<InFlight>, handed: Option<Handed>) -> Self {
-        let in_flight = in_flight.filter(|_| !inner.is_end_stream());
+    pub(super) fn new(inner: B, in_flight: InFlight, handed: Option<Handed>) -> Self {
+        let in_flight = (!inner.is_end_stream()).then_some(in_flight);
         Self {
             inner,
             in_flight,

@@ -66,6 +66,10 @@ pub(super) struct Link {
     idle_since: AtomicU32,
     pub(super) blocked: Blocked,
     pub(super) stalls: Stalls,
+    /// How many sweeps there were, of all connections.
+    sweeps: Arc<AtomicU32>,
+    /// What was refused, of all connections.
+    refusals: Arc<Refusals>,
 }
 
 /// Go on.
@@ -89,10 +93,18 @@ const QUIET: u8 = 1;
 const RESTING: u8 = 2;
 
 impl Link {
-    pub(super) fn new(sweep: u32) -> Self {
-        let link = Self::default();
-        link.idle_since.store(sweep, Relaxed);
-        link
+    pub(super) fn new(sweeps: Arc<AtomicU32>, refusals: Arc<Refusals>) -> Self {
+        Self {
+            idle_since: AtomicU32::new(sweeps.load(Relaxed)),
+            sweeps,
+            refusals,
+            ..Self::default()
+        }
+    }
+
+    /// The sweep at this time.
+    pub(super) fn sweep(&self) -> u32 {
+        self.sweeps.load(Relaxed)
     }
 
     /// Tells the connection that the server is leaving. HTTP/2 can say so at any time without a
@@ -211,15 +223,13 @@ impl Link {
 /// A request in flight, to the end of its response body.
 pub(super) struct InFlight {
     link: Arc<Link>,
-    sweeps: Arc<AtomicU32>,
 }
 
 impl InFlight {
-    fn new(link: &Arc<Link>, sweeps: &Arc<AtomicU32>) -> Self {
+    fn new(link: &Arc<Link>) -> Self {
         link.in_flight.fetch_add(1, Relaxed);
         Self {
             link: Arc::clone(link),
-            sweeps: Arc::clone(sweeps),
         }
     }
 }
@@ -228,9 +238,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         // The stamp first: who sees no request in flight must see when the last one ended. Both
         // are read by a sweep that comes seconds later, so no ordering is needed.
-        self.link
-            .idle_since
-            .store(self.sweeps.load(Relaxed), Relaxed);
+        self.link.idle_since.store(self.link.sweep(), Relaxed);
         self.link.quiet.store(BUSY, Relaxed);
         self.link.in_flight.fetch_sub(1, Relaxed);
     }
@@ -246,15 +254,13 @@ impl fmt::Debug for InFlight {
 /// window, hyper keeps it and does not poll the body again.
 pub(super) struct Handed {
     link: Arc<Link>,
-    sweeps: Arc<AtomicU32>,
     since: Option<u32>,
 }
 
 impl Handed {
-    fn new(InFlight { link, sweeps }: &InFlight) -> Self {
+    fn new(InFlight { link }: &InFlight) -> Self {
         let mut handed = Self {
             link: Arc::clone(link),
-            sweeps: Arc::clone(sweeps),
             since: None,
         };
         // Hyper may want a window before it asks for the first frame.
@@ -264,7 +270,7 @@ impl Handed {
 
     /// A frame is handed out.
     pub(super) fn out(&mut self) {
-        let sweep = self.sweeps.load(Relaxed);
+        let sweep = self.link.sweep();
         self.link.stalls.begin(sweep);
         self.since = Some(sweep);
     }
@@ -294,22 +300,13 @@ pub(super) struct Counted<S> {
     /// One connection calls it at a time.
     service: RefCell<S>,
     link: Arc<Link>,
-    sweeps: Arc<AtomicU32>,
-    refusals: Arc<Refusals>,
 }
 
 impl<S> Counted<S> {
-    pub(super) fn new(
-        service: S,
-        link: Arc<Link>,
-        sweeps: Arc<AtomicU32>,
-        refusals: Arc<Refusals>,
-    ) -> Self {
+    pub(super) fn new(service: S, link: Arc<Link>) -> Self {
         Self {
             service: RefCell::new(service),
             link,
-            sweeps,
-            refusals,
         }
     }
 }
@@ -334,8 +331,7 @@ where
             is_http2,
             // A service that must be polled ready first has to be behind something that does it.
             inner: self.service.borrow_mut().call(request),
-            in_flight: Some(InFlight::new(&self.link, &self.sweeps)),
-            refusals: Arc::clone(&self.refusals),
+            in_flight: Some(InFlight::new(&self.link)),
         }
     }
 }
@@ -363,7 +359,6 @@ pin_project! {
         #[pin]
         inner: F,
         in_flight: Option<InFlight>,
-        refusals: Arc<Refusals>,
         is_http2: bool,
     }
 }
@@ -377,30 +372,26 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.inner.poll(cx).map_ok(|mut response| {
-            this.refusals.observe(&response);
-            let in_flight = this.in_flight.take();
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS
-                && let Some(InFlight { link, .. }) = &in_flight
-            {
-                link.has_switched.store(true, Relaxed);
-            }
-            if in_flight
-                .as_ref()
-                .is_some_and(|counted| counted.link.is_leaving())
-                && !*this.is_http2
-                && response.status() != StatusCode::SWITCHING_PROTOCOLS
-            {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-            if *this.is_http2 && !response.headers().contains_key(DATE) {
-                response.headers_mut().insert(DATE, today::now());
-            }
-            let over_http2 = in_flight.as_ref().filter(|_| *this.is_http2);
-            let handed = over_http2.map(Handed::new);
+        let mut response = match ready!(this.inner.poll(cx)) {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let in_flight = this.in_flight.take().expect("polled after it was ready");
+        let link = &in_flight.link;
+        link.refusals.observe(&response);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            link.has_switched.store(true, Relaxed);
+        } else if link.is_leaving() && !*this.is_http2 {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        if *this.is_http2 && !response.headers().contains_key(DATE) {
+            response.headers_mut().insert(DATE, today::now());
+        }
+        let handed = (*this.is_http2).then(|| Handed::new(&in_flight));
+        Poll::Ready(Ok(
             response.map(|body| ResponseBody::new(body, in_flight, handed))
-        })
+        ))
     }
 }
 
@@ -494,9 +485,8 @@ where
         service: Counted<S>,
     ) -> Self {
         let link = Arc::clone(&service.link);
-        let sweeps = Arc::clone(&service.sweeps);
         let begun = Begun {
-            socket: Socket::new(stream, slot, Arc::clone(&link), sweeps),
+            socket: Socket::new(stream, slot, Arc::clone(&link)),
             service,
         };
         Self {
@@ -680,8 +670,7 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let slots = Arc::new(Semaphore::new(1));
             let slot = slots.acquire_owned().await.unwrap();
-            let link = Arc::new(Link::new(0));
-            let counted = Counted::new(answering(), link, Arc::default(), Arc::default());
+            let counted = Counted::new(answering(), Arc::default());
             let protocols = Arc::new(Protocols::new());
             Self {
                 connection: Connection::new(&protocols, stream, slot, counted),
@@ -862,12 +851,12 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let link = Arc::new(Link::new(0));
+        let link = Arc::default();
         tell(&link);
         let service = tower::service_fn(async |_| {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
         });
-        let service = Counted::new(service, link, Arc::default(), Arc::default());
+        let service = Counted::new(service, link);
         let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let protocols = Arc::new(Protocols::new());
         let connection = Connection::new(&protocols, stream, slot, service);

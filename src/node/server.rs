@@ -241,7 +241,8 @@ impl fmt::Debug for Server {
 
 impl Connections {
     fn add(&self) -> (u64, Arc<Link>) {
-        let link = Arc::new(Link::new(self.sweeps.load(Relaxed)));
+        let link = Link::new(Arc::clone(&self.sweeps), Arc::clone(&self.refusals));
+        let link = Arc::new(link);
         let mut links = self.links.lock();
         let number = links.next;
         links.next += 1;
@@ -394,12 +395,7 @@ impl<M> Acceptor<M> {
             connections: Arc::clone(connections),
             seat: self.place.as_ref().map(Place::seat),
         };
-        let service = Counted::new(
-            (self.make)(peer),
-            link,
-            Arc::clone(&connections.sweeps),
-            Arc::clone(&connections.refusals),
-        );
+        let service = Counted::new((self.make)(peer), link);
         let protocols = Arc::clone(protocols);
         let serve = move |stream| async move {
             if let Err(error) = Connection::new(&protocols, stream, slot, service).await {

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -76,7 +76,6 @@ pub(super) struct Socket {
     /// Whether that waker was left with the stream by the last read, and is there until it is used.
     is_left: bool,
     link: Arc<Link>,
-    sweeps: Arc<AtomicU32>,
     /// One of the connections that may be open. The socket outlives HTTP, in a tunnel.
     _slot: OwnedSemaphorePermit,
 }
@@ -91,12 +90,7 @@ impl Socket {
     /// takes for several.
     const SMALL: usize = 4 * 1024;
 
-    pub(super) fn new(
-        stream: TcpStream,
-        slot: OwnedSemaphorePermit,
-        link: Arc<Link>,
-        sweeps: Arc<AtomicU32>,
-    ) -> Self {
+    pub(super) fn new(stream: TcpStream, slot: OwnedSemaphorePermit, link: Arc<Link>) -> Self {
         Self {
             stream,
             first: BytesMut::new(),
@@ -105,7 +99,6 @@ impl Socket {
             waiting: None,
             is_left: false,
             link,
-            sweeps,
             _slot: slot,
         }
     }
@@ -208,7 +201,7 @@ impl Socket {
         let Blocked(since) = &self.link.blocked;
         match written {
             Poll::Pending if !is_blocked => {
-                since.store(u64::from(self.sweeps.load(Relaxed)), Relaxed);
+                since.store(u64::from(self.link.sweep()), Relaxed);
             }
             Poll::Ready(_) if is_blocked => since.store(Blocked::NEVER, Relaxed),
             _ => {}

@@ -1,6 +1,7 @@
 //! When a byte last moved, either way, and the timer that notices that none did.
 
 use std::{
+    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
 use crate::{
@@ -19,19 +21,19 @@ use crate::{
 };
 
 /// When a byte last moved, shared by the two bodies of a request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Activity {
     epoch: Instant,
     /// Milliseconds after the epoch.
-    last: Arc<AtomicU64>,
+    last: AtomicU64,
 }
 
 impl Activity {
-    fn new(now: Instant) -> Self {
-        Self {
+    fn new(now: Instant) -> Arc<Self> {
+        Arc::new(Self {
             epoch: now,
-            last: Arc::default(),
-        }
+            last: AtomicU64::default(),
+        })
     }
 
     fn touch(&self, now: Instant) {
@@ -50,12 +52,21 @@ impl Activity {
 pub(super) struct Guard {
     limit: Duration,
     /// Shared with the other body, when there is one.
-    activity: Option<Activity>,
+    activity: Option<Arc<Activity>>,
     /// What tells others that the client is waited for.
     upload: Option<Upload>,
-    /// Boxed: most bodies never wait.
-    timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    /// Boxed: most bodies never wait, and each is moved about.
+    wait: Option<Pin<Box<Wait>>>,
+}
+
+pin_project! {
+    #[derive(Debug)]
+    struct Wait {
+        #[pin]
+        timer: Sleep,
+        // Whether the body waits now.
+        is_on: bool,
+    }
 }
 
 impl Guard {
@@ -64,8 +75,7 @@ impl Guard {
             limit,
             activity: None,
             upload: None,
-            timer: None,
-            waiting: false,
+            wait: None,
         }
     }
 
@@ -73,7 +83,7 @@ impl Guard {
     pub(super) fn pair(limit: Duration, now: Instant, upload: Upload) -> (Self, Self) {
         let activity = Activity::new(now);
         let guard = || Self {
-            activity: Some(activity.clone()),
+            activity: Some(Arc::clone(&activity)),
             ..Self::new(limit)
         };
         let request = Self {
@@ -85,46 +95,56 @@ impl Guard {
 
     /// A frame moved.
     pub(super) fn moved(&mut self) {
-        self.set_waiting(false);
+        if let Some(wait) = &mut self.wait
+            && mem::take(wait.as_mut().project().is_on)
+            && let Some(upload) = &self.upload
+        {
+            upload.waits(false);
+        }
         if let Some(activity) = &self.activity {
             activity.touch(time::now());
         }
     }
 
-    fn set_waiting(&mut self, waiting: bool) {
-        if std::mem::replace(&mut self.waiting, waiting) != waiting
-            && let Some(upload) = &self.upload
-        {
-            upload.waits(waiting);
-        }
-    }
-
     /// The body waits: ready when it has done so for too long.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<TransportError> {
-        if !self.waiting {
-            self.set_waiting(true);
-            let now = time::now();
-            let activity = self.activity.get_or_insert_with(|| Activity::new(now));
-            activity.touch(now);
-            let until = time::after(now, self.limit);
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(until.into()),
-                None => self.timer = Some(Box::pin(time::sleep_until(until))),
-            }
+        let is_on = self.wait.as_ref().is_some_and(|wait| wait.is_on);
+        if !is_on {
+            self.begin();
         }
+        let wait = self.wait.as_mut().expect("the wait has begun");
+        let activity = self.activity.as_ref().expect("the wait has begun");
+        let mut timer = wait.as_mut().project().timer;
         loop {
-            let timer = self.timer.as_mut().expect("it was set when the wait began");
             ready!(timer.as_mut().poll(cx));
-            let last = self
-                .activity
-                .as_ref()
-                .map_or_else(time::now, Activity::last);
-            let until = time::after(last, self.limit);
+            let until = time::after(activity.last(), self.limit);
             if until <= time::now() {
                 return Poll::Ready(TransportError::new(TransportErrorKind::Timeout).written());
             }
             // The other body moved meanwhile.
             timer.as_mut().reset(until.into());
+        }
+    }
+
+    /// Begins a wait.
+    fn begin(&mut self) {
+        if let Some(upload) = &self.upload {
+            upload.waits(true);
+        }
+        let now = time::now();
+        let activity = self.activity.get_or_insert_with(|| Activity::new(now));
+        activity.touch(now);
+        let until = time::after(now, self.limit);
+        match &mut self.wait {
+            Some(wait) => {
+                let wait = wait.as_mut().project();
+                wait.timer.reset(until.into());
+                *wait.is_on = true;
+            }
+            None => {
+                let timer = time::sleep_until(until);
+                self.wait = Some(Box::pin(Wait { timer, is_on: true }));
+            }
         }
     }
 }

@@ -53,18 +53,21 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let inner = this.inner.as_mut().as_pin_mut();
-        if let Poll::Ready(result) = inner.expect("polled after it was ready").poll(cx) {
-            let guard = this.guard.take();
-            return Poll::Ready(result.map(|response| {
+        match inner.expect("polled after it was ready").poll(cx) {
+            Poll::Ready(Ok(response)) => {
                 let is_guarded = response.status() != StatusCode::SWITCHING_PROTOCOLS
                     && !response.body().is_end_stream();
-                response.map(|body| TimeoutBody::new(body, guard.filter(|_| is_guarded)))
-            }));
+                let guard = this.guard.take().filter(|_| is_guarded);
+                Poll::Ready(Ok(response.map(|body| TimeoutBody::new(body, guard))))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                ready!(this.timer.poll_until(*this.deadline, cx));
+                this.inner.set(None);
+                let refusal = Refusal::new(Reason::Timeout, "the service did not answer in time");
+                Poll::Ready(Ok(refusal.into_response(*this.dialect)))
+            }
         }
-        ready!(this.timer.poll_until(*this.deadline, cx));
-        this.inner.set(None);
-        let refusal = Refusal::new(Reason::Timeout, "the service did not answer in time");
-        Poll::Ready(Ok(refusal.into_response(*this.dialect)))
     }
 }
 
