@@ -218,7 +218,8 @@ fn who_is_ill_itself_has_accused_nobody_and_let_nobody_in() {
         is_on_trial: false,
     });
     own.advice(1, now);
-    let Heard::Something { is_urgent, .. } = own.hear(&mut b, &[ailing.clone()], now) else {
+    let Heard::Something { is_urgent, .. } = own.hear(&mut b, std::slice::from_ref(&ailing), now)
+    else {
         panic!("it said something");
     };
     assert!(is_urgent);
@@ -594,10 +595,9 @@ fn its_own_messages_and_clusters_that_are_gone_are_nothing() {
     let mut b = Speaker::new("b");
     own.hear(&mut b, &[ejected(&[1])], now);
     assert_eq!(own.level(1, now), 1);
-    own.council
-        .keep(&std::collections::HashSet::from([topic()]));
+    own.council.keep(&HashSet::from([topic()]));
     assert_eq!(own.level(1, now), 1);
-    own.council.keep(&std::collections::HashSet::new());
+    own.council.keep(&HashSet::new());
     assert_eq!(own.level(1, now), 0);
 }
 

@@ -239,7 +239,7 @@ fn where_nobody_accuses_nobody_objects() {
 fn who_is_ill_itself_speaks_of_no_ejections_nor_of_those_later_until_they_fail_again() {
     let now = crate::time::now();
     let mut own = Listener::new(12, &["b"], now);
-    let mut say = |own: &mut Listener, after, occasion| {
+    let say = |own: &mut Listener, after, occasion| {
         let items = said(own, occasion, now + seconds(after));
         let is_ailing = items.iter().any(|item| matches!(item, Item::Ailing { .. }));
         (accused(&items), is_ailing)
