@@ -4,7 +4,7 @@ use super::{
     Cause, Hearsay, Outlier, Percent,
     outlier::{FailurePercentage, SuccessRate},
     streak::Rows,
-    window::Counts,
+    window::{BUCKETS, Counts},
 };
 use crate::outcome::Fault;
 
@@ -16,6 +16,8 @@ pub(crate) struct Subject {
     pub(super) rows: Rows,
     /// The last failure, if there was one.
     pub(super) last: Option<Fault>,
+    /// How many buckets have ended since that.
+    pub(super) age: u8,
     /// How requests ended in the last interval.
     pub(super) ended: Counts,
     /// How they ended at all nodes of the cluster, where that is known.
@@ -113,13 +115,15 @@ fn row(subject: &Subject, rules: &Outlier) -> Option<Cause> {
         .then_some(Cause::ConsecutiveFailures { count, last })
 }
 
-/// What others say: with it one failure is enough, and a quorum of them needs none.
+/// What others say: with it one failure of the last interval is enough, and a quorum of them needs
+/// none. What failed before may have been another matter, where there are few requests.
 fn hearsay(subject: &Subject) -> Option<Cause> {
     let nodes = match subject.hearsay {
         Hearsay::None => return None,
         Hearsay::Suspected { nodes, .. } | Hearsay::Condemned { nodes, .. } => nodes.into(),
     };
-    let last = subject.last.filter(|_| subject.rows.failures > 0);
+    let is_fresh = subject.rows.failures > 0 && usize::from(subject.age) <= BUCKETS;
+    let last = subject.last.filter(|_| is_fresh);
     if let Some(last) = last {
         return Some(Cause::Suspicion { nodes, last });
     }
@@ -220,6 +224,7 @@ mod tests {
             part: Part::Usable,
             rows: Rows::default(),
             last: None,
+            age: 0,
             ended: Counts { good, bad },
             pooled: None,
             hearsay: Hearsay::None,
@@ -264,6 +269,28 @@ mod tests {
                 assert_eq!(found, expected.map(|cause| (0, cause)), "{hearsay:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_failure_of_long_ago_is_none_where_others_say_ill() {
+        let found = |age| {
+            let told = Subject {
+                rows: Rows {
+                    failures: 1,
+                    ..Rows::default()
+                },
+                last: Some(Fault::BodyLost),
+                age,
+                hearsay: Hearsay::Suspected {
+                    nodes: 1,
+                    edition: 1,
+                },
+                ..subject(0, 0)
+            };
+            let subjects = [told, subject(5, 0), subject(5, 0)];
+            outliers(&subjects, &Outlier::new(), Occasion::Bell).len()
+        };
+        assert_eq!([0, 10, 11].map(found), [1, 1, 0]);
     }
 
     #[test]
@@ -381,6 +408,7 @@ mod tests {
                     local: row / 2,
                 },
                 last: (row > 0).then_some(Fault::BodyLost),
+                age: 0,
                 ended: Counts { good, bad },
                 pooled: None,
                 hearsay: Hearsay::None,

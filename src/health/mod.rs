@@ -96,6 +96,8 @@ struct Record {
     /// What the checks said with their verdict.
     finding: Option<Arc<str>>,
     last: Option<Fault>,
+    /// How many buckets have ended since that.
+    age: u8,
     window: Window,
     /// How often it was ejected, less the intervals that it got through since.
     ejections: u32,
@@ -263,7 +265,9 @@ impl Health {
         if !self.gate.is_open() {
             return;
         }
-        self.record.lock().last = Some(fault);
+        let mut record = self.record.lock();
+        (record.last, record.age) = (Some(fault), 0);
+        drop(record);
         let is_suspected = self.told.hearsay() != Hearsay::None;
         if rules.is_reached(self.streak.fail(fault)) || is_suspected {
             oversight.bell().ring();
@@ -524,6 +528,7 @@ impl Health {
             Hearsay::Condemned { .. } => record.condemned.saturating_add(1),
             _ => 0,
         };
+        record.age = record.age.saturating_add(1);
         if self.gate.is_open() {
             record.window.end_bucket(counters);
         } else {
@@ -555,6 +560,7 @@ impl Health {
             ended: record.window.sum(),
             pooled: record.pooled,
             hearsay: self.told.hearsay(),
+            age: record.age,
             condemned: record.condemned,
         }
     }

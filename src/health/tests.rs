@@ -92,6 +92,32 @@ fn two_failures_confirm_what_others_said_and_make_it_no_longer() {
 }
 
 #[test]
+fn a_failure_is_of_no_account_to_a_word_of_others_after_an_interval() {
+    let now = crate::time::now();
+    let oversight = oversight(Outlier::new());
+    let rules = oversight.outlier().unwrap();
+    let [health, other] = [(); 2].map(|()| Health::new(now));
+    health.failed(CONNECT, &oversight);
+    let word = Hearsay::Suspected {
+        nodes: 1,
+        edition: 1,
+    };
+    health.hear(word, Counts::default(), &oversight);
+    let found = || {
+        let subjects = [&health, &other].map(|one| one.subject(&oversight));
+        outliers(&subjects, &rules, Occasion::Bell).len()
+    };
+    for _ in 0..BUCKETS {
+        health.end_bucket(Counts::default());
+        assert_eq!(found(), 1);
+    }
+    health.end_bucket(Counts::default());
+    assert_eq!(found(), 0);
+    health.failed(CONNECT, &oversight);
+    assert_eq!(found(), 1);
+}
+
+#[test]
 fn checks_and_outliers_do_not_overrule_each_other() {
     let now = crate::time::now();
     let oversight = oversight(Outlier::new());

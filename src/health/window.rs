@@ -34,6 +34,15 @@ impl Counts {
     }
 }
 
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, one| Self {
+            good: sum.good + one.good,
+            bad: sum.bad + one.bad,
+        })
+    }
+}
+
 /// The last ten buckets of counters that only grow.
 #[derive(Debug, Default)]
 pub(super) struct Window {

@@ -57,6 +57,8 @@ const SUSPICIONS: usize = 256;
 /// - Each endpoint is probed by two nodes, which tell the others.
 /// - Where others have ejected an endpoint, one failure is enough here, and none is needed when enough
 ///   of them did. Who follows the word of too few looks a second time, before it says so itself.
+/// - A node of whose requests most fail, or at more than a quarter of the endpoints, says nothing of
+///   ejections: it speaks of itself.
 /// - One node at a time tries an ejected endpoint.
 /// - An endpoint that asked one node to leave it alone is left alone by all.
 /// - A success-rate rule has the requests of all nodes to go by, as far as they agree.

@@ -19,6 +19,9 @@ use crate::{
 /// Entries of an item, at most. Whoever has more to say says the first of them.
 pub(super) const MOST_ENTRIES: usize = 1_000;
 
+/// Ejections that a node says, at most: a quarter of 8,000 endpoints.
+pub(super) const MOST_EJECTIONS: usize = 2_000;
+
 const EJECTED: u8 = 1;
 const QUIET: u8 = 2;
 const PROBED: u8 = 3;
@@ -28,6 +31,7 @@ const AGES: u8 = 6;
 const SUSPECT: u8 = 7;
 const LEAVING: u8 = 8;
 const DRAINS: u8 = 9;
+const AILING: u8 = 10;
 
 const DRAIN: u8 = 1;
 const RESUME: u8 = 2;
@@ -64,6 +68,8 @@ pub(crate) enum Item {
     Leaving,
     /// All that it knows itself of endpoints that are about to leave.
     Drains { topic: Topic, all: Vec<Farewell> },
+    /// It is the node that is ill: what it said of its ejections says nothing of the endpoints.
+    Ailing { topic: Topic },
 }
 
 /// An endpoint that is about to leave, or after all is not.
@@ -124,7 +130,8 @@ impl Item {
             | Self::Requests { topic, .. }
             | Self::Ages { topic, .. }
             | Self::Suspect { topic, .. }
-            | Self::Drains { topic, .. } => Some(*topic),
+            | Self::Drains { topic, .. }
+            | Self::Ailing { topic } => Some(*topic),
             Self::Leaving => None,
         }
     }
@@ -188,6 +195,10 @@ impl Item {
                 SUSPECT
             }
             Self::Leaving => LEAVING,
+            Self::Ailing { topic } => {
+                body.put_u64(topic.0);
+                AILING
+            }
             Self::Drains { topic, all } => {
                 body.put_u64(topic.0);
                 for one in all {
@@ -235,7 +246,7 @@ impl Item {
                 return Err(Malformed::Torn);
             }
             let mut body = payload.split_to(length);
-            if (EJECTED..=DRAINS).contains(&tag) {
+            if (EJECTED..=AILING).contains(&tag) {
                 items.push(Self::body(tag, &mut body).ok_or(Malformed::Torn)?);
             }
         }
@@ -303,6 +314,7 @@ impl Item {
                 topic,
                 all: entries(body, farewell)?.into_iter().flatten().collect(),
             },
+            AILING => Self::Ailing { topic },
             _ => Self::Suspect {
                 topic,
                 instance: Instance(body.try_get_u64().ok()?),
@@ -406,6 +418,7 @@ mod tests {
             (topic.clone(), instance)
                 .prop_map(|(topic, instance)| Item::Suspect { topic, instance }),
             Just(Item::Leaving),
+            topic.clone().prop_map(|topic| Item::Ailing { topic }),
             (topic, proptest::collection::vec(farewell, 0..20))
                 .prop_map(|(topic, all)| Item::Drains { topic, all }),
         ]

@@ -42,6 +42,8 @@ pub(crate) struct Rules {
     pub(crate) compares_rates: bool,
     /// Requests of the cluster in the last period.
     pub(crate) requests: u64,
+    /// How all requests of the cluster ended so far.
+    pub(crate) ended: Counts,
 }
 
 /// What to do about an endpoint.

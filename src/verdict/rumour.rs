@@ -200,6 +200,13 @@ impl Rumour {
         };
     }
 
+    /// A node says that what it said of its ejections says nothing of the endpoint; returns whether
+    /// there was anything.
+    pub(super) fn retract(&mut self, origin: &str) -> bool {
+        self.counted = None;
+        self.voices.remove(origin).is_some()
+    }
+
     /// Forgets what a node said.
     pub(super) fn forget(&mut self, origin: &str) {
         self.counted = None;

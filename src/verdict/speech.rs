@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Instance, Local, Rules, Topic,
-    item::{Ejection, Item, MOST_ENTRIES, Tally},
+    item::{Ejection, Item, MOST_EJECTIONS, MOST_ENTRIES, Tally},
     nodes::lateness,
     rumour::Poll,
     talk::{Circle, Talk, is_within, probes_hold},
@@ -81,12 +81,22 @@ impl Talk {
         occasion: Occasion,
         now: Instant,
     ) -> Option<Item> {
+        if self.ailing.is_ailing() {
+            self.said.clear();
+            let has_said = std::mem::replace(&mut self.has_retracted, true);
+            let is_due = occasion == Occasion::Period || !has_said;
+            return is_due.then_some(Item::Ailing { topic });
+        }
+        self.has_retracted = false;
         let mut all = Vec::new();
         for local in locals {
             let Some(ejected) = local.ejected.filter(|ejected| ejected.is_own) else {
                 continue;
             };
             let watched = self.watched.get(&local.instance);
+            if watched.is_some_and(|watched| !watched.is_told()) {
+                continue;
+            }
             all.push(Ejection {
                 instance: local.instance,
                 left: ejected.until.saturating_duration_since(now),
@@ -94,7 +104,7 @@ impl Talk {
                 is_on_trial: ejected.is_on_trial,
             });
         }
-        all.truncate(MOST_ENTRIES);
+        all.truncate(MOST_EJECTIONS);
         let said: BTreeMap<_, _> = all
             .iter()
             .map(|one| (one.instance, (one.times, one.is_on_trial)))
@@ -215,7 +225,7 @@ impl Talk {
             let Some(watched) = self.watched.get_mut(&local.instance) else {
                 continue;
             };
-            if watched.contested.is_none() || self.is_ailing && !watched.is_told_of() {
+            if watched.contested.is_none() || self.ailing.is_ailing() && !watched.is_told_of() {
                 continue;
             }
             let objects = watched.objects();

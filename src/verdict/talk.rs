@@ -7,9 +7,10 @@ use std::{
 };
 
 use super::{
-    Advice, ByInstance, HOLDS, Instance, Lead, Local, Occasion, Rules, Trial,
+    Advice, ByInstance, HOLDS, Instance, Instances, Lead, Local, Occasion, Rules, Trial,
+    ailing::Ailing,
     drains::Drains,
-    item::{Ejection, Item, MOST_ENTRIES, Sum},
+    item::{Ejection, Item, MOST_EJECTIONS, Sum},
     nodes::{Nodes, lateness},
     rumour::Poll,
     watched::Watched,
@@ -69,18 +70,22 @@ pub(super) struct Talk {
     /// The endpoints of this node. What is said of others is passed over.
     pub(super) watched: ByInstance<Watched>,
     /// What each node has ejected.
-    accused: HashMap<Arc<str>, HashSet<Instance>>,
+    accused: HashMap<Arc<str>, Instances>,
     /// Nodes that have ejected so many that they speak of themselves rather than of them.
     loud: HashSet<Arc<str>>,
     /// How often those changed.
     loud_edition: u64,
     /// Whether requests of this node fail at so many that it had better not speak of them.
-    pub(super) is_ailing: bool,
+    pub(super) ailing: Ailing,
+    /// The endpoints at which requests of this node fail.
+    failing: Instances,
     sums: BTreeMap<Arc<str>, Said<Sum>>,
     /// What this node has had in the last period.
     pub(super) sum: Sum,
     /// What this node said of its ejections last: their rounds, and whether they are on trial.
     pub(super) said: BTreeMap<Instance, (u16, bool)>,
+    /// Whether it said last that it speaks of none.
+    pub(super) has_retracted: bool,
     pub(super) drains: Drains,
 }
 
@@ -156,6 +161,7 @@ impl Talk {
                 let drains = &mut self.drains;
                 news.is_urgent = drains.hear(&all, is_known, origin.name, until, now);
             }
+            Item::Ailing { .. } => news.is_urgent = self.hear_ailing(origin.name),
             // It is about no cluster.
             Item::Leaving => {}
         }
@@ -172,7 +178,7 @@ impl Talk {
         now: Instant,
     ) -> News {
         let mut news = News::default();
-        let mut accused = HashSet::new();
+        let mut accused = Instances::default();
         for ejection in all {
             let instance = ejection.instance;
             let Some(watched) = self.watched.get_mut(&instance) else {
@@ -205,6 +211,21 @@ impl Talk {
         news
     }
 
+    /// Whoever is ill itself has accused nobody. That lets no endpoint in: nothing is known of it.
+    fn hear_ailing(&mut self, origin: &str) -> bool {
+        let Some(accused) = self.accused.remove(origin) else {
+            return false;
+        };
+        let mut is_news = false;
+        for instance in accused {
+            if let Some(watched) = self.watched.get_mut(&instance) {
+                is_news |= watched.rumour.retract(origin);
+            }
+        }
+        self.find_loud();
+        is_news
+    }
+
     /// Finds those who have ejected so many that they speak of themselves rather than of them.
     fn find_loud(&mut self) {
         let most = self.most_accused();
@@ -220,7 +241,7 @@ impl Talk {
     /// So many endpoints may be ill of which a node says so, or it is the node that is ill. It could
     /// not say more than fits into what it says.
     fn most_accused(&self) -> usize {
-        (self.watched.len() / 4).clamp(2, MOST_ENTRIES - 1)
+        (self.watched.len() / 4).clamp(2, MOST_EJECTIONS - 1)
     }
 
     /// Forgets what a node said. Nobody knows what became of its ejections.
@@ -238,7 +259,8 @@ impl Talk {
     fn keep(&mut self, locals: &[Local]) {
         let is_known = |local: &Local| self.watched.contains_key(&local.instance);
         if self.watched.len() != locals.len() || !locals.iter().all(is_known) {
-            let instances: HashSet<_> = locals.iter().map(|local| local.instance).collect();
+            let instances: Instances = locals.iter().map(|local| local.instance).collect();
+            self.failing.retain(|instance| instances.contains(instance));
             self.watched
                 .retain(|instance, _| instances.contains(instance));
             for instance in instances {
@@ -276,11 +298,15 @@ impl Talk {
         for local in locals {
             let watched = self.watched.entry(local.instance).or_default();
             watched.observe(local, rules, &listeners, now);
+            if watched.is_failing(local) {
+                self.failing.insert(local.instance);
+            } else if !self.failing.is_empty() {
+                self.failing.remove(&local.instance);
+            }
         }
+        self.diagnose(locals, rules, now);
         if occasion == Occasion::Period {
             self.sum = self.sum(locals, rules);
-            let fails = |local: &&Local| local.recent.bad > local.recent.good;
-            self.is_ailing = locals.iter().filter(fails).count() > self.most_accused();
         }
         let unblamed = self.unblamed(circle).filter(|_| rules.compares_rates);
         let advice = locals.iter().map(|local| {
@@ -296,6 +322,22 @@ impl Talk {
             }
         });
         advice.collect()
+    }
+
+    /// Finds out whether it is this node that is ill. What it has ejected as long as it is says
+    /// nothing of the endpoints.
+    fn diagnose(&mut self, locals: &[Local], rules: Rules, now: Instant) {
+        let most = self.most_accused();
+        self.ailing.look(rules.ended, self.failing.len(), most, now);
+        if !self.ailing.is_ailing() {
+            return;
+        }
+        let is_ejected = |local: &&Local| local.ejected.is_some_and(|ejected| ejected.is_own);
+        for local in locals.iter().filter(is_ejected) {
+            if let Some(watched) = self.watched.get_mut(&local.instance) {
+                watched.blame_oneself();
+            }
+        }
     }
 
     /// How many requests ended well, on an average, at an endpoint of which nobody says ill; `None`

@@ -25,6 +25,7 @@ const RULES: Rules = Rules {
     slow_start: None,
     compares_rates: true,
     requests: 0,
+    ended: Counts { good: 0, bad: 0 },
 };
 
 fn topic() -> Topic {
@@ -193,13 +194,54 @@ fn who_accuses_very_many_is_not_heard_and_objections_outvote() {
 #[test]
 fn a_node_that_accuses_all_that_it_can_say_is_not_heard() {
     let now = crate::time::now();
-    let mut own = Listener::new(5_000, &["b"], now);
+    let mut own = Listener::new(10_000, &["b"], now);
     let mut b = Speaker::new("b");
-    let most = item::MOST_ENTRIES as u64;
+    let most = item::MOST_EJECTIONS as u64;
     own.hear(&mut b, &[ejected(&(0..most).collect::<Vec<_>>())], now);
     assert_eq!(own.level(1, now), 0);
     own.hear(&mut b, &[ejected(&(1..most).collect::<Vec<_>>())], now);
     assert_eq!(own.level(1, now), 1);
+}
+
+#[test]
+fn who_is_ill_itself_has_accused_nobody_and_let_nobody_in() {
+    let now = crate::time::now();
+    let mut own = Listener::new(8, &["b", "c"], now);
+    let (mut b, mut c) = (Speaker::new("b"), Speaker::new("c"));
+    let ailing = Item::Ailing { topic: topic() };
+    own.hear(&mut b, &[ejected(&[1, 2])], now);
+    own.hear(&mut c, &[ejected(&[1])], now);
+    own.locals[1].ejected = Some(Ejected {
+        until: now + seconds(30),
+        times: 1,
+        is_own: true,
+        is_on_trial: false,
+    });
+    own.advice(1, now);
+    let Heard::Something { is_urgent, .. } = own.hear(&mut b, std::slice::from_ref(&ailing), now)
+    else {
+        panic!("it said something");
+    };
+    assert!(is_urgent);
+    assert_eq!([own.level(1, now), own.level(2, now)], [1, 0]);
+    assert_ne!(
+        own.advice(1, now).trial,
+        Trial::Now,
+        "b knows nothing of it"
+    );
+    let again = own.hear(&mut b, &[ailing], now);
+    assert!(matches!(
+        again,
+        Heard::Something {
+            is_urgent: false,
+            ..
+        }
+    ));
+    // What it says when it is well again counts.
+    own.hear(&mut b, &[ejected(&[1])], now);
+    assert_eq!(own.level(1, now), 2);
+    own.hear(&mut b, &[ejected(&[])], now);
+    assert_eq!(own.advice(1, now).trial, Trial::Now, "b has let it in");
 }
 
 #[test]
@@ -553,10 +595,9 @@ fn its_own_messages_and_clusters_that_are_gone_are_nothing() {
     let mut b = Speaker::new("b");
     own.hear(&mut b, &[ejected(&[1])], now);
     assert_eq!(own.level(1, now), 1);
-    own.council
-        .keep(&std::collections::HashSet::from([topic()]));
+    own.council.keep(&HashSet::from([topic()]));
     assert_eq!(own.level(1, now), 1);
-    own.council.keep(&std::collections::HashSet::new());
+    own.council.keep(&HashSet::new());
     assert_eq!(own.level(1, now), 0);
 }
 

@@ -296,6 +296,12 @@ mod tests {
         }
         let fourth = [rival(now + seconds(300), 2)];
         assert_eq!(ask(&mut one, second, &fourth, 0, now), Trial::Free);
+        // Its own trial failed: the others have their turns again.
+        let third = ejected(now + seconds(400));
+        one.follow(Some(third));
+        let fifth = [rival(now + seconds(500), 3)];
+        let held = ask(&mut one, third, &fifth, 0, now);
+        assert_eq!(held, Trial::Held(now + seconds(500)));
         // Of the first round, nobody has tried it.
         let mut fresh = turns_after(&[first]);
         let others = [rival(now + seconds(25), 1)];

@@ -27,6 +27,10 @@ pub(super) struct Watched {
     counts: Option<Counts>,
     pub(super) succeeded: Option<Instant>,
     pub(super) failed: Option<Instant>,
+    /// Whether the last requests failed, and none of them succeeded.
+    has_failed_last: bool,
+    /// The round of its ejection here that is this node's own fault.
+    own_fault: Option<u16>,
     /// Counts the voices that said something new.
     pub(super) edition: u32,
     /// When one did last.
@@ -76,6 +80,24 @@ impl Watched {
         }
         self.count(local, now);
         self.turns.follow(local.ejected);
+        if !is_ejected {
+            self.own_fault = None;
+        }
+    }
+
+    /// Whether requests fail here of late.
+    pub(super) fn is_failing(&self, local: &Local) -> bool {
+        self.has_failed_last || local.recent.bad > local.recent.good
+    }
+
+    /// That it is ejected, if it is, says more of this node than of the endpoint.
+    pub(super) fn blame_oneself(&mut self) {
+        self.own_fault = Some(self.turns.round());
+    }
+
+    /// Whether its ejection is to be told.
+    pub(super) fn is_told(&self) -> bool {
+        self.own_fault != Some(self.turns.round())
     }
 
     /// Counts requests.
@@ -88,6 +110,10 @@ impl Watched {
             }
             if local.counts.bad > before.bad {
                 self.failed = Some(now);
+                self.has_failed_last = true;
+            }
+            if local.counts.good > before.good {
+                self.has_failed_last = false;
             }
         }
         if self.since.0 != self.edition {

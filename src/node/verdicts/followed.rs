@@ -66,12 +66,13 @@ impl Followed {
 
     /// What there is to know of it now.
     pub(super) fn look(&mut self, occasion: Occasion, now: Instant) -> Look {
-        let rules = self.rules(occasion);
+        let mut rules = self.rules(occasion);
         let members = Arc::clone(self.cluster.snapshot().members());
         let locals: Vec<_> = members
             .iter()
             .map(|member| local(member, rules, now))
             .collect();
+        rules.ended = locals.iter().map(|local| local.counts).sum();
         self.remember(&members, &locals);
         Look {
             cluster: self.cluster.clone(),
@@ -93,6 +94,7 @@ impl Followed {
             slow_start: self.cluster.slow_start_window(),
             compares_rates: outlier.is_some_and(|rules| rules.compares_rates()),
             requests: self.requests,
+            ended: Counts::default(),
         }
     }
 

@@ -47,18 +47,24 @@ impl World {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) messages: u64,
+    /// How often one of them was heard.
+    pub(super) heard: u64,
     pub(super) bytes: u64,
     pub(super) probes: u64,
     pub(super) trials: u64,
+    /// How often somebody said of an endpoint that it ejected it.
+    pub(super) accusations: u64,
 }
 
 impl Tally {
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             messages: self.messages - before.messages,
+            heard: self.heard - before.heard,
             bytes: self.bytes - before.bytes,
             probes: self.probes - before.probes,
             trials: self.trials - before.trials,
+            accusations: self.accusations - before.accusations,
         }
     }
 }
@@ -165,6 +171,7 @@ impl Simulation {
                 break;
             }
             let (to, message, said) = entry.remove();
+            self.tally.heard += 1;
             self.nodes[to].hear(message, &said, now);
         }
         for number in 0..self.nodes.len() {
@@ -214,6 +221,7 @@ impl Simulation {
     }
 
     fn publish(&mut self, from: usize, said: Said) {
+        self.tally.accusations += said.accused.len() as u64;
         let said = Arc::new(said);
         for message in &said.messages {
             self.tally.messages += 1;

@@ -111,6 +111,10 @@ pub(super) struct Node {
     probing: Instant,
     /// Requests in this period, and in the one before.
     requests: (u64, u64),
+    /// How all of them ended.
+    ended: Counts,
+    /// The ejections that it has told of.
+    told: Vec<usize>,
     is_news: bool,
     /// Whether somebody failed since the last review.
     is_rung: bool,
@@ -154,6 +158,8 @@ impl Node {
             bucket: now,
             probing: now,
             requests: (0, 0),
+            ended: Counts::default(),
+            told: Vec::new(),
             is_news: false,
             is_rung: false,
         }
@@ -242,12 +248,14 @@ impl Node {
     fn end(&mut self, endpoint: usize, succeeds: bool, now: Instant) {
         self.requests.0 += 1;
         if succeeds {
+            self.ended.good += 1;
             self.counts[endpoint].good += 1;
             if let Some(health) = self.healths.get(&endpoint) {
                 health.succeeded();
                 self.failing.remove(&endpoint);
             }
         } else {
+            self.ended.bad += 1;
             let before = self.counts[endpoint];
             self.counts[endpoint].bad += 1;
             self.know(endpoint, before, now);
@@ -414,6 +422,7 @@ impl Node {
             slow_start: None,
             compares_rates: false,
             requests: self.requests.1,
+            ended: self.ended,
         };
         let locals: Vec<_> = endpoints.iter().map(|one| self.local(*one, now)).collect();
         let topic = self.site.topic;
@@ -445,6 +454,11 @@ impl Node {
             match item {
                 Item::Ejected { all, .. } => {
                     accused.extend(all.iter().map(|one| number(&one.instance)));
+                    self.told.clone_from(&accused);
+                }
+                Item::Ailing { .. } => {
+                    let told = self.told.drain(..);
+                    mentions.extend(told.map(Mention::Something));
                 }
                 Item::Probed { some, .. } => {
                     let some = some.iter();

@@ -236,6 +236,74 @@ fn where_nobody_accuses_nobody_objects() {
 }
 
 #[test]
+fn who_is_ill_itself_speaks_of_no_ejections_nor_of_those_later_until_they_fail_again() {
+    let now = crate::time::now();
+    let mut own = Listener::new(12, &["b"], now);
+    let say = |own: &mut Listener, after, occasion| {
+        let items = said(own, occasion, now + seconds(after));
+        let is_ailing = items.iter().any(|item| matches!(item, Item::Ailing { .. }));
+        (accused(&items), is_ailing)
+    };
+    let of = |all: &[u64]| (Some(all.iter().map(|one| (*one, false)).collect()), false);
+    own.locals[1].ejected = Some(own_ejection(now));
+    assert_eq!(say(&mut own, 0, Occasion::Change), of(&[1]));
+    // Its last requests fail at four, which is more than a quarter.
+    for local in &mut own.locals[1..5] {
+        local.counts.bad = 1;
+    }
+    own.locals[2].ejected = Some(own_ejection(now));
+    let ailing = (None, true);
+    assert_eq!(say(&mut own, 1, Occasion::Change), ailing);
+    assert_eq!(say(&mut own, 1, Occasion::Change), (None, false));
+    assert_eq!(say(&mut own, 2, Occasion::Period), ailing);
+    // It is well again. What it ejected before it found out says nothing of the endpoints.
+    for local in &mut own.locals[3..5] {
+        local.counts.good = 1;
+    }
+    assert_eq!(say(&mut own, 3, Occasion::Change), (None, false));
+    assert_eq!(say(&mut own, 4, Occasion::Period), of(&[]));
+    own.locals[3].ejected = Some(own_ejection(now));
+    assert_eq!(say(&mut own, 4, Occasion::Change), of(&[3]));
+    // A trial of its own fails later, and another passes.
+    own.locals[1].ejected = Some(Ejected {
+        until: now + seconds(90),
+        times: 2,
+        ..own_ejection(now)
+    });
+    own.locals[2].ejected = None;
+    assert_eq!(say(&mut own, 31, Occasion::Change), of(&[1, 3]));
+    own.locals[2].ejected = Some(own_ejection(now + seconds(40)));
+    assert_eq!(say(&mut own, 40, Occasion::Change), of(&[1, 2, 3]));
+    for local in &mut own.locals[5..7] {
+        local.counts.bad = 1;
+    }
+    assert_eq!(say(&mut own, 41, Occasion::Change), ailing);
+}
+
+#[test]
+fn most_requests_that_fail_at_more_than_two_endpoints_speak_of_the_node() {
+    let now = crate::time::now();
+    let mut own = Listener::new(100, &["b"], now);
+    let mut is_ailing = |endpoints: usize, good, bad, after| {
+        for local in &mut own.locals[..endpoints] {
+            local.counts.bad += 1;
+        }
+        let rules = Rules {
+            ended: Counts { good, bad },
+            ..RULES
+        };
+        let now = now + seconds(after);
+        let (locals, occasion) = (&own.locals, Occasion::Change);
+        own.council.consider(topic(), locals, rules, occasion, now);
+        let items = own.council.speak(topic(), locals, rules, occasion, now);
+        items.iter().any(|item| matches!(item, Item::Ailing { .. }))
+    };
+    assert!(!is_ailing(0, 900, 0, 1));
+    assert!(!is_ailing(2, 900, 990, 2), "they may be ill");
+    assert!(is_ailing(3, 900, 1_890, 3));
+}
+
+#[test]
 fn nobody_objects_where_enough_do() {
     let now = crate::time::now();
     let others = ["b", "c", "d", "e", "f", "g", "h"];
