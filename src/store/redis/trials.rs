@@ -369,6 +369,20 @@ async fn a_value_without_a_key_does_not_take_the_place_of_the_versions() {
     assert_eq!(store.pairs("").await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn the_version_of_a_plain_key_is_in_its_slot() {
+    let options = crate::redis::Options::new("redis://127.0.0.1:1").unwrap();
+    let store = RedisStore::plain(Connection::open(options));
+    for (key, versions) in [
+        ("a", "gateway:versions:{a}"),
+        ("a{b}c", "gateway:versions:a{b}c"),
+    ] {
+        assert_eq!(store.place(key), ("", versions.to_owned()));
+        let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
+        assert_eq!(slot(key), slot(versions));
+    }
+}
+
 const FILES: [(&str, &str); 5] = [
     ("shared", SHARED),
     ("get", GET),
