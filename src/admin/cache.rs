@@ -13,7 +13,7 @@ use crate::cache::{Acknowledge, HttpCache, Scope};
 
 /// Invalidates what a document names.
 pub(super) async fn invalidate(State(admin): State<Admin>, body: Bytes) -> Response {
-    let Some(cache) = admin.shared.cache.load_full() else {
+    let Some(cache) = admin.cache().await else {
         return (StatusCode::NOT_FOUND, "no route has a cache\n").into_response();
     };
     let order = match Order::read(&body, &cache) {

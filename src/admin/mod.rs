@@ -65,6 +65,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -77,6 +78,9 @@ use crate::{
     node::{Membership, Verdicts},
     refusal::Refusals,
 };
+
+/// Makes a cache where none is shown.
+type CacheOpener = Arc<dyn Fn() -> BoxFuture<'static, Option<HttpCache>> + Send + Sync>;
 
 /// What there is to show. Clones share state.
 #[derive(Clone)]
@@ -91,6 +95,7 @@ struct Shared {
     limiters: ArcSwap<Vec<Limiter>>,
     refusals: ArcSwap<Refusals>,
     cache: ArcSwapOption<HttpCache>,
+    cache_opener: Mutex<Option<CacheOpener>>,
     readiness: watch::Sender<Readiness>,
     drain: watch::Sender<bool>,
     config: Mutex<ConfigStatus>,
@@ -162,6 +167,7 @@ impl Admin {
             limiters: ArcSwap::default(),
             refusals: ArcSwap::default(),
             cache: ArcSwapOption::empty(),
+            cache_opener: Mutex::default(),
             readiness: watch::Sender::default(),
             drain: watch::Sender::default(),
             config: Mutex::default(),
@@ -218,6 +224,23 @@ impl Admin {
     /// Shows this cache from now on, and lets `POST /cache/invalidate` invalidate it.
     pub fn set_cache(&self, cache: Option<HttpCache>) {
         self.shared.cache.store(cache.map(Arc::new));
+    }
+
+    /// Where no cache is shown, has `POST /cache/invalidate` ask this for one: other nodes may keep
+    /// what this one does not. Without it the answer is 404 then.
+    pub fn open_cache_by(
+        &self,
+        open: impl Fn() -> BoxFuture<'static, Option<HttpCache>> + Send + Sync + 'static,
+    ) {
+        *self.shared.cache_opener.lock() = Some(Arc::new(open));
+    }
+
+    async fn cache(&self) -> Option<Arc<HttpCache>> {
+        if let Some(cache) = self.shared.cache.load_full() {
+            return Some(cache);
+        }
+        let open = self.shared.cache_opener.lock().clone()?;
+        open().await.map(Arc::new)
     }
 
     /// Says whether requests are welcome. A node that drains stays so.

@@ -180,7 +180,14 @@ impl Gateway {
         if self.cache.is_some() || !routes.any(|route| route.cache.is_some()) {
             return None;
         }
-        let store = &plan.settings.store;
+        self.make_cache(&plan.settings.store)
+    }
+
+    /// Makes the cache, unless it is made. Returns its connection, where it has one and that is new.
+    pub(super) fn make_cache(&mut self, store: &StoreSettings) -> Option<Connection> {
+        if self.cache.is_some() {
+            return None;
+        }
         let shared = store.redis.as_ref();
         self.cache_connection = shared.map(|redis| Connection::open(redis.options()));
         self.cache = Some(cache(store, self.cache_connection.as_ref()));

@@ -169,6 +169,11 @@ impl Node {
         state.admin.set_verdicts(state.verdicts.as_ref());
         let monitor = state.alerts.monitor.clone();
         state.admin.set_monitor(monitor);
+        let opener = Arc::downgrade(&state);
+        state.admin.open_cache_by(move || {
+            let state = opener.upgrade();
+            Box::pin(async move { state?.cache().await })
+        });
         watch(&state, redis);
         if let Some(folder) = &node.snapshot_dir {
             let file = folder.join("alerts.json");

@@ -316,6 +316,11 @@ mod tests {
             strict(),
         ]);
         assert_eq!(bench.told(5, (90, 10), NONE), [""; 0]);
+        let thresholds = bench.board.bad().into_iter().map(|bad| bad.rule.threshold);
+        assert_eq!(thresholds.collect::<Vec<_>>(), [0.02, 0.01]);
+        // It takes fewer requests to go on than to begin.
+        assert_eq!(bench.told(5, (5, 5), NONE), [""; 0]);
+        assert_eq!(bench.told(1, (90, 10), NONE), [""; 0]);
         bench.board.set_rules([rule()]);
         assert_eq!(
             bench.told(1, (90, 10), NONE),

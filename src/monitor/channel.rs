@@ -238,8 +238,8 @@ pub(super) mod tests {
     #[derive(Clone, Default)]
     pub(in crate::monitor) struct Notes {
         pub(in crate::monitor) told: Arc<Mutex<Vec<Alert>>>,
-        failures: Arc<Mutex<Vec<DeliveryError>>>,
-        hangs: bool,
+        pub(in crate::monitor) failures: Arc<Mutex<Vec<DeliveryError>>>,
+        pub(in crate::monitor) hangs: bool,
     }
 
     impl Alerter for Notes {
@@ -318,6 +318,22 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_asks_for_a_day_has_a_minute() {
+        let notes = Notes::default();
+        notes.failures.lock().push(DeliveryError::Unreachable {
+            source: "busy".into(),
+            retry_after: Some(Duration::from_secs(86_400)),
+        });
+        let channel = Channel::new(notes);
+        channel.tell(alert());
+        let waited = counted(&channel, 1, 0).await;
+        assert!(
+            waited < LONGEST_PAUSE + Duration::from_secs(1),
+            "{waited:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_never_answers_is_given_up_and_holds_up_nobody() {
         let notes = Notes {
             hangs: true,
@@ -332,6 +348,8 @@ pub(super) mod tests {
             channel.tell(alert());
         }
         assert_eq!(channel.counts().dropped, 5);
+        // Nobody waits for those at the end.
+        assert_eq!(*channel.shared.waiting.borrow(), QUEUE);
     }
 
     #[tokio::test(start_paused = true)]

@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::{
         endpoint::{Endpoint, EndpointId},
-        monitor::{ResourceUse, channel::tests::Notes},
+        monitor::{DeliveryError, ResourceUse, channel::tests::Notes},
         outcome::End,
         pick::RoundRobin,
     };
@@ -404,6 +404,7 @@ mod tests {
         seconds(25).await;
         assert_eq!(told(&notes), [""; 0]);
         seconds(10).await;
+        assert_eq!(notes.told.lock()[0].state, AlertState::Resolved);
         assert_eq!(
             told(&notes),
             ["high_error_rate of users is over, at 0% (above 5%)"]
@@ -477,6 +478,78 @@ mod tests {
         monitor.set_collector(None);
         seconds(60).await;
         assert_eq!(monitor.metrics().remove(0).cpu, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rule_looks_back_as_far_as_it_says_and_figures_do_as_far_as_ever() {
+        let (cluster, notes) = (cluster(), Notes::default());
+        let channel = Channel::new(notes.clone());
+        let monitor = Monitor::new("gw-1");
+        monitor.set_clusters(vec![cluster.clone()]);
+        let rule = |seconds| {
+            let rule = Rule::high_error_rate().window(Duration::from_secs(seconds));
+            rule.notify(&channel)
+        };
+        monitor.set_rules([rule(120)]);
+        seconds(2).await;
+        answers(&cluster, StatusCode::BAD_GATEWAY, 20);
+        seconds(100).await;
+        // What was seen of a cluster outlasts a change.
+        monitor.set_clusters(vec![cluster.clone()]);
+        seconds(10).await;
+        assert_eq!(told(&notes).len(), 1, "it is not over");
+        seconds(30).await;
+        assert_eq!(told(&notes).len(), 1, "it is");
+        monitor.set_rules([rule(2)]);
+        answers(&cluster, StatusCode::OK, 7);
+        seconds(20).await;
+        assert_eq!(monitor.metrics()[0].requests, 7);
+        monitor.set_clusters(vec![cluster.clone()]);
+        assert_eq!(monitor.metrics()[0].requests, 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_end_all_are_told_who_can_be() {
+        let (cluster, notes) = (cluster(), Notes::default());
+        let hangs = true;
+        let deaf = Channel::new(Notes {
+            hangs,
+            ..Notes::default()
+        });
+        let channel = Channel::new(notes.clone());
+        let monitor = Monitor::new("gw-1");
+        monitor.set_clusters(vec![cluster.clone()]);
+        let rule = || Rule::high_error_rate().notify(&channel);
+        monitor.set_rules([rule(), rule().threshold(0.5)]);
+        let channels = monitor.channels();
+        assert_eq!(channels.len(), 1, "each is there once");
+        assert!(channels[0].is(&channel));
+        seconds(2).await;
+        let failures = (0..3).map(|_| DeliveryError::unreachable("away"));
+        notes.failures.lock().extend(failures);
+        answers(&cluster, StatusCode::BAD_GATEWAY, 20);
+        seconds(2).await;
+        assert_eq!(told(&notes), [""; 0]);
+        monitor.settle(Duration::from_secs(60)).await;
+        assert_eq!(told(&notes).len(), 2);
+
+        monitor.set_rules([rule().name("deaf").notify(&deaf)]);
+        seconds(2).await;
+        let begun = time::now();
+        monitor.settle(Duration::from_secs(2)).await;
+        assert_eq!(time::now() - begun, Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn channels_that_are_gone_leave_nothing_behind() {
+        let monitor = Monitor::new("gw-1");
+        for _ in 0..20 {
+            let channel = Channel::new(Notes::default());
+            monitor.set_rules([Rule::store_lost().notify(&channel)]);
+            seconds(1).await;
+        }
+        let backlogs = monitor.shared.backlogs.lock().len();
+        assert!(backlogs <= 2, "{backlogs}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -212,6 +212,12 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(notes.told.lock().len(), 1, "it was told before");
         fs::write(&file, "{").unwrap();
-        monitor().await;
+        let last = monitor().await;
+        // Whoever keeps the file ends with the monitor.
+        let told = Arc::downgrade(&last.shared.told);
+        drop((after, last));
+        while told.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

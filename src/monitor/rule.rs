@@ -393,6 +393,8 @@ pub(super) mod tests {
             assert_eq!(rule.read(&metrics, false), expected, "{good} {bad}");
             assert_eq!(rule.read(&metrics, true), expected_firing, "{good} {bad}");
         }
+        let long = rule.clone().window(Duration::from_secs(3600));
+        assert_eq!(long.window, Rule::LONGEST_WINDOW);
         // Nothing counted yet says nothing of an alert from before.
         assert_eq!(rule.read(&metrics(0, 0, 5), true), Reading::Unknown);
         assert_eq!(rule.read(&metrics(5, 0, 5), true), Reading::Good(0.0));

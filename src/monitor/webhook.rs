@@ -329,6 +329,28 @@ mod tests {
         assert!(matches!(late, DeliveryError::Unreachable { .. }));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn of_a_long_answer_a_part_is_read_and_a_line_is_shown() {
+        let read = Arc::new(Mutex::new(0));
+        let noted = Arc::clone(&read);
+        let client = service_fn(move |_: Request<Full<Bytes>>| {
+            let noted = Arc::clone(&noted);
+            let pieces = (0..1_000).map(move |_| {
+                *noted.lock() += 1;
+                let piece = Bytes::from(vec![b'x'; LONGEST / 4]);
+                Ok::<_, Infallible>(http_body::Frame::data(piece))
+            });
+            let body = http_body_util::StreamBody::new(futures_util::stream::iter(pieces));
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        });
+        let webhook = Webhook::new(client, URL.parse().unwrap()).unwrap();
+        webhook.tell(&alert()).await.unwrap();
+        assert_eq!(*read.lock(), 5);
+        let long = vec![b'x'; LONGEST];
+        let error = judge(StatusCode::NOT_FOUND, &HeaderMap::new(), &long).unwrap_err();
+        assert!(error.to_string().len() < SHOWN + 100, "{error}");
+    }
+
     #[test]
     fn a_url_is_absolute_and_without_a_user() {
         for url in ["/hook", "ftp://a/", "http://me:secret@a/", "a:80"] {

@@ -253,7 +253,7 @@ impl Membership {
             return None;
         }
         let others = self.others(&snapshot);
-        let others = others.filter(|node| node.state != NodeState::Draining);
+        let others = others.filter(|node| !node.endpoint.draining);
         u32::try_from(others.count() + 1).ok()
     }
 
@@ -409,8 +409,13 @@ impl fmt::Debug for Membership {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::BoxFuture;
+
     use super::*;
-    use crate::register::Memory;
+    use crate::{
+        discover::BackendError,
+        register::{Announced, Lease, Memory, Record},
+    };
 
     fn endpoint(port: u16) -> Endpoint {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
@@ -455,6 +460,9 @@ mod tests {
         sees(&one, &["node-1 live", "node-2 live"]).await;
         sees(&two, &["node-2 live", "node-1 live"]).await;
         assert_eq!((one.count(), two.count()), (Some(2), Some(2)));
+        // Who has registered does not do it again.
+        two.register();
+        assert_eq!(two.registration(), Some(RegistrationState::Registered));
 
         let begun = time::now();
         one.leave().await;
@@ -466,6 +474,8 @@ mod tests {
         assert_eq!(seen(&one), ["node-1 draining", "node-2 live"]);
         // What was late does not bring it back.
         one.register();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(seen(&two), ["node-2 live"]);
         one.leave().await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(seen(&two), ["node-2 live"]);
@@ -487,6 +497,59 @@ mod tests {
         assert!(time::now() - begun <= PROPAGATION);
     }
 
+    /// A registry that never answers to a farewell.
+    struct Deaf(Memory);
+
+    impl RegistryBackend for Deaf {
+        fn announce(
+            &self,
+            record: &Record,
+            lease: Option<&Lease>,
+            ttl: Duration,
+        ) -> BoxFuture<'_, Result<Announced, BackendError>> {
+            self.0.announce(record, lease, ttl)
+        }
+
+        fn withdraw(
+            &self,
+            _record: &Record,
+            _lease: Option<&Lease>,
+        ) -> BoxFuture<'_, Result<(), BackendError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_hangs_delays_the_end_by_a_second_at_most() {
+        let memory = Memory::new();
+        let ttl = Duration::from_secs(60);
+        let registry = Registry::new(Deaf(memory.clone())).ttl(ttl);
+        let discovery = Discovery::new(memory.clone());
+        let one = Membership::new("api-gateway", endpoint(1), registry, &discovery);
+        one.register();
+        let two = member(&memory, 2);
+        sees(&two, &["node-2 starting", "node-1 live"]).await;
+        let begun = time::now();
+        one.leave().await;
+        assert_eq!(time::now() - begun, PROPAGATION);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_there_is_not_told_before_the_registry_has_spoken() {
+        let memory = Memory::new();
+        memory.set_down(true);
+        let one = member(&memory, 1);
+        let mut peers = one.peers(Duration::from_secs(15));
+        let told = timeout(Duration::from_secs(60), peers.next());
+        assert!(told.await.is_err());
+        memory.set_down(false);
+        assert_eq!(ids(&peers.next().await), ["node-1"]);
+        // The name decides, and the address.
+        assert!(one.is_own(&endpoint(9).id("node-1")));
+        assert!(one.is_own(&endpoint(1).id("another")));
+        assert!(!one.is_own(&endpoint(9)));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_drains_does_not_count_and_who_was_here_before_is_this_one() {
         let memory = Memory::new();
@@ -506,6 +569,27 @@ mod tests {
             "node-3 draining",
         ];
         sees(&two, &expected).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_there_when_the_registry_was_last_heard_is_stale_and_counts() {
+        let memory = Memory::new();
+        let (one, two) = (member(&memory, 1), member(&memory, 2));
+        one.register();
+        two.register();
+        let registry = Registry::new(memory.clone()).ttl(Duration::from_secs(3));
+        let _going = registry.register("api-gateway", endpoint(3).draining());
+        sees(&one, &["node-1 live", "node-2 live", "node-3 draining"]).await;
+        memory.set_down(true);
+        sees(&one, &["node-1 live", "node-2 stale", "node-3 stale"]).await;
+        // However long it lasts, they are those that were there, without those that drained.
+        assert_eq!(one.count(), Some(2));
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(one.count(), Some(2));
+        assert_eq!(one.position(), Position::new(0, 2).ok());
+        memory.set_down(false);
+        sees(&one, &["node-1 live", "node-2 live", "node-3 draining"]).await;
+        assert_eq!(one.count(), Some(2));
     }
 
     fn ids(nodes: &[NodeView]) -> Vec<&str> {

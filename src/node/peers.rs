@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{NodeState, NodeView};
+use super::NodeView;
 use crate::cluster::Position;
 
 /// How many nodes there are in each zone, without those that leave and those without a zone. The
@@ -26,13 +26,14 @@ pub(super) fn position(nodes: &[NodeView]) -> Option<Position> {
 }
 
 fn stays(node: &NodeView) -> bool {
-    node.is_self || node.state != NodeState::Draining
+    // Also while the registry is away, when all that are not this one are stale.
+    node.is_self || !node.endpoint.draining
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::Endpoint;
+    use crate::{endpoint::Endpoint, node::NodeState};
 
     fn node(text: &str) -> NodeView {
         let mut words = text.split(' ');
@@ -46,7 +47,10 @@ mod tests {
         for word in words {
             match word {
                 "self" => node.is_self = true,
-                "draining" => node.state = NodeState::Draining,
+                "draining" => {
+                    node.state = NodeState::Draining;
+                    node.endpoint = Arc::new(Endpoint::clone(&node.endpoint).draining());
+                }
                 "stale" => node.state = NodeState::Stale,
                 zone => node.endpoint = Arc::new(Endpoint::clone(&node.endpoint).zone(zone)),
             }

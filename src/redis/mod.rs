@@ -22,6 +22,9 @@ mod script;
 mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+pub(crate) mod trial;
 
 pub use self::{
     connection::Connection,

@@ -179,7 +179,9 @@ impl Looking {
         loop {
             self.changed.mark_unchanged();
             if let Err(error) = self.memory.check() {
-                self.told = None;
+                if self.told.take().is_some() {
+                    return Err(error);
+                }
                 self.changed.changed().await.unwrap_or_default();
                 if self.memory.check().is_err() {
                     return Err(error);

@@ -18,9 +18,7 @@ use crate::{
 
 /// Writes a record, whoever wrote it before. Who comes anew sweeps out the names of the dead once
 /// they are many: readers have long dropped them.
-static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local record, owner, instances, epoch = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+const ANNOUNCE: &str = "local record, owner, instances, epoch = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local instance, json, token, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local before = redis.call('GET', record)
 local was_there = before and redis.call('GET', owner) == token
@@ -47,22 +45,27 @@ if #dead > 32 and #dead * 3 > #all * 2 then
     redis.call('SREM', instances, other)
   end
 end
-return 0",
-    )
-});
+return 0";
 
 /// Takes a record back that is still the caller's.
-static WITHDRAW: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "if redis.call('GET', KEYS[2]) ~= ARGV[2] then
+const WITHDRAW: &str = "if redis.call('GET', KEYS[2]) ~= ARGV[2] then
   return 0
 end
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('SREM', KEYS[3], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[4])
-return 1",
-    )
+return 1";
+
+static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
+    announce: Script::new(ANNOUNCE),
+    withdraw: Script::new(WITHDRAW),
 });
+
+#[derive(Clone, Debug)]
+struct Scripts {
+    announce: Script,
+    withdraw: Script,
+}
 
 /// Instances in Redis, as [`RedisServices`](crate::discover::RedisServices) reads them:
 ///
@@ -83,6 +86,7 @@ return 1",
 pub struct RedisRegistry {
     connection: Connection,
     prefix: Arc<str>,
+    scripts: Scripts,
 }
 
 impl RedisRegistry {
@@ -92,6 +96,7 @@ impl RedisRegistry {
         Self {
             connection,
             prefix: "gateway".into(),
+            scripts: SCRIPTS.clone(),
         }
     }
 
@@ -126,7 +131,7 @@ impl RedisRegistry {
             keys::message(group, instance),
             heartbeats,
         ];
-        let was_there = self.run(&ANNOUNCE, keys, arguments).await?;
+        let was_there = self.run(&self.scripts.announce, keys, arguments).await?;
         Ok(Announced::new(None, was_there))
     }
 
@@ -145,7 +150,9 @@ impl RedisRegistry {
             keys::message(group, instance),
         ];
         // One that another process has taken over stays.
-        self.run(&WITHDRAW, keys, arguments).await.map(drop)
+        self.run(&self.scripts.withdraw, keys, arguments)
+            .await
+            .map(drop)
     }
 
     async fn run<const K: usize, const A: usize>(
@@ -184,3 +191,7 @@ impl RegistryBackend for RedisRegistry {
         async move { Ok(self.remove(record).await?) }.boxed()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests;

@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(registration.losses(), 0, "it never had it");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_record_of_another_process_is_not_the_own() {
         let memory = Memory::new();
         let mut record = Record {
@@ -439,13 +439,57 @@ mod tests {
         assert!(was_there("one").await);
         assert!(!was_there("two").await, "whoever was there before is dead");
         assert!(!was_there("one").await);
+        tokio::time::sleep(ttl).await;
+        assert!(!was_there("one").await, "its time was over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_follows_hears_of_a_change_and_of_a_return_at_once() {
+        let memory = Memory::new();
+        let mut watch = Discovery::new(memory.clone()).watch(&"api".into());
+        let record = |weight| Record {
+            service: "api".into(),
+            endpoint: endpoint(1).weight(weight),
+            owner: "one".into(),
+        };
+        let ttl = Duration::from_secs(60);
+        for weight in [1, 2] {
+            memory.announce(&record(weight), None, ttl).await.unwrap();
+            let begun = time::now();
+            lists(&mut watch, &[1]).await;
+            while watch.current().endpoints[0].weight != weight {
+                watch.changed().await;
+            }
+            assert!(time::now() - begun < Duration::from_secs(10));
+        }
+        lists(&mut watch, &[]).await;
+        memory.announce(&record(2), None, ttl).await.unwrap();
+        let begun = time::now();
+        lists(&mut watch, &[1]).await;
+        assert!(time::now() - begun < Duration::from_secs(10));
     }
 
     /// A registry that takes its time, notes what it is asked, and may hang.
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     struct Slow {
+        takes: Duration,
         heard: Mutex<Vec<String>>,
+        /// When it was asked for a record, and how long that was to live.
+        asked: Mutex<Vec<(Instant, Duration)>>,
         hangs: AtomicBool,
+        fails: AtomicBool,
+    }
+
+    impl Default for Slow {
+        fn default() -> Self {
+            Self {
+                takes: Duration::from_millis(100),
+                heard: Mutex::default(),
+                asked: Mutex::default(),
+                hangs: AtomicBool::new(false),
+                fails: AtomicBool::new(false),
+            }
+        }
     }
 
     impl Slow {
@@ -460,15 +504,19 @@ mod tests {
             &self,
             _record: &Record,
             lease: Option<&Lease>,
-            _ttl: Duration,
+            ttl: Duration,
         ) -> BoxFuture<'_, Result<Announced, BackendError>> {
             self.note("announce", lease);
+            self.asked.lock().push((time::now(), ttl));
             let was_there = lease.is_some();
             Box::pin(async move {
                 if self.hangs.load(Relaxed) {
                     std::future::pending::<()>().await;
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                if self.fails.load(Relaxed) {
+                    return Err(BackendError::Transient("away".into()));
+                }
+                tokio::time::sleep(self.takes).await;
                 Ok(Announced::new(Some("7".to_owned().into()), was_there))
             })
         }
@@ -483,6 +531,43 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(5)).await;
                 Ok(())
             })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_registry_is_asked_as_often_as_any_for_less_than_others_wait() {
+        let slow = Arc::new(Slow {
+            takes: Duration::from_millis(1_200),
+            ..Slow::default()
+        });
+        let registry = Registry::new(Arc::clone(&slow)).ttl(Duration::from_secs(3));
+        let _registration = registry.register("api", endpoint(1));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let asked = slow.asked.lock().clone();
+        assert!(asked.len() >= 20, "{}", asked.len());
+        for pair in asked.windows(2) {
+            let between = pair[1].0 - pair[0].0;
+            assert!(between <= Duration::from_millis(1_250), "{between:?}");
+        }
+        let life = Duration::from_millis(2_700);
+        assert!(asked.iter().all(|(_, ttl)| *ttl == life), "{asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_after_others_that_are_over_is_the_first() {
+        let slow = Arc::new(Slow::default());
+        let registry = Registry::new(Arc::clone(&slow)).ttl(Duration::from_secs(60));
+        let registration = registry.register("api", endpoint(1));
+        registration.registered().await;
+        for _ in 0..20 {
+            slow.fails.store(true, Relaxed);
+            registration.update(|endpoint| endpoint);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            slow.fails.store(false, Relaxed);
+            let begun = time::now();
+            registration.registered().await;
+            let waited = time::now() - begun;
+            assert!(waited <= Duration::from_millis(310), "{waited:?}");
         }
     }
 

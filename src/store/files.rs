@@ -216,3 +216,47 @@ impl Looking {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_outage_is_told_once_and_its_end_with_what_is_there() {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, aside) = (place.path().join("store"), place.path().join("aside"));
+        let store = Files::new(&folder).interval(Duration::from_millis(5));
+        let put = store.put("a", "1".into(), Expected::Any);
+        put.await.unwrap();
+        fs::write(folder.join(".a.swp"), "of an editor").unwrap();
+        let mut watch = store.watch("");
+        let mut told = async || {
+            let told = tokio::time::timeout(Duration::from_secs(60), watch.next());
+            told.await.expect("it is told").expect("it does not end")
+        };
+        let is_whole = |told: Result<ConfigEvent, StoreError>| matches!(told, Ok(ConfigEvent::Reset(all)) if all.len() == 1 && all[0].0 == "a");
+        assert!(is_whole(told().await));
+        for _ in 0..2 {
+            fs::rename(&folder, &aside).unwrap();
+            fs::write(&folder, "no folder").unwrap();
+            // Between the two it may have been seen without any file.
+            let mut said = told().await;
+            if matches!(&said, Ok(ConfigEvent::Reset(all)) if all.is_empty()) {
+                said = told().await;
+            }
+            assert!(said.is_err(), "{said:?}");
+            fs::remove_file(&folder).unwrap();
+            fs::rename(&aside, &folder).unwrap();
+            let mut said = told().await;
+            if matches!(&said, Ok(ConfigEvent::Reset(all)) if all.is_empty()) {
+                said = told().await;
+            }
+            assert!(is_whole(said));
+        }
+        for key in ["", ".a.swp", "a/b", "..", "a\\b"] {
+            let put = store.put(key, "1".into(), Expected::Any).await;
+            assert!(matches!(put, Err(StoreError::Refused(_))), "{key}");
+        }
+    }
+}

@@ -98,6 +98,7 @@ mod tests {
         assert!(acquire().await.is_none());
         tokio::time::sleep(Duration::from_secs(8)).await;
         assert!(first.renew().await.unwrap());
+        assert!(first.renew().await.unwrap(), "as often as it likes");
         tokio::time::sleep(Duration::from_secs(8)).await;
         assert!(acquire().await.is_none());
         tokio::time::sleep(Duration::from_secs(3)).await;

@@ -211,3 +211,39 @@ impl Watching {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "conformance")]
+    #[tokio::test(start_paused = true)]
+    async fn it_keeps_the_rules_of_every_store() {
+        use crate::store::conformance;
+
+        let state: Arc<dyn StateStore> = Arc::new(Memory::new());
+        conformance::state_store(&state).await;
+        conformance::config_store(&Memory::new()).await;
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_lags_behind_is_told_the_whole_and_no_others() {
+        let store = Memory::new();
+        let put = async |key: String| {
+            let put = ConfigStore::put(&store, &key, "x".into(), Expected::Any);
+            put.await.unwrap();
+        };
+        let mut watch = store.watch("a");
+        let first = watch.next().await.unwrap().unwrap();
+        assert_eq!(first, ConfigEvent::Reset(Vec::new()));
+        put("b".to_owned()).await;
+        put("a".to_owned()).await;
+        let event = watch.next().await.unwrap().unwrap();
+        assert!(matches!(event, ConfigEvent::Put(key, _) if key == "a"));
+        for number in 0..LAG + 10 {
+            put(format!("a{number}")).await;
+        }
+        let event = watch.next().await.unwrap().unwrap();
+        assert!(matches!(event, ConfigEvent::Reset(all) if all.len() == LAG + 11));
+    }
+}

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use fred::types::Value;
 use futures_util::{
-    future::{BoxFuture, FutureExt as _},
+    future::{self, BoxFuture, FutureExt as _},
     stream::{self, BoxStream, StreamExt as _},
 };
 
@@ -28,10 +28,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// What the scripts share: the version of a key and its value. A value that anybody else wrote gets
 /// a version of its own when it is seen first. Versions grow also over a loss of all keys: they
 /// follow the clock of the server.
-macro_rules! script {
-    ($text:literal) => {
-        Script::new(concat!(
-            "local versions = KEYS[1]
+const SHARED: &str = "local versions = KEYS[1]
 local function stamp(field, value)
   local now = redis.call('TIME')
   local version = tonumber(now[1]) * 1000000 + tonumber(now[2])
@@ -56,25 +53,15 @@ end
 local function holds(version, expected)
   return expected == 'any' or expected == (version or 'absent')
 end
-",
-            $text
-        ))
-    };
-}
+";
 
-static GET: LazyLock<Script> = LazyLock::new(|| {
-    script!(
-        "local version, value = current(KEYS[2], ARGV[1])
+const GET: &str = "local version, value = current(KEYS[2], ARGV[1])
 if not version then
   return {}
 end
-return { version, value }"
-    )
-});
+return { version, value }";
 
-static PUT: LazyLock<Script> = LazyLock::new(|| {
-    script!(
-        "if not holds(current(KEYS[2], ARGV[1]), ARGV[2]) then
+const PUT: &str = "if not holds(current(KEYS[2], ARGV[1]), ARGV[2]) then
   return {}
 end
 if ARGV[4] == '' then
@@ -82,26 +69,21 @@ if ARGV[4] == '' then
 else
   redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
 end
-return { stamp(ARGV[1], ARGV[3]) }"
-    )
-});
+return { stamp(ARGV[1], ARGV[3]) }";
 
-static DELETE: LazyLock<Script> = LazyLock::new(|| {
-    script!(
-        "local version = current(KEYS[2], ARGV[1])
+const DELETE: &str = "local version = current(KEYS[2], ARGV[1])
 if not version or not holds(version, ARGV[2]) then
   return {}
 end
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', versions, ARGV[1])
-return { version }"
-    )
-});
+return { version }";
 
 /// The keys that begin with ARGV[2], their versions and values.
-static LIST: LazyLock<Script> = LazyLock::new(|| {
-    script!(
-        "local fields, said = { ARGV[2] }, {}
+const LIST: &str = "local fields, said = {}, {}
+if ARGV[2] ~= '' then
+  fields[1] = ARGV[2]
+end
 for _, field in ipairs(redis.call('HKEYS', versions)) do
   if field ~= '' and field ~= ARGV[2] and string.sub(field, 1, #ARGV[2]) == ARGV[2] then
     fields[#fields + 1] = field
@@ -115,9 +97,29 @@ for _, field in ipairs(fields) do
     said[#said + 1] = value
   end
 end
-return said"
-    )
-});
+return said";
+
+static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::of(SHARED, [GET, PUT, DELETE, LIST]));
+
+#[derive(Clone, Debug)]
+struct Scripts {
+    get: Script,
+    put: Script,
+    delete: Script,
+    list: Script,
+}
+
+impl Scripts {
+    fn of(shared: &str, own: [&str; 4]) -> Self {
+        let [get, put, delete, list] = own.map(|own| Script::written([shared, own].concat()));
+        Self {
+            get,
+            put,
+            delete,
+            list,
+        }
+    }
+}
 
 /// Values in Redis, each a plain string that any other client reads and writes.
 ///
@@ -138,6 +140,7 @@ return said"
 pub struct RedisStore {
     connection: Connection,
     layout: Layout,
+    scripts: Scripts,
 }
 
 #[derive(Clone, Debug)]
@@ -154,6 +157,7 @@ impl RedisStore {
         Self {
             connection,
             layout: Layout::Namespace(format!("{{{namespace}}}:store:").into()),
+            scripts: SCRIPTS.clone(),
         }
     }
 
@@ -165,6 +169,7 @@ impl RedisStore {
         Self {
             connection,
             layout: Layout::Plain,
+            scripts: SCRIPTS.clone(),
         }
     }
 
@@ -195,7 +200,9 @@ impl RedisStore {
     }
 
     async fn read(&self, key: &str) -> Result<Option<Versioned>, RedisError> {
-        let answer = self.run(&GET, key, [key.to_owned().into()]).await?;
+        let answer = self
+            .run(&self.scripts.get, key, [key.to_owned().into()])
+            .await?;
         let mut answer = answer.into_iter();
         match (answer.next(), answer.next()) {
             (Some(version), Some(value)) => Ok(Some(versioned(&version, value)?)),
@@ -217,20 +224,20 @@ impl RedisStore {
             value.into(),
             ttl.unwrap_or_default().into(),
         ];
-        let answer = self.run(&PUT, key, arguments).await?;
+        let answer = self.run(&self.scripts.put, key, arguments).await?;
         answer.first().map(version).transpose()
     }
 
     async fn remove(&self, key: &str, expected: Expected) -> Result<bool, RedisError> {
         let arguments = [key.to_owned().into(), word(expected).into()];
-        let answer = self.run(&DELETE, key, arguments).await?;
+        let answer = self.run(&self.scripts.delete, key, arguments).await?;
         Ok(!answer.is_empty())
     }
 
     async fn pairs(&self, prefix: &str) -> Result<Vec<(String, Versioned)>, RedisError> {
         let (start, _) = self.place(prefix);
         let arguments = [start.to_owned().into(), prefix.to_owned().into()];
-        let answer = self.run(&LIST, prefix, arguments).await?;
+        let answer = self.run(&self.scripts.list, prefix, arguments).await?;
         let mut answer = answer.into_iter();
         let mut pairs = Vec::new();
         while let (Some(key), Some(version), Some(value)) =
@@ -292,6 +299,11 @@ impl StateStore for RedisStore {
         ttl: Option<Duration>,
         expected: Expected,
     ) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
+        if key.is_empty() {
+            // The hash of the versions has that name.
+            let reason = "expected a key, found an empty text";
+            return future::ready(Err(StoreError::Refused(reason.into()))).boxed();
+        }
         let key = key.to_owned();
         async move { Ok(self.write(&key, value, ttl, expected).await?) }.boxed()
     }
@@ -377,6 +389,10 @@ impl fmt::Debug for RedisStore {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tower_gateway_loom))]
+mod trials;
 
 #[cfg(test)]
 mod tests {

@@ -406,6 +406,68 @@ mod tests {
         assert_eq!(pair.reasons(), [None, None]);
     }
 
+    const DRAIN: DrainWord = DrainWord::Wished(Wish::Drain);
+    const RESUME: DrainWord = DrainWord::Wished(Wish::Resume);
+
+    /// What a node says of the endpoint, each for so many seconds; returns whether it is news.
+    fn hears(drains: &mut Drains, words: &[(DrainWord, u32)], now: Instant) -> bool {
+        let words = words.iter().map(|(word, age)| Farewell {
+            instance: ENDPOINT,
+            word: *word,
+            age: *age * SECOND,
+        });
+        let all: Vec<_> = words.collect();
+        drains.hear(&all, |_| true, &"one".into(), now + HOLDS, now)
+    }
+
+    #[test]
+    fn what_was_said_already_is_no_news() {
+        let (mut drains, now) = (Drains::default(), crate::time::now());
+        let all = [(DRAIN, 1), (DrainWord::Answered, 1), (DrainWord::Listed, 1)];
+        for said in [&all[..1], &all[..2], &all, &[(RESUME, 0), all[1], all[2]]] {
+            assert!(hears(&mut drains, said, now), "{said:?}");
+            assert!(!hears(&mut drains, said, now), "{said:?}");
+        }
+        assert!(hears(&mut drains, &all[..2], now), "it says less");
+        // What does not hold any more is news when it is said again.
+        assert!(!hears(&mut drains, &all[..2], now + HOLDS - SECOND));
+        assert!(hears(&mut drains, &all[..2], now + HOLDS * 2));
+        assert!(hears(&mut drains, &[], now));
+        assert!(!hears(&mut drains, &[], now));
+        let unknown = [Farewell {
+            instance: ENDPOINT,
+            word: DRAIN,
+            age: SECOND,
+        }];
+        assert!(!drains.hear(&unknown, |_| false, &"one".into(), now + HOLDS, now));
+        assert!(drains.heard.is_empty());
+        hears(&mut drains, &all, now);
+        drains.forget("two");
+        assert_eq!(drains.heard.len(), 1);
+        drains.forget("one");
+        assert!(drains.heard.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_is_late_makes_nothing_younger() {
+        let (mut drains, start) = (Drains::default(), crate::time::now());
+        let now = start + 60 * SECOND;
+        let since = |drains: &Drains| {
+            let said = drains.heard[&ENDPOINT]["one"];
+            (said.wish.unwrap().1 - start, said.answered.unwrap() - start)
+        };
+        hears(&mut drains, &[(DRAIN, 20), (DrainWord::Answered, 10)], now);
+        assert_eq!(since(&drains), (40 * SECOND, 50 * SECOND));
+        // On its way for a second.
+        let late = [(DRAIN, 20), (DrainWord::Answered, 10)];
+        hears(&mut drains, &late, now + SECOND);
+        assert_eq!(since(&drains), (40 * SECOND, 50 * SECOND));
+        // Another wish is another thing, however soon it comes; and so is another answer.
+        let now = now + 2 * SECOND;
+        hears(&mut drains, &[(RESUME, 21), (DrainWord::Answered, 1)], now);
+        assert_eq!(since(&drains), (41 * SECOND, 61 * SECOND));
+    }
+
     /// What becomes of a message: it comes so many seconds late, and how often.
     fn fates() -> impl Strategy<Value = Vec<(u32, usize)>> {
         let copies = prop_oneof![1 => Just(0_usize), 3 => Just(1), 1 => Just(2)];

@@ -1130,6 +1130,56 @@ async fn routes_that_a_field_chooses_keep_their_answers_apart() {
     assert_eq!(asked(&gateway, "GET", "/", "").await, "one 1");
 }
 
+/// What is kept elsewhere, or nowhere, can be invalidated at a node whose routes have no cache.
+#[tokio::test]
+async fn a_node_without_a_cache_invalidates_what_others_keep() {
+    let Some(mut redis) = RedisServer::start().await else {
+        return;
+    };
+    let backend = counting("one").await;
+    let node = async |store: &str, cache: &str| {
+        let address = backend.address;
+        let text = format!(
+            "node: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\n{store}\
+             clusters: {{ one: {{ discovery: {{ type: static, endpoints: [ {{ address: \"{address}\" }} ] }} }} }}\n\
+             routes: [ {{ match: {{}}, cluster: one{cache} }} ]\n"
+        );
+        Gateway::start(&text).await
+    };
+    let invalidate = async |gateway: &Gateway, document: &'static str| {
+        let request = Request::post(format!("http://{}/cache/invalidate", gateway.admin));
+        let request = request.body(Full::from(document)).unwrap();
+        let answer = crate::support::http_client().request(request).await;
+        answer.unwrap().status().as_u16()
+    };
+    let document = r#"{"keys": ["http://example.com/"]}"#;
+    let alone = node("", "").await;
+    assert_eq!(invalidate(&alone, document).await, 200, "nothing is kept");
+    assert_eq!(invalidate(&alone, "{}").await, 400);
+
+    let store = format!("store: {{ type: redis, url: \"{}\" }}\n", redis.url());
+    let with = node(&store, ", cache: {}").await;
+    let without = node(&store, "").await;
+    until("a hit", async || {
+        asked(&with, "GET", "/", "").await == asked(&with, "GET", "/", "").await
+    })
+    .await;
+    let before = asked(&with, "GET", "/", "").await;
+    until("an invalidation", async || {
+        invalidate(&without, document).await == 200
+    })
+    .await;
+    until("another answer", async || {
+        asked(&with, "GET", "/", "").await != before
+    })
+    .await;
+    redis.stop();
+    until("no acknowledgement", async || {
+        invalidate(&without, document).await == 503
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_a_route_without_a_cache_changes_is_not_served_by_another() {
     let (one, two) = (counting("one").await, counting("two").await);

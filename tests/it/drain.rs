@@ -107,6 +107,29 @@ async fn what_is_in_flight_is_finished() {
     assert_eq!(gateway.settled().await["failures"], 0);
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn who_is_told_to_stop_says_so_while_it_finishes() {
+    let (backend, open) = gated().await;
+    let mut gateway = Gateway::over(backend.address).await;
+    gateway.heed_signals();
+    gateway.run();
+    let mut late = gateway.connect().await;
+    late.send("GET /late HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    until("a request in flight", async || {
+        gateway.endpoint("web", "one").await["in_flight"] == 1
+    })
+    .await;
+    let pid = std::process::id().to_string();
+    let mut kill = std::process::Command::new("kill");
+    assert!(kill.args(["-TERM", &pid]).status().unwrap().success());
+    is_refused(&gateway).await;
+    let readiness = get(gateway.admin, "/readyz").await;
+    assert_eq!(readiness, (503, "draining\n".into()));
+    open.send_replace(true);
+    assert_eq!(late.response().await.text(), "late");
+}
+
 async fn pending() -> (watch::Sender<bool>, Server, SocketAddr) {
     let (open, opened) = watch::channel(false);
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap())

@@ -303,6 +303,42 @@ async fn a_configuration_in_redis_is_followed_by_every_node() {
 }
 
 #[tokio::test]
+async fn what_is_no_text_under_the_key_is_refused_and_the_last_one_goes_on() {
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    let backend = Backend::saying(OK).await;
+    let store = Store::Redis(redis);
+    store.put(&over(backend.address)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let node = Gateway::start(&store.node(folder.path())).await;
+    let Store::Redis(redis) = &store else { return };
+    redis.ask("DEL /gateway/config").unwrap();
+    redis.ask("RPUSH /gateway/config text").unwrap();
+    until("the refusal", async || {
+        let refused = &node.json("/config").await["refused"];
+        refused
+            .as_str()
+            .is_some_and(|why| why.contains("WRONGTYPE"))
+    })
+    .await;
+    assert_eq!(get(node.address, "/users").await.1, "ok");
+    let (_, metrics) = get(node.admin, "/metrics").await;
+    // The key may have been missing for a moment.
+    let rejected = metrics.lines().find_map(|line| {
+        let count = line.strip_prefix("tower_gateway_config_rejected_total ")?;
+        count.parse::<u64>().ok()
+    });
+    assert!(matches!(rejected, Some(1 | 2)), "{rejected:?}");
+    redis.ask("DEL /gateway/config").unwrap();
+    store.put(&over(backend.address)).await;
+    until("no refusal", async || {
+        node.json("/config").await["refused"].is_null()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_node_that_finds_no_configuration_waits_for_one() {
     let Some(redis) = RedisServer::start().await else {
         return;

@@ -1,5 +1,7 @@
 //! The configuration changes while clients hammer the gateway: no request fails.
 
+#![allow(clippy::disallowed_methods, reason = "real files keep real time")]
+
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -7,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -326,7 +329,48 @@ async fn a_node_follows_its_file() {
         gateway.json("/config").await["rejected"] == 1
     })
     .await;
-    assert_eq!(gateway.json("/config").await["version"], 3);
+    // What has not changed is not taken again, neither the good ones nor the wrong one.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let config = gateway.json("/config").await;
+    assert_eq!(
+        (&config["version"], &config["rejected"]),
+        (&3.into(), &1.into())
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_still_written_is_not_taken() {
+    let backend = Backend::saying(OK).await;
+    let text = crate::support::one_cluster(backend.address, "", "");
+    let mut gateway = Gateway::start(&text).await;
+    let path = gateway.file();
+    gateway.run();
+    let mut rejected = 0;
+    // A machine that stalls makes it look whole in between: then once more.
+    for _ in 0..20 {
+        let (begun, mut longest, mut last) = (Instant::now(), Duration::ZERO, Instant::now());
+        let mut half = String::from("zzz:");
+        while begun.elapsed() < Duration::from_secs(1) {
+            half.push('z');
+            std::fs::write(&path, &half).unwrap();
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let before = gateway.json("/config").await["version"].clone();
+        std::fs::write(&path, format!("{text}# {half}\n")).unwrap();
+        longest = longest.max(last.elapsed());
+        until("the whole file", async || {
+            gateway.json("/config").await["version"] != before
+        })
+        .await;
+        let refused = gateway.json("/config").await["rejected"].as_u64().unwrap();
+        if longest < Duration::from_millis(200) {
+            assert_eq!(refused, rejected);
+            return;
+        }
+        rejected = refused;
+    }
 }
 
 #[cfg(unix)]

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     admin::Admin,
+    cache::HttpCache,
     node::{Membership, Verdicts},
 };
 
@@ -147,6 +148,19 @@ impl State {
             );
         }
         self.apply(plan)
+    }
+
+    /// The cache, which is made now if no route has wanted one: what other nodes keep can be
+    /// invalidated from here as well.
+    pub(super) async fn cache(&self) -> Option<HttpCache> {
+        let opened = self.gateway.lock().make_cache(&self.store);
+        if let Some(connection) = opened {
+            // An error says that the store is away, as the cache will.
+            drop(tokio::time::timeout(STORE, connection.available()).await);
+        }
+        let cache = self.gateway.lock().cache().cloned();
+        self.admin.set_cache(cache.clone());
+        cache
     }
 
     /// Goes over to a plan; returns the keys that would need a restart.

@@ -32,9 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const BURST: Duration = Duration::from_millis(20);
 
 /// Reads the records of a group in one step.
-static READ: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local epoch = redis.call('GET', KEYS[2])
+pub(crate) const READ: &str = "local epoch = redis.call('GET', KEYS[2])
 if not epoch then
   epoch = ARGV[2]
   redis.call('SET', KEYS[2], epoch)
@@ -48,9 +46,9 @@ for _, instance in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   said[#said + 1] = instance
   said[#said + 1] = record
 end
-return said",
-    )
-});
+return said";
+
+static READING: LazyLock<Script> = LazyLock::new(|| Script::new(READ));
 
 /// A backend that follows the instances of a group in Redis: a set of them, and for each a record
 /// with a time to live, the JSON of an endpoint.
@@ -257,7 +255,7 @@ impl Follower {
         ];
         let names = names.map(Argument::from).to_vec();
         let arguments = arguments.map(Argument::from).to_vec();
-        let answer = self.connection.run(&READ, names, arguments).await?;
+        let answer = self.connection.run(&READING, names, arguments).await?;
         records(answer).ok_or(RedisError::Unexpected)
     }
 }

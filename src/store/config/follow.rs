@@ -11,7 +11,7 @@ use tokio::{sync::watch, task::AbortHandle};
 use super::{ConfigEvent, ConfigStore};
 use crate::{
     error::BoxError,
-    store::{Version, Versioned},
+    store::{StoreError, Version, Versioned},
 };
 
 /// How a value is made of its text.
@@ -243,9 +243,7 @@ impl<T: Send + Sync + 'static> Follower<T> {
                 // A key that only begins alike.
                 Ok(_) => continue,
                 Err(error) => {
-                    let outage = reason(&error);
-                    tracing::warn!(key = self.key, error = %outage, "the configuration is not followed");
-                    shared.update(|status| status.outage = Some(outage));
+                    self.lose(&shared, &error);
                     continue;
                 }
             };
@@ -289,15 +287,31 @@ impl<T: Send + Sync + 'static> Follower<T> {
 
     /// The last good value goes on: a key that was deleted by accident takes no cluster down.
     fn gone(&self, shared: &Shared<T>) {
-        let is_known = matches!(
-            &shared.status.lock().refusal,
-            Some(refusal) if refusal.version.is_none()
-        );
-        if is_known {
-            shared.status.lock().outage = None;
-            return;
+        self.refuse_unversioned(shared, "there is no such key".into());
+        shared.status.lock().outage = None;
+    }
+
+    /// The store is not followed now. One that is asked again and again says so once.
+    fn lose(&self, shared: &Shared<T>, error: &StoreError) {
+        let outage = reason(error);
+        // What cannot be read is no outage alone: somebody has to mend it.
+        if matches!(error, StoreError::Refused(_)) {
+            self.refuse_unversioned(shared, Arc::clone(&outage));
         }
-        self.refuse(shared, None, "there is no such key".into());
+        if shared.status.lock().outage.as_ref() != Some(&outage) {
+            tracing::warn!(key = self.key, error = %outage, "the configuration is not followed");
+            shared.update(|status| status.outage = Some(outage));
+        }
+    }
+
+    /// Refuses what has no version, once as long as nothing else comes.
+    fn refuse_unversioned(&self, shared: &Shared<T>, reason: Arc<str>) {
+        let version = None;
+        let refusal = Refusal { version, reason };
+        let is_known = shared.status.lock().refusal.as_ref() == Some(&refusal);
+        if !is_known {
+            self.refuse(shared, version, refusal.reason);
+        }
     }
 
     fn refuse(&self, shared: &Shared<T>, version: Option<Version>, reason: Arc<str>) {
@@ -360,6 +374,12 @@ fn reason(error: &dyn std::error::Error) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{
+        future::{self, BoxFuture},
+        stream::{self, BoxStream},
+    };
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::store::{Expected, Memory};
 
@@ -410,6 +430,154 @@ mod tests {
         put(&store, "8").await;
         changes.changed().await.unwrap();
         assert_eq!(config.current().as_deref(), Some(&8));
+    }
+
+    type Told = Result<ConfigEvent, StoreError>;
+
+    /// A store that says what a test has it say.
+    struct Said(Mutex<Option<mpsc::UnboundedReceiver<Told>>>);
+
+    impl ConfigStore for Said {
+        fn get(&self, _key: &str) -> BoxFuture<'_, Result<Option<Versioned>, StoreError>> {
+            Box::pin(future::pending())
+        }
+
+        fn put(
+            &self,
+            _key: &str,
+            _value: Bytes,
+            _expected: Expected,
+        ) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
+            Box::pin(future::pending())
+        }
+
+        fn watch(&self, _prefix: &str) -> BoxStream<'static, Told> {
+            let said = self.0.lock().take().expect("it is watched once");
+            Box::pin(stream::unfold(said, async |mut said| {
+                Some((said.recv().await?, said))
+            }))
+        }
+    }
+
+    /// A store, and what follows its key `limit`.
+    struct Followed {
+        says: mpsc::UnboundedSender<Told>,
+        config: Config<u32>,
+    }
+
+    impl Followed {
+        fn new() -> Self {
+            let (says, said) = mpsc::unbounded_channel();
+            let store = Arc::new(Said(Mutex::new(Some(said))));
+            let config = Config::follow(store, "limit", number);
+            Self { says, config }
+        }
+
+        /// How often something was told that is new.
+        async fn hears(&self, told: impl IntoIterator<Item = Told>) -> u64 {
+            let changes = self.config.changes();
+            let before = *changes.borrow();
+            for told in told {
+                self.says.send(told).unwrap();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            let after = *changes.borrow();
+            after - before
+        }
+
+        fn state(&self) -> (Option<u32>, Option<String>, u64, Option<String>) {
+            let refusal = self.config.refusal();
+            (
+                self.config.current().map(|limit| *limit),
+                refusal.map(|refusal| refusal.reason.to_string()),
+                self.config.refused(),
+                self.config.outage().map(|outage| outage.to_string()),
+            )
+        }
+    }
+
+    fn whole(pairs: &[(&str, &'static str, u64)]) -> Told {
+        let pairs = pairs.iter().map(|(key, value, version)| {
+            let value = Versioned::new(*value, Version::new(*version));
+            (key.to_string(), value)
+        });
+        Ok(ConfigEvent::Reset(pairs.collect()))
+    }
+
+    fn away() -> Told {
+        Err(StoreError::Unreachable("away".into()))
+    }
+
+    fn garbled() -> Told {
+        Err(StoreError::Refused("WRONGTYPE".into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_told_once_and_is_over_with_the_same_version() {
+        let followed = Followed::new();
+        assert_eq!(followed.hears([whole(&[("limit", "7", 1)])]).await, 1);
+        assert_eq!(followed.state(), (Some(7), None, 0, None));
+        // What was taken is not taken again.
+        assert_eq!(followed.hears([whole(&[("limit", "7", 1)])]).await, 0);
+        assert_eq!(followed.hears([away(), away(), away()]).await, 1);
+        let outage = Some("the store cannot be reached: away".to_owned());
+        assert_eq!(followed.state(), (Some(7), None, 0, outage.clone()));
+        assert_eq!(followed.hears([whole(&[("limit", "7", 1)])]).await, 1);
+        assert_eq!(followed.state(), (Some(7), None, 0, None));
+
+        let wrong = || whole(&[("limit", "seven", 2)]);
+        let reason = Some("invalid digit found in string".to_owned());
+        assert_eq!(followed.hears([wrong(), wrong()]).await, 1);
+        assert_eq!(followed.state(), (Some(7), reason.clone(), 1, None));
+        followed.hears([away()]).await;
+        assert_eq!(
+            followed.state(),
+            (Some(7), reason.clone(), 1, outage.clone())
+        );
+        followed.hears([wrong()]).await;
+        assert_eq!(followed.state(), (Some(7), reason, 1, None));
+
+        let reason = Some("there is no such key".to_owned());
+        assert_eq!(followed.hears([whole(&[]), whole(&[])]).await, 1);
+        assert_eq!(followed.state(), (Some(7), reason.clone(), 2, None));
+        followed.hears([away()]).await;
+        assert_eq!(followed.state(), (Some(7), reason.clone(), 2, outage));
+        followed.hears([whole(&[])]).await;
+        assert_eq!(followed.state(), (Some(7), reason, 2, None));
+        // The version that was good before is good again.
+        followed.hears([whole(&[("limit", "7", 1)])]).await;
+        assert_eq!(followed.state(), (Some(7), None, 2, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_is_refused_once() {
+        let followed = Followed::new();
+        followed.hears([whole(&[("limit", "7", 1)])]).await;
+        followed.hears([garbled()]).await;
+        assert_eq!(followed.hears([garbled(), garbled()]).await, 0);
+        let reason = Some("the store refused: WRONGTYPE".to_owned());
+        let expected = (Some(7), reason.clone(), 1, reason);
+        assert_eq!(followed.state(), expected);
+        assert_eq!(followed.config.refusal().unwrap().version, None);
+        // That the key is gone is another thing.
+        followed.hears([whole(&[])]).await;
+        let reason = Some("there is no such key".to_owned());
+        assert_eq!(followed.state(), (Some(7), reason, 2, None));
+        followed.hears([whole(&[("limit", "7", 1)])]).await;
+        assert_eq!(followed.state(), (Some(7), None, 2, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_begin_alike_are_others() {
+        let followed = Followed::new();
+        let both = whole(&[("limi", "1", 1), ("limit", "7", 2), ("limits", "9", 3)]);
+        followed.hears([both]).await;
+        assert_eq!(followed.state(), (Some(7), None, 0, None));
+        let value = Versioned::new("9", Version::new(4));
+        let put = Ok(ConfigEvent::Put("limits".to_owned(), value));
+        let deleted = Ok(ConfigEvent::Deleted("limits".to_owned()));
+        assert_eq!(followed.hears([put, deleted]).await, 0);
+        assert_eq!(followed.state(), (Some(7), None, 0, None));
     }
 
     #[tokio::test]

@@ -7,17 +7,11 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     cache::{store::shard::Shard, version::Epoch},
-    redis::Options,
+    redis::{
+        Options,
+        trial::{RedisServer, connected},
+    },
 };
-
-#[allow(
-    clippy::duplicate_mod,
-    reason = "the starter of servers is shared text, not shared code"
-)]
-#[path = "../../../../tests/it/support/redis.rs"]
-mod server;
-
-pub(super) use server::RedisServer;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -401,14 +395,6 @@ fn node(id: u64, applied: Option<Stamp>) -> Node {
         applied,
         serves: Duration::from_secs(1),
     }
-}
-
-pub(super) async fn connected(server: &RedisServer) -> Connection {
-    let options = Options::new(&server.url()).unwrap();
-    let connection = Connection::open(options.command_timeout(Duration::from_secs(10)));
-    let mut available = connection.availability();
-    available.wait_for(|available| *available).await.unwrap();
-    connection
 }
 
 /// Has reads go by the script that is made for the server, or by the other one.
