@@ -13,6 +13,7 @@
 
 use std::{
     convert::Infallible,
+    ffi::OsString,
     future::ready,
     io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
@@ -50,10 +51,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match arguments(std::env::args().skip(1)) {
+    let arguments = match arguments(std::env::args_os().skip(1)) {
         Ok(Some(arguments)) => arguments,
         Ok(None) => {
-            println!("{USAGE}");
+            say(USAGE);
             return ExitCode::SUCCESS;
         }
         Err(mistake) => {
@@ -105,25 +106,25 @@ fn serve(arguments: Arguments) -> io::Result<ExitCode> {
     Ok(ended)
 }
 
-fn arguments(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
+fn arguments(mut words: impl Iterator<Item = OsString>) -> Result<Option<Arguments>, String> {
     let mut arguments = Arguments::default();
     while let Some(word) = words.next() {
         let mut value = || {
-            words
-                .next()
-                .ok_or_else(|| format!("{word}: expected a value after it"))
+            let expected = || format!("{}: expected a value after it", word.display());
+            words.next().ok_or_else(expected)
         };
-        match word.as_str() {
-            "--config" => arguments.config = Some(value()?.into()),
-            "--check" => arguments.check = true,
-            "--threads" => {
+        match word.to_str() {
+            Some("--config") => arguments.config = Some(value()?.into()),
+            Some("--check") => arguments.check = true,
+            Some("--threads") => {
                 let text = value()?;
-                let wrong = |_| format!("--threads: expected a number from 1, found {text:?}");
-                arguments.threads = Some(text.parse().map_err(wrong)?);
+                let number = text.to_str().and_then(|text| text.parse().ok());
+                let wrong = || format!("--threads: expected a number from 1, found {text:?}");
+                arguments.threads = Some(number.ok_or_else(wrong)?);
             }
-            "--self-check" => arguments.self_check = true,
-            "--help" | "-h" => return Ok(None),
-            unknown => return Err(format!("unknown argument {unknown:?}")),
+            Some("--self-check") => arguments.self_check = true,
+            Some("--help" | "-h") => return Ok(None),
+            _ => return Err(format!("unknown argument {word:?}")),
         }
     }
     if arguments.check && arguments.config.is_none() {
@@ -137,10 +138,10 @@ fn check(path: &PathBuf) -> ExitCode {
         Ok(plan) => {
             let settings = plan.settings();
             let (clusters, routes) = (settings.clusters.len(), settings.routes.len());
-            println!(
+            say(&format!(
                 "{}: valid, {clusters} clusters, {routes} routes",
                 path.display()
-            );
+            ));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -185,14 +186,17 @@ async fn run(path: PathBuf, workers: Option<&Workers>) -> ExitCode {
 
 /// Prints the lines that a supervisor waits for.
 fn announce(node: &Node) {
-    let mut lines = format!("listening on {}\n", node.address());
+    let mut lines = format!("listening on {}", node.address());
     if let Some(admin) = node.admin_address() {
-        lines.push_str(&format!("admin on {admin}\n"));
+        lines.push_str(&format!("\nadmin on {admin}"));
     }
+    say(&lines);
+}
+
+/// Prints to standard output. Nothing depends on somebody to read it.
+fn say(text: &str) {
     let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(lines.as_bytes())
-        .and_then(|()| stdout.flush());
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     if let Err(error) = written {
         tracing::warn!(%error, "nobody reads standard output");
     }
@@ -287,7 +291,7 @@ fn explain(node: &Node, folder: &tempfile::TempDir) {
     let address = node.address();
     let admin = node.admin_address().expect("the demonstration has one");
     let file = folder.path().join("gateway.yaml");
-    println!(
+    say(&format!(
         "
 Three demonstration backends are behind the gateway. Try:
   curl http://{address}/hello          # again and again: the backends take turns
@@ -296,7 +300,7 @@ Three demonstration backends are behind the gateway. Try:
   $EDITOR {}          # a change is taken while it serves
 Ctrl-C ends it.",
         file.display()
-    );
+    ));
 }
 
 /// Asks the gateway as a client would: each backend must answer in its turn.

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 
 use crate::endpoint::EndpointId;
@@ -73,6 +74,15 @@ impl Terms {
         }
     }
 }
+
+/// A response extension: the cookie by which balance keeps the session of this client, which is no
+/// field of the endpoint.
+#[derive(Clone, Debug)]
+#[cfg_attr(
+    not(feature = "cache"),
+    expect(dead_code, reason = "only the cache asks for it")
+)]
+pub(crate) struct SessionCookie(pub(crate) HeaderValue);
 
 /// The endpoints of a row of attempts. Clones share it, so that it outlives an attempt that is
 /// dropped.

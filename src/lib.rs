@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! axum Router / tonic Server / hyper  the application's own layers: trace, CORS, auth
-//!   EdgeLayer                what may come in, and who it came from          400, 501
+//!   EdgeLayer                what may come in, and who it came from          400, 501, 508
 //!     TimeoutLayer           one deadline; bodies that stand still           504
 //!       RateLimitLayer       refuse early                                    429
 //!         CacheLayer         answer from memory or from the cluster's store  504

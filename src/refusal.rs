@@ -38,11 +38,13 @@ pub enum Reason {
     RateLimited,
     /// The request wants a stored response only, and none answers it.
     NotCached,
+    /// The request goes round among gateways.
+    Loop,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::NoEndpoint,
@@ -54,6 +56,7 @@ impl Reason {
         Self::NotImplemented,
         Self::RateLimited,
         Self::NotCached,
+        Self::Loop,
     ];
 
     /// The name used in metrics, logs and the `reason` member of the problem document.
@@ -71,6 +74,7 @@ impl Reason {
             Self::NotImplemented => "not_implemented",
             Self::RateLimited => "rate_limited",
             Self::NotCached => "not_cached",
+            Self::Loop => "loop",
         }
     }
 
@@ -86,6 +90,7 @@ impl Reason {
             Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::Loop => StatusCode::LOOP_DETECTED,
         }
     }
 
@@ -93,7 +98,7 @@ impl Reason {
     #[must_use]
     pub fn grpc_status(self) -> u8 {
         match self {
-            Self::BadRequest => 13,                     // INTERNAL
+            Self::BadRequest | Self::Loop => 13,        // INTERNAL
             Self::NoRoute | Self::NotImplemented => 12, // UNIMPLEMENTED
             Self::NotCached => 9,                       // FAILED_PRECONDITION
             Self::Timeout | Self::RequestTimeout => 4,  // DEADLINE_EXCEEDED

@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 
 use super::{body::ResponseBody, layer::LoadReports, service::Refused};
 use crate::{
+    attempt::SessionCookie,
     error::{TransportError, TransportErrorKind},
     head,
     member::Lease,
@@ -111,6 +112,8 @@ where
                             lease.works();
                         }
                         if let Some(set_cookie) = set_cookie.take() {
+                            let own = SessionCookie(set_cookie.clone());
+                            response.extensions_mut().insert(own);
                             let headers = response.headers_mut();
                             headers.append(header::SET_COOKIE, *set_cookie);
                         }

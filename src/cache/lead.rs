@@ -1,6 +1,7 @@
 //! A request at the origin: what becomes of its answer.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -27,7 +28,7 @@ use super::{
     stats::{Kept, Outcome},
     wanted::{Head, Wanted, content_length},
 };
-use crate::{refusal::Refusal, time};
+use crate::{attempt::SessionCookie, refusal::Refusal, time};
 
 /// How long it is known by which fields the responses of a resource are told apart.
 const VARIANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -335,28 +336,29 @@ impl Lead {
             fill.pass(Duration::ZERO);
             return None;
         }
-        let storable = self.storable(parts.status, &parts.headers, received);
-        let scopes = self.scopes(&parts.headers);
+        let headers = &*of_the_origin(parts);
+        let storable = self.storable(parts.status, headers, received);
+        let scopes = self.scopes(headers);
         let (Some(storable), Some(scopes)) = (storable, scopes) else {
             stats.keep(Kept::Unstorable);
-            fill.pass(self.pass_span(parts, received));
+            fill.pass(self.pass_span(parts.status, headers, received));
             return None;
         };
         let most = self.layer.options.max_object;
-        if content_length(&parts.headers).is_some_and(|length| length > most) {
+        if content_length(headers).is_some_and(|length| length > most) {
             stats.keep(Kept::TooLarge);
             fill.pass(HIT_FOR_MISS);
             return None;
         }
-        let fill = self.told_apart(fill, &parts.headers).await?;
+        let fill = self.told_apart(fill, headers).await?;
         Some(self.draft(fill, parts.status, storable, scopes, received))
     }
 
     /// For how long nobody needs to wait for such an answer: not at all when it is this request,
     /// or a failure, that keeps it from being stored.
-    fn pass_span(&self, parts: &Parts, received: Received) -> Duration {
-        let for_anybody = self.for_anybody(parts.status, &parts.headers, received);
-        if for_anybody.is_some() || is_failure(parts.status) {
+    fn pass_span(&self, status: StatusCode, headers: &HeaderMap, received: Received) -> Duration {
+        let for_anybody = self.for_anybody(status, headers, received);
+        if for_anybody.is_some() || is_failure(status) {
             Duration::ZERO
         } else {
             HIT_FOR_MISS
@@ -504,4 +506,20 @@ fn with_status<B>(mut response: Response<B>, forwarded: Forwarded) -> Response<B
 /// An answer for which a stale response may stand in (RFC 5861 section 4).
 fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// What the origin answered. The cookie of a session is for this client, and none of its own: with
+/// it, nothing of a cluster with sessions could be stored.
+fn of_the_origin(parts: &Parts) -> Cow<'_, HeaderMap> {
+    let Some(SessionCookie(own)) = parts.extensions.get() else {
+        return Cow::Borrowed(&parts.headers);
+    };
+    let cookies = parts.headers.get_all(header::SET_COOKIE).iter();
+    let others: Vec<_> = cookies.filter(|cookie| *cookie != own).cloned().collect();
+    let mut headers = parts.headers.clone();
+    headers.remove(header::SET_COOKIE);
+    for cookie in others {
+        headers.append(header::SET_COOKIE, cookie);
+    }
+    Cow::Owned(headers)
 }

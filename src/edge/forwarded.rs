@@ -187,21 +187,14 @@ fn remove_claims(headers: &mut HeaderMap, is_trusted: bool) {
     }
 }
 
-/// Appends to a list field, on one line: some readers take the first line alone.
+/// Appends to a list field, on one line: some readers take the first line alone. Lines that say
+/// nothing become no elements of it (RFC 9110 section 5.6.1.1).
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
-    let Some(first) = headers.get(&name) else {
-        headers.insert(name, value.clone());
-        return;
-    };
-    let mut list = first.as_bytes().to_vec();
-    for more in headers.get_all(&name).iter().skip(1) {
-        list.extend_from_slice(b", ");
-        list.extend_from_slice(more.as_bytes());
-    }
-    list.extend_from_slice(b", ");
-    list.extend_from_slice(value.as_bytes());
-    let list = HeaderValue::try_from(list).expect("field values joined by commas are one");
-    headers.insert(name, list);
+    let lines = headers.get_all(&name).iter().chain([value]);
+    let lines = lines.map(HeaderValue::as_bytes);
+    let lines: Vec<_> = lines.filter(|line| !line.trim_ascii().is_empty()).collect();
+    let list = HeaderValue::try_from(lines.join(&b", "[..]));
+    headers.insert(name, list.expect("field values joined by commas are one"));
 }
 
 #[cfg(test)]
@@ -347,5 +340,11 @@ mod tests {
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["via"], "1.1 edge, 1.1 tower-gateway");
         assert!(!headers.contains_key("x-rewrite-url"));
+    }
+
+    #[test]
+    fn a_line_that_says_nothing_is_no_hop() {
+        let headers = told(1, &[("x-forwarded-for", ""), ("x-forwarded-for", " ")]);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1");
     }
 }

@@ -7,7 +7,8 @@
 //!   HTTP/1.1 connection is closed after either. The first bytes of a chunked body are
 //!   looked at before the request goes on, so that a bad chunk that came with the head is refused
 //!   too.
-//! - `CONNECT`, also the extended one of HTTP/2 (RFC 8441), is answered with 501.
+//! - `CONNECT`, also the extended one of HTTP/2 (RFC 8441), is answered with 501, and a request that
+//!   came through sixteen gateways, by its `Via`, with 508: it goes round.
 //! - Hop-by-hop fields go (RFC 9110 section 7.6.1), and `Via` is added.
 //! - `X-Forwarded-For`, `-Proto`, `-Host` say what is true: from a client that is no trusted hop
 //!   they are replaced, with every other `X-Forwarded-*`, `X-Real-IP`, and `Forwarded` (RFC 7239,

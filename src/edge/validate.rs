@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use http::{
     HeaderMap, HeaderValue, Method, Request, Version,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, VIA},
 };
 
 use crate::{
@@ -22,8 +22,28 @@ pub(super) fn check<B>(request: &mut Request<B>, found: Found) -> Result<(), Ref
     if found.any(Found::CONTENT_LENGTH | Found::TRANSFER_ENCODING) {
         framing(request.headers())?;
     }
+    if found.any(Found::VIA) {
+        way(request.headers())?;
+    }
     target(request)?;
     host(request)
+}
+
+/// How often a request may have come through gateways of this kind. One that goes round, because a
+/// gateway is its own endpoint, would take a connection more each time.
+const MOST_GATEWAYS: usize = 16;
+
+fn way(headers: &HeaderMap) -> Result<(), Refusal> {
+    let lines = headers.get_all(VIA).iter();
+    let came_through = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let gateways = came_through.filter(|name| name.trim_ascii_end().ends_with(b" tower-gateway"));
+    match gateways.count() {
+        MOST_GATEWAYS.. => {
+            let detail = "the request came through too many gateways: it goes round among them";
+            Err(Refusal::new(Reason::Loop, detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn bad(detail: &'static str) -> Refusal {

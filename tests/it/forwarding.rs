@@ -384,3 +384,32 @@ async fn many_streams_of_one_client_are_served_at_once() {
         within("an answer", stream).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_request_that_goes_round_is_refused() {
+    let backend = Backend::saying(OK).await;
+    let mut gateway = Gateway::over(backend.address).await;
+    let itself = one_cluster(gateway.address, "", "");
+    gateway.reload(&itself).await;
+    let mut client = gateway.connect().await;
+    let response = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(response.status(), 508);
+    let text = response.text();
+    assert!(text.contains(r#""reason":"loop""#), "{text}");
+    let endpoint = gateway.settled().await;
+    assert_eq!(endpoint["requests"], 16);
+}
+
+#[tokio::test]
+async fn a_way_through_other_proxies_is_no_loop() {
+    let backend = Backend::saying(OK).await;
+    let gateway = Gateway::over(backend.address).await;
+    let others = vec!["1.1 edge"; 40].join(", ");
+    let own = vec!["1.1 tower-gateway"; 15].join(",");
+    let request = format!("GET / HTTP/1.1\r\nhost: a\r\nvia: {others}\r\nvia: {own}\r\n\r\n");
+    let via = seen(&gateway, &backend, &request).await;
+    assert!(via.all("via").last().unwrap().ends_with("tower-gateway"));
+    let request = format!("GET / HTTP/1.1\r\nhost: a\r\nvia: 2 tower-gateway, {own}\r\n\r\n");
+    let mut client = gateway.connect().await;
+    assert_eq!(client.ask(request).await.status(), 508);
+}

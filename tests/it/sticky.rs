@@ -1,6 +1,6 @@
 //! Sessions that stay at their endpoint.
 
-use crate::support::{Backend, Gateway, Wire};
+use crate::support::{Backend, Gateway, Wire, one_cluster};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -86,4 +86,28 @@ async fn a_session_stays_at_its_endpoint_while_that_is_there() {
         assert_eq!(ask(&mut client, Some(&cookie)).await, None);
     }
     assert_eq!(counts([at_home, elsewhere]), [5, 0]);
+}
+
+#[tokio::test]
+async fn what_an_endpoint_allows_is_stored_beside_sessions() {
+    for (fields, kept) in [
+        ("cache-control: max-age=60", true),
+        ("cache-control: max-age=60\r\nset-cookie: a=b", false),
+    ] {
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{fields}\r\n\r\nok");
+        let backend = Backend::saying(text.leak()).await;
+        let cluster = "sticky: { cookie: gw_session }";
+        let gateway = Gateway::start(&one_cluster(backend.address, cluster, "cache: {}")).await;
+        let mut client = gateway.connect().await;
+        let mut cookies = Vec::new();
+        for _ in 0..3 {
+            let response = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            assert_eq!(response.text(), "ok");
+            cookies.push(response.head.all("set-cookie").len());
+        }
+        // The session of the first client is nobody else's; what an endpoint sets is for its client.
+        let (asked, set) = if kept { (1, [1, 0, 0]) } else { (3, [2, 2, 2]) };
+        assert_eq!(backend.heads().len(), asked, "{fields}");
+        assert_eq!(cookies, set, "{fields}");
+    }
 }
