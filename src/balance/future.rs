@@ -112,10 +112,11 @@ where
                             lease.works();
                         }
                         if let Some(set_cookie) = set_cookie.take() {
+                            let set_cookie = *set_cookie;
                             let own = SessionCookie(set_cookie.clone());
                             response.extensions_mut().insert(own);
                             let headers = response.headers_mut();
-                            headers.append(header::SET_COOKIE, *set_cookie);
+                            headers.append(header::SET_COOKIE, set_cookie);
                         }
                         Ok(response.map(|body| ResponseBody::leased(body, lease, classifier)))
                     }
