@@ -272,8 +272,8 @@ mod tests {
             assert!(is_host(host.as_bytes()), "{host}");
         }
         for host in [
-            "", ":80", "a:", "a:b", "a:1:2", "a:99999", "a,b", "[", "[]", "[a]", "[::1", "[::1]x",
-            "a]", "u@a", "a b", "a/b", "a?b", "a#b", "a\\b", "\u{e4}",
+            "", ":80", "a:", "a:+1", "a:b", "a:1:2", "a:99999", "a,b", "[", "[]", "[a]", "[::1",
+            "[::1]x", "a]", "u@a", "a b", "a/b", "a?b", "a#b", "a\\b", "\u{e4}",
         ] {
             assert!(!is_host(host.as_bytes()), "{host}");
         }
