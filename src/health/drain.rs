@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_took_back_does_not_return_when_nobody_says_so_any_more() {
+        let start = crate::time::now();
+        let mut drain = Drain::default();
+        drain.ask(Wish::Drain, start);
+        drain.hear(wished(Wish::Resume, start + seconds(5)));
+        drain.hear(DrainTold::default());
+        assert_eq!(drain.why(start + seconds(6)), None);
+        // What the endpoint says once more it says later.
+        drain.answer(start, start + seconds(30));
+        drain.answer(start + seconds(10), start + seconds(40));
+        drain.hear(wished(Wish::Resume, start + seconds(5)));
+        assert_eq!(drain.why(start + seconds(39)), Some(Why::Answered));
+        drain.hear(wished(Wish::Resume, start + seconds(10)));
+        assert_eq!(drain.why(start + seconds(39)), None);
+    }
+
+    #[test]
     fn that_it_stays_is_said_for_a_while_and_to_whoever_says_otherwise() {
         let start = crate::time::now();
         let mut drain = Drain::default();

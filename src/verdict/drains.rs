@@ -468,6 +468,52 @@ mod tests {
         assert_eq!(since(&drains), (41 * SECOND, 61 * SECOND));
     }
 
+    #[test]
+    fn several_nodes_are_counted_and_those_who_are_gone_are_not() {
+        let now = crate::time::now();
+        let mut nodes = [0, 1, 2].map(|number| Node::new(number, 3, now));
+        let (span, oversight) = (Duration::from_secs(30), Oversight::default());
+        for node in &nodes[1..] {
+            node.health.leaves(now, span, &oversight, now);
+        }
+        for speaker in [1, 2] {
+            for message in nodes[speaker].round(Occasion::Period, now) {
+                nodes[0].hear(&message, now);
+            }
+        }
+        nodes[0].round(Occasion::Change, now);
+        let reason = nodes[0].reason(now).unwrap();
+        assert_eq!(reason, "it says to 2 other nodes that it leaves");
+        let node_1 = || [(Arc::from("node-1"), None)].into_iter();
+        nodes[0].council.meet(node_1(), now);
+        nodes[0].round(Occasion::Change, now);
+        let reason = nodes[0].reason(now).unwrap();
+        assert_eq!(reason, "it says to another node that it leaves");
+        nodes[0].council.meet(std::iter::empty(), now);
+        nodes[0].round(Occasion::Change, now);
+        assert_eq!(nodes[0].reason(now), None);
+        // What is known is said again with the next period, not with each look.
+        assert!(nodes[1].round(Occasion::Change, now).is_empty());
+        assert_eq!(nodes[1].round(Occasion::Period, now).len(), 1);
+    }
+
+    #[test]
+    fn a_message_is_no_longer_than_it_may_be() {
+        let (mut drains, now) = (Drains::default(), crate::time::now());
+        let leaving = |number| Leaving {
+            instance: Instance(number),
+            words: [Some((DRAIN, now)), None],
+            is_listed: false,
+        };
+        let count = u64::try_from(MOST_ENTRIES).unwrap() + 7;
+        let all: Vec<_> = (0..count).map(leaving).collect();
+        let said = drains.speak(Topic::new("users"), &all, Occasion::Change, now);
+        let Some(Item::Drains { all, .. }) = said else {
+            panic!("there is something to say");
+        };
+        assert_eq!(all.len(), MOST_ENTRIES);
+    }
+
     /// What becomes of a message: it comes so many seconds late, and how often.
     fn fates() -> impl Strategy<Value = Vec<(u32, usize)>> {
         let copies = prop_oneof![1 => Just(0_usize), 3 => Just(1), 1 => Just(2)];

@@ -339,6 +339,42 @@ async fn what_is_no_text_under_the_key_is_refused_and_the_last_one_goes_on() {
 }
 
 #[tokio::test]
+async fn a_file_that_changes_is_the_ground_of_what_stands_in_the_store() {
+    let Some(redis) = RedisServer::start().await else {
+        return;
+    };
+    let (first, second) = (Backend::saying(OK).await, Backend::saying(OTHER).await);
+    let store = Store::Redis(redis);
+    store.put(&over(first.address)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = store.node(folder.path());
+    let mut node = Gateway::start(&text).await;
+    let before = node.json("/config").await;
+    node.reload(&text.replace("node: {", "node: { id: renamed,"))
+        .await;
+    assert_eq!(get(node.address, "/users").await, (200, "ok".to_owned()));
+    let config = node.json("/config").await;
+    assert_eq!(config["version"], before["version"]);
+    assert_eq!(config["node"], "renamed");
+    // So it is with what comes next.
+    store.put(&over(second.address)).await;
+    until("the next one", async || {
+        get(node.address, "/users").await.1 == "other"
+    })
+    .await;
+    assert_eq!(node.json("/config").await["node"], "renamed");
+    // Where it stands is not changed without a restart.
+    node.reload(&text.replace("/gateway/config", "/gateway/other"))
+        .await;
+    let config = node.json("/config").await;
+    assert_eq!(
+        config["restart_needed"],
+        serde_json::json!(["config_store"])
+    );
+    assert_eq!(get(node.address, "/users").await.1, "other");
+}
+
+#[tokio::test]
 async fn a_node_that_finds_no_configuration_waits_for_one() {
     let Some(redis) = RedisServer::start().await else {
         return;

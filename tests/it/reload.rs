@@ -307,6 +307,17 @@ async fn what_needs_a_restart_is_said() {
     assert_eq!(config["node"], id);
     let nodes = gateway.json("/nodes").await;
     assert_eq!((&nodes[0]["id"], &nodes[0]["zone"]), (&id, &"b".into()));
+    let more = text
+        .replace("admin: \"127.0.0.1:0\"", "admin: \"127.0.0.1:1\"")
+        .replace("node: {", "node: { register: { service: a, ttl: 2s },")
+        + "store: { type: redis, url: \"redis://127.0.0.1:1\" }\n";
+    // However often it is said, it is not done.
+    for _ in 0..2 {
+        gateway.reload(&more).await;
+        let config = gateway.json("/config").await;
+        let expected = serde_json::json!(["node.admin", "store", "node.register"]);
+        assert_eq!(config["restart_needed"], expected);
+    }
     let mut client = gateway.connect().await;
     let answer = client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(answer.status(), 200);

@@ -544,9 +544,14 @@ mod tests {
         assert_eq!(followed.state(), (Some(7), reason.clone(), 2, outage));
         followed.hears([whole(&[])]).await;
         assert_eq!(followed.state(), (Some(7), reason, 2, None));
+        // Whatever comes after an outage ends it.
+        followed.hears([away()]).await;
+        followed.hears([whole(&[("limit", "eight", 3)])]).await;
+        let reason = Some("invalid digit found in string".to_owned());
+        assert_eq!(followed.state(), (Some(7), reason, 3, None));
         // The version that was good before is good again.
         followed.hears([whole(&[("limit", "7", 1)])]).await;
-        assert_eq!(followed.state(), (Some(7), None, 2, None));
+        assert_eq!(followed.state(), (Some(7), None, 3, None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -591,6 +596,12 @@ mod tests {
         while std::fs::read(&copy).is_err() {
             tokio::task::yield_now().await;
         }
+        // This one says nothing.
+        let (_says, said) = mpsc::unbounded_channel();
+        let silent = Arc::new(Said(Mutex::new(Some(said))));
+        let begun = Config::follow_with_copy(silent, "limit", number, &copy);
+        begun.ready().await;
+        assert_eq!(begun.current().as_deref(), Some(&7));
         // This one has nothing, and never will.
         let later = Config::follow_with_copy(Arc::new(Memory::new()), "limit", number, &copy);
         later.ready().await;
