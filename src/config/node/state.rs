@@ -166,10 +166,7 @@ impl State {
     /// Goes over to a plan; returns the keys that would need a restart.
     pub(super) fn apply(&self, plan: &Plan) -> Vec<String> {
         let mut gateway = self.gateway.lock();
-        let own = self.membership.endpoint();
-        // The name by which the others know it.
-        let id = own.id.as_str();
-        self.membership.set_zone(plan.settings.node.zone.as_deref());
+        let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
         gateway.apply(plan, id, &self.routes);
         if let Some(verdicts) = &self.verdicts {
             gateway.share(verdicts);
@@ -195,9 +192,6 @@ impl State {
         }
         if current.admin != next.admin {
             restart_needed.push(String::from("node.admin"));
-        }
-        if next.id.as_ref().unwrap_or(&self.default_id) != id {
-            restart_needed.push(String::from("node.id"));
         }
         if self.store != plan.settings.store {
             restart_needed.push(String::from("store"));
