@@ -61,7 +61,7 @@ pub struct Membership {
 }
 
 struct Shared {
-    endpoint: Arc<Endpoint>,
+    endpoint: Mutex<Arc<Endpoint>>,
     /// None for a node that is alone.
     cluster: Option<Cluster>,
     stage: Mutex<Stage>,
@@ -176,7 +176,7 @@ impl Membership {
     fn with_cluster(endpoint: Endpoint, cluster: Option<Cluster>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                endpoint: Arc::new(endpoint),
+                endpoint: Mutex::new(Arc::new(endpoint)),
                 cluster,
                 stage: Mutex::new(Stage::Starting),
             }),
@@ -185,8 +185,26 @@ impl Membership {
 
     /// What this node is to the others.
     #[must_use]
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.shared.endpoint
+    pub fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.shared.endpoint.lock())
+    }
+
+    /// Says in which zone the node is from now on; the others hear of it at once.
+    pub fn set_zone(&self, zone: Option<&str>) {
+        let zone: Option<Arc<str>> = zone.map(Arc::from);
+        {
+            let mut own = self.shared.endpoint.lock();
+            if own.zone == zone {
+                return;
+            }
+            Arc::make_mut(&mut own).zone.clone_from(&zone);
+        }
+        if let Stage::Joined(Some(registration)) = &*self.shared.stage.lock() {
+            registration.update(|mut endpoint| {
+                endpoint.zone = zone;
+                endpoint
+            });
+        }
     }
 
     /// The service whose instances the nodes are; none for a node that is alone.
@@ -207,7 +225,7 @@ impl Membership {
         let mut stage = shared.stage.lock();
         if matches!(*stage, Stage::Starting) {
             let registration = shared.cluster.as_ref().map(|cluster| {
-                let endpoint = Endpoint::clone(&shared.endpoint);
+                let endpoint = Endpoint::clone(&self.endpoint());
                 cluster.registry.register(cluster.service.clone(), endpoint)
             });
             *stage = Stage::Joined(registration);
@@ -233,7 +251,7 @@ impl Membership {
             Stage::Leaving => NodeState::Draining,
         };
         let own = NodeView {
-            endpoint: Arc::clone(&self.shared.endpoint),
+            endpoint: self.endpoint(),
             is_self: true,
             state: own,
         };
@@ -274,7 +292,7 @@ impl Membership {
 
     /// A process that was here before is this one, whatever it was called.
     fn is_own(&self, endpoint: &Endpoint) -> bool {
-        let own = &self.shared.endpoint;
+        let own = self.shared.endpoint.lock();
         endpoint.id == own.id || endpoint.address == own.address
     }
 
@@ -401,7 +419,7 @@ impl Peers {
 impl fmt::Debug for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Membership")
-            .field("endpoint", &self.shared.endpoint)
+            .field("endpoint", &self.endpoint())
             .field("service", &self.service())
             .finish_non_exhaustive()
     }
@@ -548,6 +566,31 @@ mod tests {
         assert!(one.is_own(&endpoint(9).id("node-1")));
         assert!(one.is_own(&endpoint(1).id("another")));
         assert!(!one.is_own(&endpoint(9)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_moves_to_another_zone_is_there_for_all() {
+        let memory = Memory::new();
+        let (one, two) = (member(&memory, 1), member(&memory, 2));
+        one.set_zone(Some("a"));
+        one.register();
+        two.register();
+        let zone = |nodes: Vec<NodeView>| {
+            let mut nodes = nodes.into_iter();
+            let one = nodes.find(|node| node.endpoint.id.as_str() == "node-1");
+            one.and_then(|one| one.endpoint.zone.clone())
+        };
+        for to in [Some("a"), Some("b"), None] {
+            one.set_zone(to);
+            assert_eq!(zone(one.nodes()).as_deref(), to);
+            let seen = timeout(Duration::from_secs(30), async {
+                sees(&two, &["node-2 live", "node-1 live"]).await;
+                while zone(two.nodes()).as_deref() != to {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            assert!(seen.await.is_ok(), "{to:?}: {:?}", two.nodes());
+        }
     }
 
     #[tokio::test(start_paused = true)]

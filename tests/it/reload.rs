@@ -294,10 +294,18 @@ async fn what_needs_a_restart_is_said() {
     let backend = Backend::saying(OK).await;
     let mut gateway = Gateway::over(backend.address).await;
     let text = crate::support::one_cluster(backend.address, "", "");
-    let moved = text.replace("listen: \"127.0.0.1:0\"", "listen: \"127.0.0.1:1\"");
+    let id = gateway.json("/nodes").await[0]["id"].clone();
+    let moved = text.replace(
+        "listen: \"127.0.0.1:0\"",
+        "id: another, zone: b, listen: \"127.0.0.1:1\"",
+    );
     gateway.reload(&moved).await;
     let config = gateway.json("/config").await;
-    assert_eq!(config["restart_needed"], serde_json::json!(["node.listen"]));
+    let needed = serde_json::json!(["node.listen", "node.id"]);
+    assert_eq!(config["restart_needed"], needed);
+    // It is called as before; where it is changes at once.
+    let nodes = gateway.json("/nodes").await;
+    assert_eq!((&nodes[0]["id"], &nodes[0]["zone"]), (&id, &"b".into()));
     let more = text
         .replace("admin: \"127.0.0.1:0\"", "admin: \"127.0.0.1:1\"")
         .replace("node: {", "node: { register: { service: a, ttl: 2s },")

@@ -167,6 +167,7 @@ impl State {
     pub(super) fn apply(&self, plan: &Plan) -> Vec<String> {
         let mut gateway = self.gateway.lock();
         let id = plan.settings.node.id.as_ref().unwrap_or(&self.default_id);
+        self.membership.set_zone(plan.settings.node.zone.as_deref());
         gateway.apply(plan, id, &self.routes);
         if let Some(verdicts) = &self.verdicts {
             gateway.share(verdicts);
@@ -192,6 +193,10 @@ impl State {
         }
         if current.admin != next.admin {
             restart_needed.push(String::from("node.admin"));
+        }
+        // The others go on to know it by the name that it came with.
+        if self.membership.endpoint().id.as_str() != id {
+            restart_needed.push(String::from("node.id"));
         }
         if self.store != plan.settings.store {
             restart_needed.push(String::from("store"));

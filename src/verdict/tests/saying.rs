@@ -304,6 +304,22 @@ fn most_requests_that_fail_at_more_than_two_endpoints_speak_of_the_node() {
 }
 
 #[test]
+fn endpoints_that_are_gone_fail_no_longer() {
+    let now = crate::time::now();
+    let mut own = Listener::new(12, &["b"], now);
+    for local in &mut own.locals[..4] {
+        local.counts.bad = 1;
+    }
+    let is_ailing = |own: &mut Listener, after| {
+        let items = said(own, Occasion::Period, now + seconds(after));
+        items.iter().any(|item| matches!(item, Item::Ailing { .. }))
+    };
+    assert!(is_ailing(&mut own, 0));
+    own.locals.drain(..3);
+    assert!(!is_ailing(&mut own, 5));
+}
+
+#[test]
 fn nobody_objects_where_enough_do() {
     let now = crate::time::now();
     let others = ["b", "c", "d", "e", "f", "g", "h"];
