@@ -9,7 +9,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, sync::watch};
 use tower_gateway::node::{Listener, Server};
 
-use crate::support::{Backend, Gateway, Wire, full, get, http_client, one_cluster, until, within};
+use crate::support::{
+    Backend, Gateway, Wire, full, get, http_client, one_cluster, signal, until, within,
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
@@ -120,9 +122,7 @@ async fn who_is_told_to_stop_says_so_while_it_finishes() {
         gateway.endpoint("web", "one").await["in_flight"] == 1
     })
     .await;
-    let pid = std::process::id().to_string();
-    let mut kill = std::process::Command::new("kill");
-    assert!(kill.args(["-TERM", &pid]).status().unwrap().success());
+    signal(std::process::id(), "TERM");
     is_refused(&gateway).await;
     let readiness = get(gateway.admin, "/readyz").await;
     assert_eq!(readiness, (503, "draining\n".into()));

@@ -20,7 +20,7 @@ use crate::{
     support::{
         Backend, Gateway,
         etcd::{EtcdServer, Relay, has_etcd},
-        get, until, within,
+        get, signal, until, within,
     },
     tls,
 };
@@ -195,13 +195,6 @@ async fn a_server_that_vanishes_without_a_word_is_noticed() {
     says(&mut watch, "stale 1").await;
     signal(pid, "CONT");
     says(&mut watch, "live 1").await;
-}
-
-fn signal(pid: u32, signal: &str) {
-    let sent = std::process::Command::new("kill")
-        .args([&format!("-{signal}"), &pid.to_string()])
-        .status();
-    assert!(sent.unwrap().success());
 }
 
 #[tokio::test]

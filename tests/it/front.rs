@@ -24,7 +24,9 @@ use tower_gateway::{
     redis::{Connection, Options},
 };
 
-use crate::support::{Backend, Gateway, Load, get, http_client, redis::RedisServer, until, within};
+use crate::support::{
+    Backend, Gateway, Load, get, http_client, redis::RedisServer, signal, until, within,
+};
 use target::{Program, Step, Target};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -56,17 +58,11 @@ impl Running {
     fn start(command: &mut Command) -> Self {
         Self(command.stdout(Stdio::null()).spawn().unwrap())
     }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.0.id().to_string();
-        let status = Command::new("kill").args([signal, &pid]).status();
-        assert!(status.unwrap().success());
-    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.signal("-TERM");
+        signal(self.0.id(), "TERM");
         self.0.wait().ok();
     }
 }

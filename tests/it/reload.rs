@@ -23,7 +23,7 @@ use tokio::{
 };
 use tower_gateway::config::{ConfigFile, Node, Signals};
 
-use crate::support::{Backend, Gateway, Wire, until, within};
+use crate::support::{Backend, Gateway, Wire, signal, until, within};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -399,9 +399,7 @@ async fn a_signal_before_it_runs_is_heeded() {
     let mut gateway = Gateway::over(backend.address).await;
     gateway.heed_signals();
     // Without a listener for it, this ends the process.
-    let pid = std::process::id().to_string();
-    let mut kill = std::process::Command::new("kill");
-    assert!(kill.args(["-HUP", &pid]).status().unwrap().success());
+    signal(std::process::id(), "HUP");
     gateway.run();
     until("the reload", async || {
         gateway.json("/config").await["version"] == 2
@@ -425,10 +423,8 @@ async fn a_node_that_starts_heeds_signals() {
     // It waits for a configuration, which nobody gives it.
     let starting = tokio::spawn(Node::start(ConfigFile::new(file)));
     let _asked = within("a question", silent.accept()).await.unwrap();
-    let pid = std::process::id().to_string();
-    for signal in ["-HUP", "-TERM"] {
-        let mut kill = std::process::Command::new("kill");
-        assert!(kill.args([signal, &pid]).status().unwrap().success());
+    for name in ["HUP", "TERM"] {
+        signal(std::process::id(), name);
     }
     within("the end", signals.stopped()).await;
     starting.abort();
@@ -485,9 +481,7 @@ async fn a_node_that_is_told_to_stop_does_not_wait_for_a_reload() {
     gateway.run();
     // The reload waits for an answer from now on.
     let _asked = within("a question", silent.accept()).await.unwrap();
-    let pid = std::process::id().to_string();
-    let mut kill = std::process::Command::new("kill");
-    assert!(kill.args(["-TERM", &pid]).status().unwrap().success());
+    signal(std::process::id(), "TERM");
     until("no new connections", async || {
         TcpStream::connect(gateway.address).await.is_err()
     })

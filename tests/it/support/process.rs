@@ -94,8 +94,7 @@ impl Process {
     /// SIGTERM.
     pub(crate) fn terminate(&self) {
         let child = self.child.as_ref().expect("it runs");
-        let status = Command::new("kill").arg(child.id().to_string()).status();
-        assert!(status.unwrap().success());
+        super::signal(child.id(), "TERM");
     }
 
     /// Waits for its end.
